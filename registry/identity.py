@@ -1,0 +1,253 @@
+"""URL, title, ISBN -> canonical source key, and what a person's query can mean.
+
+Every alias form of one thing gives one key: that is what makes "take this out again" answerable years later. Keys are
+versioned with the public-suffix snapshot (`registry.hosts.suffix_list_digest`), titles follow MediaWiki's rules
+(underscores are spaces, the first letter's case does not count), ISBNs are 13 digits.
+
+    web:<registrable domain>   wiki:<wiki>:<page id>   book:gutenberg:<n> | book:isbn:<13> | book:sha256:<16 hex>
+    shared:<16 hex>            (registry.ids.shared_key)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
+
+from registry import ids
+from registry.errors import RecordError
+from registry.hosts import (
+    canonical_host,
+    desktop_host,
+    registrable_domain,
+    suffix_list_digest,
+    wiki_scope_of_host,
+)
+
+__all__ = [
+    "Candidate",
+    "article_url",
+    "book_key",
+    "canonical_host",
+    "canonical_isbn",
+    "canonical_key",
+    "canonical_title",
+    "canonical_url",
+    "candidates",
+    "desktop_host",
+    "fold_title",
+    "suffix_list_digest",
+    "web_key",
+    "wiki_key",
+    "wiki_scope_of_host",
+]
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_BARE_HOST = re.compile(r"[^\s/?#@:]+\.[^\s/?#@:.]{2,}\.?(:\d+)?([/?#].*)?")
+_WIKI_PATH = re.compile(r"/(?:wiki|[a-z]{2,3}-[a-z]{2,4})/(?:index\.php/)?(.+)", re.IGNORECASE)
+_GUTENBERG_PATH = re.compile(r"/(?:ebooks|files|etext|cache/epub|\d(?:/\d)*)/(\d+)(?:[/.].*)?", re.IGNORECASE)
+_KEY = re.compile(
+    r"(?:web:\S+|wiki:[a-z0-9_-]+:\d+|book:gutenberg:\d+|book:isbn:\d{13}|book:sha256:[0-9a-f]{16}|shared:[0-9a-f]{16})"
+)
+_ISBN_CHARS = re.compile(r"(?:isbn(?:-1[03])?:?\s*)?([0-9][0-9\s\u2010-\u2015-]{8,20}[0-9xX])", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One thing that a query can mean: a key or an id, or an alias (within `scope`, if given).
+
+    Attributes:
+        matched_by: how, for the answer: "id", "key", "url", "isbn", "title".
+        source_id: set if the query determines the source.
+        alias: set if the alias table must be asked.
+        scope: the wiki that the alias must be of.
+    """
+
+    matched_by: str
+    source_id: int | None = None
+    alias: str | None = None
+    scope: str | None = None
+
+
+def web_key(url: str) -> str:
+    """The key of the web source that `url` is on; `url` may lack its scheme.
+
+    Raises:
+        RecordError: `bad-url` or `bad-host`.
+    """
+    return "web:" + registrable_domain(canonical_host(_host_of(url)))
+
+
+def wiki_key(scope: str, page_id: int) -> str:
+    """The key of an article: `scope` is the wiki's database name ("enwiki")."""
+    return f"wiki:{scope.lower()}:{page_id}"
+
+
+def book_key(*, gutenberg: int | None = None, isbn: str | None = None, text: str | None = None) -> str:
+    """The key of a book: by Gutenberg number, else ISBN, else the SHA-256 of its text in UTF-8.
+
+    Raises:
+        RecordError: `no-identity`, if none is given or the ISBN's check digit is wrong and there is no text.
+    """
+    if gutenberg is not None:
+        return f"book:gutenberg:{gutenberg}"
+    number = canonical_isbn(isbn) if isbn else None
+    if number:
+        return f"book:isbn:{number}"
+    if text is None:
+        raise RecordError("no-identity", f"neither a Gutenberg number nor a valid ISBN ({isbn!r}) nor text")
+    return "book:sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def canonical_isbn(text: str) -> str | None:
+    """The 13 digits of an ISBN-10 or ISBN-13 in any punctuation, or None if it is none (its check digit counts)."""
+    match = _ISBN_CHARS.fullmatch(text.strip())
+    digits = re.sub(r"[^0-9X]", "", match.group(1).upper()) if match else ""
+    if len(digits) == 10 and "X" not in digits[:9]:
+        total = sum((10 - i) * (10 if d == "X" else int(d)) for i, d in enumerate(digits))
+        if total % 11 == 0:
+            return _with_ean_check("978" + digits[:9])
+    if len(digits) == 13 and digits.isdecimal() and digits[:3] in ("978", "979"):
+        return digits if _with_ean_check(digits[:12]) == digits else None
+    return None
+
+
+def canonical_title(title: str) -> str:
+    """A wiki title as MediaWiki stores it: NFC, underscores as spaces, blanks folded, first letter upper-case."""
+    text = " ".join(unicodedata.normalize("NFC", title).replace("_", " ").split())
+    return text[:1].upper() + text[1:] if len(text[:1].upper()) == 1 else text
+
+
+def fold_title(title: str) -> str:
+    """What alias hashes are over: a canonical title without case or compatibility forms, so that near spellings meet."""
+    folded = unicodedata.normalize("NFKC", canonical_title(title)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).casefold().split())
+
+
+def canonical_url(url: str) -> str:
+    """The locator of a web document: canonical host, no userinfo, default port or fragment, sorted query (w3lib).
+
+    Raises:
+        RecordError: `bad-url` or `bad-host`.
+    """
+    from w3lib.url import canonicalize_url
+
+    parts = _split(url)
+    host = canonical_host(_host_of(url))
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise RecordError("bad-url", f"{url!r}: {error}") from None
+    scheme = parts.scheme.lower() or "http"
+    default = {"http": 80, "https": 443}.get(scheme)
+    netloc = host if port in (None, default) else f"{host}:{port}"
+    try:
+        return str(canonicalize_url(parts._replace(scheme=scheme, netloc=netloc).geturl()))
+    except ValueError as error:
+        raise RecordError("bad-url", f"{url!r}: {error}") from None
+
+
+def article_url(host: str, title: str) -> str:
+    """The canonical URL of the article `title` on the wiki at `host`."""
+    path = quote(
+        canonical_title(title).replace(" ", "_").encode("utf-8", "surrogatepass"), safe="/:@!$'()*,;~"
+    )
+    return f"https://{host}/wiki/{path}"
+
+
+def candidates(query: str, wikis: Mapping[str, Sequence[str]] | None = None) -> list[Candidate]:
+    """Everything that `query` can mean, the narrowest first: id, key, ISBN, article or book, site, title.
+
+    Args:
+        query: a URL, title, ISBN, key or id, as a person would type it.
+        wikis: host -> the wikis that a snapshot holds of it, for wikis that are not Wikimedia's or go by another name.
+    """
+    text = query.strip()
+    if not text:
+        return []
+    found: list[Candidate] = []
+    number = ids.parse_id(text)
+    if number is not None:
+        found.append(Candidate(matched_by="id", source_id=number))
+    key = canonical_key(text)
+    if key:
+        found.append(Candidate(matched_by="key", source_id=ids.source_id(key)))
+    isbn = canonical_isbn(text)
+    if isbn:
+        found.append(Candidate(matched_by="isbn", source_id=ids.source_id(f"book:isbn:{isbn}")))
+        found.append(Candidate(matched_by="isbn", alias=isbn))
+    explicit_url = bool(_SCHEME.match(text)) or text.startswith("//")
+    if not explicit_url and not key:
+        found.append(Candidate(matched_by="title", alias=text))
+    if explicit_url or (not key and _BARE_HOST.fullmatch(text)):
+        found.extend(_url_candidates(text, wikis or {}))
+    return found
+
+
+def canonical_key(text: str) -> str | None:
+    """`text` as a canonical key if it is one (a web key's host may be in any spelling), else None."""
+    if not _KEY.fullmatch(text):
+        return None
+    if not text.startswith("web:"):
+        return text
+    try:
+        return "web:" + registrable_domain(canonical_host(text.removeprefix("web:")))
+    except RecordError:
+        return None
+
+
+def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]]) -> list[Candidate]:
+    try:
+        parts, host = _split(url), canonical_host(_host_of(url))
+    except RecordError:
+        return []
+    scopes = set(wikis.get(desktop_host(host), ()))
+    known = wiki_scope_of_host(host)
+    found = _article_candidates(parts, sorted(scopes | {known} if known else scopes))
+    domain = registrable_domain(host)
+    book = _GUTENBERG_PATH.fullmatch(parts.path) if domain in ("gutenberg.org", "gutenberg.net") else None
+    if book:
+        key = book_key(gutenberg=int(book.group(1)))
+        found.append(Candidate(matched_by="url", source_id=ids.source_id(key)))
+    found.append(Candidate(matched_by="url", source_id=ids.source_id("web:" + domain)))
+    return found
+
+
+def _article_candidates(parts: SplitResult, scopes: list[str]) -> list[Candidate]:
+    fields = parse_qs(parts.query, errors="replace")
+    page = fields.get("curid", [""])[0]
+    if page.isdecimal() and page.isascii():
+        keys = [wiki_key(scope, int(page)) for scope in scopes]
+        return [Candidate(matched_by="url", source_id=ids.source_id(key)) for key in keys]
+    match = _WIKI_PATH.fullmatch(parts.path)
+    title = fields.get("title", [""])[0] or (unquote(match.group(1)) if match else "")
+    return [Candidate(matched_by="url", alias=title, scope=scope) for scope in scopes] if title else []
+
+
+def _split(url: str) -> SplitResult:
+    text = url.strip()
+    if not _SCHEME.match(text):
+        text = "http://" + text.lstrip("/")
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise RecordError("bad-url", f"{url!r}: {error}") from None
+
+
+def _host_of(url: str) -> str:
+    host = _split(url).netloc.rpartition("@")[2]
+    bracket = host.rfind("]")
+    if host.startswith("[") and bracket > 0:
+        return host[: bracket + 1]
+    if host.count(":") > 1:  # an IPv6 address that lost its brackets
+        return host
+    host = host.partition(":")[0]
+    return unquote(host) if "%" in host else host
+
+
+def _with_ean_check(digits: str) -> str:
+    total = sum(int(d) * (3 if i % 2 else 1) for i, d in enumerate(digits))
+    return digits + str(-total % 10)

@@ -1,0 +1,277 @@
+"""An immutable snapshot of sources: commit, open, verify. A registry is a directory of them.
+
+    <registry>/newest                    the id of the newest snapshot
+    <registry>/snapshots/<id>/           manifest.json, sources.parquet, ..., shards/part-00000.parquet
+    <registry>/work/                     where ingests keep what they can resume from; may be deleted
+    <registry>/catalog.db                the catalogue, unless NULLS_CATALOG names another
+
+The manifest is written last, and the directory is published by one rename. The id is the SHA-256 over the files'
+hashes, the inputs' names and hashes, and the configuration: nothing of place, clock, workers or engine is in it, so
+the same input gives the same snapshot. Opening costs one small JSON file; verifying reads every byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from registry import parquet, schema
+from registry.errors import DamagedError, NotFoundError, RefusedError, UsageError
+from registry.ids import ID_SCHEME
+from registry.storage import open_root, sync_directory, translate_os_errors, write_atomic
+
+MANIFEST = "manifest.json"
+_ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files", "parent")
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A committed snapshot. Cheap to make; tables are read when asked for."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """64 hex digits."""
+        return str(self.manifest["snapshot"])
+
+    @property
+    def parent(self) -> str | None:
+        """The id of the snapshot that this one was made from."""
+        return self.manifest.get("parent")
+
+    @functools.cached_property
+    def wikis(self) -> dict[str, list[str]]:
+        """Host -> the wikis in the snapshot that are served there."""
+        hosts: dict[str, list[str]] = {}
+        for site in self.manifest.get("wikis", ()):
+            hosts.setdefault(site["host"], []).append(site["scope"])
+        return hosts
+
+    def file(self, name: str) -> Path:
+        """The path of the table `name`, or of `shards/part-00000` and the like."""
+        return self.path / f"{name}.parquet"
+
+    def table(self, name: str) -> pa.Table:
+        """A whole table of `registry.schema.TABLES`; for `documents` and `bands` of a large snapshot, rather stream."""
+        return parquet.open_parquet(self.file(name)).read()
+
+    def where(self, name: str, column: str, values: list[int]) -> pa.Table:
+        """The rows of a table whose sort column has one of `values`."""
+        return parquet.read_where(self.file(name), column, values)
+
+    def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """A table in pieces, in its sort order."""
+        yield from parquet.open_parquet(self.file(name)).iter_batches(columns=columns)
+
+    def shards(self, folder: str = "shards") -> list[str]:
+        """The names of the snapshot's shards in order, as `file` takes them; `folder` may be "displaced"."""
+        return sorted(
+            n.removesuffix(".parquet") for n in self.manifest["files"] if n.startswith(folder + "/")
+        )
+
+    def shard_batches(self, folder: str = "shards") -> Iterator[pa.RecordBatch]:
+        """All training text (schema.SHARD), sorted by source and document, a few MB at a time."""
+        for name in self.shards(folder):
+            yield from parquet.open_parquet(self.file(name)).iter_batches(batch_size=256)
+
+    def texts(self, source_id: int) -> list[tuple[int, str]]:
+        """The documents that are trained under a source: (doc_id, text).
+
+        Raises:
+            NotFoundError: the snapshot does not hold the source.
+        """
+        rows = self.where("sources", "source_id", [source_id]).to_pylist()
+        if not rows:
+            raise NotFoundError(f"source {source_id:016x} is not in snapshot {self.id[:12]}")
+        found: list[tuple[int, str]] = []
+        for place in rows[0]["placements"]:
+            path = self.file(f"shards/part-{place['shard']:05d}")
+            table = parquet.read_rows(path, place["row_start"], place["row_end"])
+            found += zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True)
+        return found
+
+    def verify(self) -> int:
+        """Reads every file and compares its hash; returns the number of bytes read.
+
+        Raises:
+            DamagedError: naming each file that is missing or differs, or the manifest if its own id does not follow.
+        """
+        damaged = (
+            [] if manifest_id(self.manifest) == self.id else [f"{MANIFEST} (its id does not follow from it)"]
+        )
+        num_bytes = 0
+        for name, entry in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file():
+                damaged.append(f"{name} (missing)")
+            elif path.stat().st_size != entry["bytes"] or parquet.sha256_file(path) != entry["sha256"]:
+                damaged.append(f"{name} (content differs)")
+            num_bytes += entry["bytes"]
+        if damaged:
+            raise DamagedError(
+                f"snapshot {self.id[:12]} in {self.path}: damaged: {', '.join(damaged)}; "
+                "restore these files from a copy, or ingest the same inputs again"
+            )
+        return num_bytes
+
+
+def manifest_id(manifest: Mapping[str, Any]) -> str:
+    """The snapshot id that follows from a manifest."""
+    shaped = {name: manifest.get(name) for name in _ID_FIELDS}
+    shaped["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    shaped["inputs"] = sorted((entry["name"], entry["sha256"]) for entry in manifest["inputs"])
+    return hashlib.sha256(json.dumps(shaped, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class SnapshotWriter:
+    """Writes a snapshot's files into a staging directory of the registry, and commits them.
+
+    Args:
+        registry: where to commit.
+        staging: an empty or new directory on the registry's file system; emptied if it is not.
+    """
+
+    def __init__(self, registry: Registry, staging: Path) -> None:
+        self.registry = registry
+        self.staging = staging
+        with translate_os_errors(staging):
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+
+    def table(self, name: str) -> parquet.ParquetFileWriter:
+        """A writer for the table `name`; rows must come in `registry.schema.SORT_ORDER`."""
+        return parquet.ParquetFileWriter(self.staging / f"{name}.parquet", schema.TABLES[name])
+
+    def shard(self, number: int, folder: str = "shards") -> parquet.ParquetFileWriter:
+        """A writer for a shard of `folder` ("shards" or "displaced")."""
+        return parquet.ParquetFileWriter(self.staging / folder / f"part-{number:05d}.parquet", schema.SHARD)
+
+    def commit(
+        self,
+        *,
+        configuration: Mapping[str, Any],
+        inputs: list[dict[str, Any]],
+        parent: str | None = None,
+        **facts: Any,
+    ) -> Snapshot:
+        """Hashes the files, writes the manifest and publishes the directory; the snapshot is then the newest.
+
+        Args:
+            configuration: what shapes the content; part of the id, as are the inputs' names and hashes.
+            inputs: one {"name", "sha256", "bytes", ...} each.
+            parent: the snapshot that this one continues.
+            facts: more of the manifest, not part of the id: counts, conservation, wikis.
+
+        Returns:
+            The snapshot; if the same one was there already, that one.
+        """
+        files = {}
+        for path in sorted(self.staging.rglob("*.parquet")):
+            name = path.relative_to(self.staging).as_posix()
+            rows = parquet.open_parquet(path).metadata.num_rows
+            files[name] = {"sha256": parquet.sha256_file(path), "bytes": path.stat().st_size, "rows": rows}
+        manifest: dict[str, Any] = {
+            "snapshot": "",
+            "schema_version": schema.SCHEMA_VERSION,
+            "id_scheme": ID_SCHEME,
+            "parent": parent,
+            "configuration": dict(configuration),
+            "inputs": sorted(inputs, key=lambda entry: (entry["name"], entry["sha256"])),
+            **facts,
+            "files": files,
+        }
+        manifest["snapshot"] = manifest_id(manifest)
+        with translate_os_errors(self.staging):
+            write_atomic(self.staging / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+            return self.registry.publish(self.staging, manifest["snapshot"])
+
+
+class Registry:
+    """A directory of snapshots."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def open(cls, uri: str | Path, *, create: bool = False) -> Registry:
+        """The registry at `uri`; see `registry.storage.open_root` for the errors."""
+        return cls(open_root(uri, create=create))
+
+    def snapshot(self, ref: str | None = None) -> Snapshot:
+        """The snapshot whose id is, or starts with, `ref`; by default the newest.
+
+        Raises:
+            NotFoundError: none, or none such.
+            UsageError: `ref` is ambiguous.
+            DamagedError: its manifest cannot be read.
+        """
+        if ref is None:
+            ref = self._newest_id()
+        known = [name for name in self.ids() if name.startswith(ref)]
+        if not known:
+            raise NotFoundError(f"no snapshot {ref!r} in {self.root}; `nulls snapshots` lists what is there")
+        if len(known) > 1:
+            raise UsageError(f"snapshot {ref!r} is ambiguous: {', '.join(name[:16] for name in known)}")
+        return self._open(known[0])
+
+    def ids(self) -> list[str]:
+        """The ids of all committed snapshots."""
+        folder = self.root / "snapshots"
+        return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else []
+
+    def publish(self, staging: Path, snapshot_id: str) -> Snapshot:
+        """Moves a staged snapshot to its place, and makes it the newest."""
+        target = self.root / "snapshots" / snapshot_id
+        with translate_os_errors(target):
+            target.parent.mkdir(exist_ok=True)
+            if (target / MANIFEST).is_file():
+                shutil.rmtree(staging)
+            else:
+                _sync_tree(staging)
+                os.replace(staging, target)
+                sync_directory(target.parent)
+            write_atomic(self.root / "newest", snapshot_id.encode())
+        return self._open(snapshot_id)
+
+    def _newest_id(self) -> str:
+        try:
+            return (self.root / "newest").read_text().strip()
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"registry {self.root} holds no snapshot yet; run `nulls ingest` first"
+            ) from None
+        except OSError as error:
+            raise RefusedError(f"registry {self.root} cannot be read: {error.strerror}") from error
+
+    def _open(self, snapshot_id: str) -> Snapshot:
+        path = self.root / "snapshots" / snapshot_id
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+            version = manifest["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(
+                f"{path / MANIFEST}: not a manifest ({error}); restore it from a copy"
+            ) from error
+        if version != schema.SCHEMA_VERSION:
+            raise DamagedError(
+                f"snapshot {snapshot_id[:12]} has schema version {version}, this release reads {schema.SCHEMA_VERSION}"
+            )
+        return Snapshot(path, manifest)
+
+
+def _sync_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
