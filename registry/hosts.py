@@ -80,9 +80,7 @@ def registrable_domain(host: str) -> str:
 
 def desktop_host(host: str) -> str:
     """A wiki's host without what marks its mobile site or is only `www` ("en.m.wikipedia.org" -> "en.wikipedia.org")."""
-    return ".".join(
-        label for label in host.lower().strip(".").split(".") if label not in ("m", "zero", "www")
-    )
+    return ".".join(label for label in host.lower().strip(".").split(".") if label not in ("m", "zero", "www"))
 
 
 def wiki_scope_of_host(host: str) -> str | None:

@@ -152,9 +152,7 @@ def canonical_url(url: str) -> str:
 
 def article_url(host: str, title: str) -> str:
     """The canonical URL of the article `title` on the wiki at `host`."""
-    path = quote(
-        canonical_title(title).replace(" ", "_").encode("utf-8", "surrogatepass"), safe="/:@!$'()*,;~"
-    )
+    path = quote(canonical_title(title).replace(" ", "_").encode("utf-8", "surrogatepass"), safe="/:@!$'()*,;~")
     return f"https://{host}/wiki/{path}"
 
 

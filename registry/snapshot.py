@@ -76,9 +76,7 @@ class Snapshot:
 
     def shards(self, folder: str = "shards") -> list[str]:
         """The names of the snapshot's shards in order, as `file` takes them; `folder` may be "displaced"."""
-        return sorted(
-            n.removesuffix(".parquet") for n in self.manifest["files"] if n.startswith(folder + "/")
-        )
+        return sorted(n.removesuffix(".parquet") for n in self.manifest["files"] if n.startswith(folder + "/"))
 
     def shard_batches(self, folder: str = "shards") -> Iterator[pa.RecordBatch]:
         """All training text (schema.SHARD), sorted by source and document, a few MB at a time."""
@@ -107,9 +105,7 @@ class Snapshot:
         Raises:
             DamagedError: naming each file that is missing or differs, or the manifest if its own id does not follow.
         """
-        damaged = (
-            [] if manifest_id(self.manifest) == self.id else [f"{MANIFEST} (its id does not follow from it)"]
-        )
+        damaged = [] if manifest_id(self.manifest) == self.id else [f"{MANIFEST} (its id does not follow from it)"]
         num_bytes = 0
         for name, entry in self.manifest["files"].items():
             path = self.path / name
@@ -248,9 +244,7 @@ class Registry:
         try:
             return (self.root / "newest").read_text().strip()
         except FileNotFoundError:
-            raise NotFoundError(
-                f"registry {self.root} holds no snapshot yet; run `nulls ingest` first"
-            ) from None
+            raise NotFoundError(f"registry {self.root} holds no snapshot yet; run `nulls ingest` first") from None
         except OSError as error:
             raise RefusedError(f"registry {self.root} cannot be read: {error.strerror}") from error
 
@@ -260,9 +254,7 @@ class Registry:
             manifest = json.loads((path / MANIFEST).read_bytes())
             version = manifest["schema_version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedError(
-                f"{path / MANIFEST}: not a manifest ({error}); restore it from a copy"
-            ) from error
+            raise DamagedError(f"{path / MANIFEST}: not a manifest ({error}); restore it from a copy") from error
         if version != schema.SCHEMA_VERSION:
             raise DamagedError(
                 f"snapshot {snapshot_id[:12]} has schema version {version}, this release reads {schema.SCHEMA_VERSION}"

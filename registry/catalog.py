@@ -1,0 +1,230 @@
+"""The catalogue: one SQL database (SQLite by default, PostgreSQL for a team) of snapshots, models and the ledger.
+
+What a snapshot *is* lies in its own files; the catalogue remembers when it came, which model versions saw it, and
+every unlearn request (`registry.ledger`). Its tables are made and changed by alembic migrations only. Opening an
+up-to-date SQLite catalogue takes about 10 ms beyond importing SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+
+from registry.errors import DamagedError, ServiceError, UsageError
+
+HEAD_REVISION = "0001"  # the newest migration; a test compares it with the scripts
+_LOCK_WAIT_S = 60
+_CONNECT_TIMEOUT_S = 10
+
+metadata = sa.MetaData()
+
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    sa.Column("snapshot_id", sa.String(64), primary_key=True),
+    sa.Column("registry", sa.Text, nullable=False),
+    sa.Column("parent", sa.String(64)),
+    sa.Column("created_at", sa.String(32), nullable=False),
+)
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("model_uri", sa.String(512), primary_key=True),
+    sa.Column("snapshot_id", sa.String(64), nullable=False),
+    sa.Column("weights", sa.Text, nullable=False),
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("created_at", sa.String(32), nullable=False),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    sa.Column("request_id", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("requested_by", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("policy", sa.String(16), nullable=False),
+    sa.Column("model_name", sa.String(256), nullable=False),
+    sa.Column("model_before", sa.String(512), nullable=False),
+    sa.Column("sources", sa.JSON, nullable=False),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("event_id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("request_id", sa.String(32), sa.ForeignKey("requests.request_id"), nullable=False, index=True),
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("model_after", sa.String(512)),
+    sa.Column("detail", sa.JSON, nullable=False),
+    sa.Column("evidence_digest", sa.String(64)),
+    sa.Column("digest", sa.String(64), nullable=False),
+)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def catalog_url(registry_root: Path, configured: str | None = None) -> str:
+    """Where the catalogue is: `configured` (NULLS_CATALOG), else SQLite inside the registry."""
+    return configured or os.environ.get("NULLS_CATALOG") or f"sqlite:///{registry_root / 'catalog.db'}"
+
+
+class Catalog:
+    """An open catalogue.
+
+    Args:
+        url: an SQLAlchemy URL, e.g. `sqlite:///catalog.db`, `postgresql+psycopg://user@host/db`.
+
+    Raises:
+        UsageError: the URL is none, or its driver is not installed.
+        ServiceError: the database cannot be reached or written.
+        DamagedError: the file is no database, or was written by a newer release.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.engine = _make_engine(url)
+        except (SQLAlchemyError, ImportError) as error:
+            raise UsageError(f"catalogue {url!r}: {error}; set NULLS_CATALOG to an SQLAlchemy URL") from error
+        with self._translated():
+            self._migrate()
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """A write transaction; in SQLite it holds the one write lock, others wait up to 60 s."""
+        with self._translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A read transaction: takes no lock, and works on a database that may not be written."""
+        with self._translated(), self.engine.connect().execution_options(nulls_read=True) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[sa.Connection]:
+        """A transaction that no other with the same name runs beside; ends, and so unlocks, also with a crash."""
+        with self.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+            yield connection
+
+    def record_snapshot(self, snapshot_id: str, *, registry: str, parent: str | None) -> None:
+        """Notes that a snapshot was committed; a second time changes nothing."""
+        row = {"snapshot_id": snapshot_id, "registry": registry, "parent": parent, "created_at": now()}
+        self._insert_once(snapshots, row, snapshots.c.snapshot_id == snapshot_id)
+
+    def snapshot_times(self) -> dict[str, str]:
+        """Snapshot id -> when it was first committed."""
+        with self.read() as connection:
+            rows = connection.execute(sa.select(snapshots.c.snapshot_id, snapshots.c.created_at))
+            return {row.snapshot_id: row.created_at for row in rows}
+
+    def record_model(self, model_uri: str, *, snapshot_id: str, weights: str, run_id: str | None) -> None:
+        """Notes which snapshot a model version saw; a second time changes nothing."""
+        row = {
+            "model_uri": model_uri,
+            "snapshot_id": snapshot_id,
+            "weights": weights,
+            "run_id": run_id,
+            "created_at": now(),
+        }
+        self._insert_once(models, row, models.c.model_uri == model_uri)
+
+    def _insert_once(self, table: sa.Table, row: dict[str, Any], same: sa.ColumnElement[bool]) -> None:
+        with self.exclusive(table.name) as connection:
+            if connection.execute(sa.select(table).where(same)).first() is None:
+                connection.execute(sa.insert(table).values(**row))
+
+    def _migrate(self) -> None:
+        revision = self._revision()
+        if revision == HEAD_REVISION:
+            return
+        if revision is not None and revision > HEAD_REVISION:
+            raise DamagedError(
+                f"the catalogue has revision {revision}, this release knows {HEAD_REVISION}: upgrade nulls"
+            )
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with _migration_lock(self.engine), self.engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def _revision(self) -> str | None:
+        with self.read() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+            return None if found is None else str(found)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        place = self.engine.url.render_as_string(hide_password=True)
+        try:
+            yield
+        except OperationalError as error:
+            raise ServiceError(
+                f"catalogue {place}: {error.orig}; check NULLS_CATALOG, the server and permissions"
+            ) from error
+        except DatabaseError as error:
+            if "not a database" in str(error) or "malformed" in str(error):
+                raise DamagedError(f"catalogue {place}: {error.orig}; restore it from a copy") from error
+            raise
+
+
+def _make_engine(url: str) -> sa.Engine:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S})
+    engine = sa.create_engine(parsed, connect_args={"timeout": _LOCK_WAIT_S})
+
+    # pysqlite opens transactions late and lets readers upgrade to writers, which deadlocks; BEGIN IMMEDIATE queues.
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("nulls_read"):
+            connection.exec_driver_sql("BEGIN")
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+@contextlib.contextmanager
+def _migration_lock(engine: sa.Engine) -> Iterator[None]:
+    """Keeps two processes from making the tables at once."""
+    path = engine.url.database
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x6E756C6C73)))
+            yield
+    elif path and path != ":memory:":
+        with open(f"{path}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    else:
+        yield
