@@ -1,0 +1,165 @@
+"""The sink half of an MLP: each token passes through the sinks of its own source, and through no other neuron.
+
+A plan is drawn once per batch and serves every layer: which tokens belong to which source, and each source's sinks in
+each layer. Tokens of one source are brought together, wherever they are in the batch, so a source costs one gather of
+3 * K rows, however many segments it has. Sources of similar length share one padded batched matmul; a bucket ends where
+a source has less than half the tokens of the bucket's first, so less than half of any bucket is padding, and the number
+of matmuls grows with the logarithm of the longest source, not with the number of sources.
+
+`dense_masked_mlp` is the definition that this must equal: every pool neuron, times the mask. It is there for tests.
+
+Cost: TO_MEASURE
+
+Shapes: T tokens (batch flattened), A of them with a source, D model width, P pool neurons, G distinct sources,
+K sinks of a source, L layers, g sources and n tokens each in one bucket.
+"""
+
+# ruff: noqa: N815  (shape suffixes in the fields of the plan)
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from registry.errors import UsageError
+from training.masks import NO_SOURCE, SinkLayout
+
+SINK_PARAMETERS = ("sink_gate", "sink_up", "sink_down")
+"""Names of the pool's parameters, each [P, D] with one row a sink (the down projection is stored transposed)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SinkPlan:
+    """Which tokens of a batch go through which sinks; see `build_plan`."""
+
+    token_index_A: Tensor
+    """int64: the flat positions of the tokens that have a source."""
+    padded_index_A: Tensor
+    """int64: where each of those tokens lies in the buckets, laid end to end."""
+    gather_index: Tensor
+    """int64 [sum of g * n]: the flat token that fills each slot of the buckets; a padded slot repeats a token."""
+    buckets: tuple[tuple[int, int], ...]
+    """(g, n) of each bucket, most tokens first; sources are numbered in this order."""
+    source_ids_G: Tensor
+    """int64: the sources, in that order."""
+    sinks_LGK: Tensor
+    """int64: rows of the pool, by layer and source."""
+    valid_GK: Tensor | None
+    """bool: False where a source's sinks are padded; None for `keyed-v1`, which never pads."""
+
+
+def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> SinkPlan:
+    """Plan a batch.
+
+    Args:
+        source_ids_T: int64, the source of each token of the flattened batch, or NO_SOURCE.
+        layout: how sinks are drawn.
+        num_layers: decoder layers, each with its own draw.
+
+    Raises:
+        UsageError: ids that are not int64 [T].
+    """
+    if source_ids_T.dtype != torch.int64 or source_ids_T.ndim != 1:
+        shape = tuple(source_ids_T.shape)
+        raise UsageError(f"source_ids: got {source_ids_T.dtype} of shape {shape}, expected int64 of shape [T]")
+    token_index_A = (source_ids_T != NO_SOURCE).nonzero().squeeze(1)
+    ids_G, group_A, counts_G = torch.unique(source_ids_T[token_index_A], return_inverse=True, return_counts=True)
+
+    # Number the sources by falling token count, so that a bucket is a run of them.
+    order_G = counts_G.argsort(descending=True, stable=True)
+    ids_G, counts_G = ids_G[order_G], counts_G[order_G]
+    group_A = order_G.argsort()[group_A]
+    by_group_A = group_A.argsort(stable=True)
+    token_index_A, group_A = token_index_A[by_group_A], group_A[by_group_A]
+
+    buckets = _buckets(counts_G.tolist())
+    widths_G = counts_G.new_tensor([n for g, n in buckets for _ in range(g)])
+    rank_A = torch.arange(len(group_A), device=group_A.device) - (counts_G.cumsum(0) - counts_G)[group_A]
+    padded_index_A = (widths_G.cumsum(0) - widths_G)[group_A] + rank_A
+    # Padding computes token 0 once more: what it yields is never read, so it gets no gradient either.
+    gather_index = token_index_A.new_zeros(sum(g * n for g, n in buckets))
+    gather_index[padded_index_A] = token_index_A
+
+    sinks_LGK, valid_GK = _select_layers(layout, ids_G, num_layers)
+    return SinkPlan(
+        token_index_A=token_index_A,
+        padded_index_A=padded_index_A,
+        gather_index=gather_index,
+        buckets=buckets,
+        source_ids_G=ids_G,
+        sinks_LGK=sinks_LGK,
+        valid_GK=valid_GK,
+    )
+
+
+def _buckets(counts: list[int]) -> tuple[tuple[int, int], ...]:
+    """Cut falling counts into runs whose last is more than half of the first: (length of the run, its first) each."""
+    buckets: list[tuple[int, int]] = []
+    for count in counts:
+        size, width = buckets[-1] if buckets else (0, 0)
+        if 2 * count > width:
+            buckets[-1:] = [(size + 1, width)] if size else [(1, count)]
+        else:
+            buckets.append((1, count))
+    # One empty bucket where there is no source at all, so that the matmuls still run and autograd reaches the pool.
+    return tuple(buckets) or ((0, 0),)
+
+
+def _select_layers(layout: SinkLayout, ids_G: Tensor, num_layers: int) -> tuple[Tensor, Tensor | None]:
+    if ids_G.device.type != "cpu":
+        return layout.select_layers(ids_G, num_layers)
+    # On a CPU the same draw is three times as fast in NumPy (it shares the memory; the bits are the same).
+    sinks, valid = layout.select_layers(ids_G.numpy(), num_layers)
+    return torch.from_numpy(np.ascontiguousarray(sinks)), None if valid is None else torch.from_numpy(valid)
+
+
+def sink_mlp(hidden_TD: Tensor, plan: SinkPlan, layer: int, gate_PD: Tensor, up_PD: Tensor, down_PD: Tensor) -> Tensor:
+    """down(silu(gate x) * up x) over the sinks of each token's source: out_TD, exactly zero where there is none.
+
+    The pool takes part in autograd even when no token has a source (its gradient is then zero), because a
+    data-parallel wrapper waits for the gradient of every parameter.
+    """
+    _, num_groups, num_sinks = plan.sinks_LGK.shape
+    num_tokens, width = hidden_TD.shape
+    # One gather a matrix, however many buckets: its backward makes one gradient of the whole pool.
+    rows = plan.sinks_LGK[layer].flatten()
+    gate_GKD, up_GKD, down_GKD = (
+        pool_PD.index_select(0, rows).view(num_groups, num_sinks, width) for pool_PD in (gate_PD, up_PD, down_PD)
+    )
+    if plan.valid_GK is not None:
+        # A padded sink with a zero row down adds nothing, and none of its three rows gets a gradient.
+        down_GKD = down_GKD * plan.valid_GK[..., None]
+    sizes, lengths = [g for g, _ in plan.buckets], [g * n for g, n in plan.buckets]
+    slots = torch.split(hidden_TD.index_select(0, plan.gather_index), lengths)
+    weights = zip(*(torch.split(w_GKD, sizes) for w_GKD in (gate_GKD, up_GKD, down_GKD)), strict=True)
+    outputs = [
+        _bucket_mlp(slots_D.view(g, n, width), *bucket_weights)
+        for (g, n), slots_D, bucket_weights in zip(plan.buckets, slots, weights, strict=True)
+    ]
+    out_AD = torch.cat(outputs).index_select(0, plan.padded_index_A)
+    return out_AD.new_zeros(num_tokens, width).index_copy(0, plan.token_index_A, out_AD)
+
+
+def _bucket_mlp(hidden_gnD: Tensor, gate_gKD: Tensor, up_gKD: Tensor, down_gKD: Tensor) -> Tensor:
+    """The MLP of g sources side by side: [g * n, D]."""
+    gate_gnK = torch.bmm(hidden_gnD, gate_gKD.transpose(1, 2))
+    up_gnK = torch.bmm(hidden_gnD, up_gKD.transpose(1, 2))
+    return torch.bmm(silu(gate_gnK) * up_gnK, down_gKD).flatten(0, 1)
+
+
+def token_mask(source_ids_T: Tensor, layout: SinkLayout, layer: int) -> Tensor:
+    """Which pool neurons are on for each token: mask_TP, bool; all off at NO_SOURCE."""
+    active_T = source_ids_T != NO_SOURCE
+    mask_TP = torch.zeros(len(source_ids_T), layout.num_pool, dtype=torch.bool, device=source_ids_T.device)
+    mask_TP[active_T] = layout.mask(source_ids_T[active_T], layer)
+    return mask_TP
+
+
+def dense_masked_mlp(hidden_TD: Tensor, mask_TP: Tensor, gate_PD: Tensor, up_PD: Tensor, down_PD: Tensor) -> Tensor:
+    """The definition, for tests: every pool neuron of every token, times the mask; 64 times the work by default."""
+    hidden_TP = silu(hidden_TD @ gate_PD.T) * (hidden_TD @ up_PD.T)
+    return (hidden_TP * mask_TP) @ down_PD
