@@ -1,0 +1,99 @@
+"""MediaWiki's words in the languages of Wikipedia: what a page's markup cannot be understood without.
+
+From MediaWiki's message files (`languages/messages/Messages*.php`, namespace names with their aliases, and the magic
+word `redirect`) and the wikis' own `MediaWiki:Disambiguationspage`. All in lower case, with spaces for underscores.
+To add a language, add its words to the five tables; `tests/pipelines/test_extract.py` shows how each is used.
+"""
+
+from __future__ import annotations
+
+
+def _words(table: str) -> frozenset[str]:
+    return frozenset(word for part in table.replace("\n", ",").split(",") if (word := part.strip()))
+
+
+# Prefixes of links that show a picture, a film or a sound: the link and its caption are no text.
+FILE_NAMESPACES = _words("""
+    afbeelding, archivie, archivo, archivu, arquivo, attēls, beeld, belld, berkas, bestand, bestân, bild
+    bilde, bildo, biliþ, billede, comhad, dataja, datei, datoteka, datotéka, dealbh, delwedd, dosiero, dosya
+    duillig, fail, faili, fails, fasciculus, fayl, ficheiro, fichero, fichier, fichièr, figura, fil, file
+    fitxategi, fitxer, fiura, fişier, fișier, fájl, gambar, grafika, hình, imachen, image, imagem, imagen
+    imagine, imago, imatge, imaxe, imaxen, imej, immaggene, immagine, immaxine, immàggine, imådje, irudi
+    ixiptli, kuva, kép, larawan, lêer, media, mynd, obrázek, obrázok, ofbyld, paveikslėlis, picha, pilt
+    plaetje, plik, rasm, resim, restr, skeda, skeudenn, slika, soubor, stampa, suret, súbor, ta'ãnga
+    talaksan, tasvir, tiedosto, tòng-àn, tập tin, wobraz, wêne, ymele, íomhá, òbrôzk, īxiptli, şəkil, αρχείο
+    εικόνα, εἰκών, билэ, выява, датотека, зображення, зураг, изображение, иллюстрация, картинка, ойуу
+    податотека, рәсем, слика, сурет, сүрөт, файл, фајл, һүрәт, ӳкерчĕк, պատկեր, בילד, דאטיי, טעקע, קובץ
+    תמונה, انځور, تصویر, حکومت ملف, دوتنه, صورة, فائل, فایل, ملف, وێنە, پرونده, پەڕگە, ފައިލު, चित्र, চিত্র
+    ফাইল, ਤਸਵੀਰ, ਫ਼ਾਈਲ, ନବାଛବି, படிமம், దస్త్రం, బొమ్మ, ಚಿತ್ರ, ചിത്രം, പ്രമാണം, ගොනුව, රූපය, සිතියම, ภาพ
+    ไฟล์, ဖိုင်, სურათი, ფაილი, ስዕል, ፋይል, ファイル, 图像, 圖像, 圖片, 文件, 档案, 檔案, 画像, 그림, 파일
+""")
+
+CATEGORY_NAMESPACES = _words("""
+    bólkur, catagóir, categori, categoria, categorie, category, categoría, categurìa, categurìe, catiguria
+    catégorie, flokkur, jamii, kategooria, kategoreja, kategori, kategoria, kategorie, kategoriija
+    kategorija, kategorio, kategory, kategorya, kategorî, kategurija, kategòrëjô, kategória, kateqori
+    kateqoriya, katigoriya, kaurian, klad, klas, kumpulan, luokka, lūi-pia̍t, roinn-seòrsa, rummad
+    saachjrupp, sinifi, sokajy, thể loại, turkum, ñemohenda, κατηγορία, ангилал, вахтам, категори, категория
+    категориясы, категорија, категорія, катигорія, катэгорыя, санат, төркем, կատեգորիա, קאטעגאריע, קטגוריה
+    تصنيف, رده, زمرہ, وېشنيزه, پۆل, ھاوپۆل, वर्ग, वर्गः, श्रेणी, বিষয়শ্রেণী, ਸ਼੍ਰੇਣੀ, ଶ୍ରେଣୀ, பகுப்பு
+    వర్గం, ವರ್ಗ, വർഗ്ഗം, ප්‍රවර්ගය, หมวดหมู่, ကဏ္ဍ, კატეგორია, ምድብ, カテゴリ, 分类, 分類, 类别, 분류
+""")
+
+# Words after "#" that make a page a redirect.
+REDIRECT_WORDS = _words("""
+    aanstuur, adkas, ail-cyfeirio, ailgyfeirio, alidirekti, alidirektu, alih, athsheoladh, birzuzendu
+    doorverwijzing, endrecera, istiqamətləndirmə, kiahou, kúfù, lencong, ohjaus, omdirigere, omdirigering
+    patrz, peradresavimas, presmeruj, preusmeri, preusmjeri, przekieruj, přesměruj, redireccion, redirección
+    redirecionamento, redirect, redirection, redirecționeaza, redirèccion, reendrecera, rimando, rinvia
+    rinvio, suuna, tam, tilvísun, uudelleenohjaus, viderekobling, virruleedung, weiterleitung, yönlendir
+    yönlendirme, átirányítás, đổi, ανακατευθυνση, айдау, виж, омыдыг, перанакіраваньне, перенапр
+    перенаправление, перенаправлення, пренасочване, пренасочување, преусмери, վերահղում, הפניה, ווייטערפירן
+    تحويل, تغییر مسیر, تغییرمسیر, رجوع مکرر, अनुप्रेषित, पुनर्प्रेषित, वळवा, வழிமாற்று, దారిమార్పు
+    തിരിച്ചുവിടുക, යළියොමුව, වෙනතයොමු, เปลี่ยนทาง, გადამისამართება, リダイレクト, 転送, 重定向, 重新導向
+    넘겨주기
+""")
+
+# Templates that make a page a disambiguation page; "nl/dp" is one on nlwiki only, where the name means others elsewhere.
+DISAMBIGUATION_TEMPLATES = _words("""
+    2lcdisambig, 3ccdisambig, 4ccdisambig, 5ccdisambig, aimai, anlam ayrım, anlam ayrımı, apartigilo
+    argipen, arrondissements homonymes, asefham, aðgreining, aýrıq, begriepskläärenge, begriffskloorung
+    begriffsklärig, begriffsklärung, bg/пояснение, bs/čvor, callsigndis, cantons homonymes, clarip
+    communes françaises homonymes, dab, dab cleanup, dab page, daugiareikšmis, dbig, de/bkl, desambig
+    desambigazión, desambigua, desambiguacion, desambiguació, desambiguación, desambiguaçao, desambiguação
+    desambiguáncia, dezambig, dezambiguizare, disam, disamb, disambig, disambig cleanup
+    disambig-chinese-char-title, disambig-cleanup, disambigua, disambiguasi, disambiguation
+    disambiguation cleanup, disambigue, discretiva, dixebra, diżambig, doorverwijspagina, dubbelsinnig
+    dəqiqləşdirmə, egyért, egyért-redir, et/täpsustus, fish-dab, fleiri týdningar, fleirtyding, flertydig
+    fr/internationalisation, fr/paronymie, fr/patronymes, fr/patronymie, fr/prénoms, fr/sigle, fr/toponymie
+    förgrening, förgreningssida, geodis, gestion dij sinònim, grensida, gwahaniaethu, hndis, hndis cleanup
+    hndis-cleanup, hndisambig, homonimia, homonymes, homonymie, homonymie de clubs sportifs
+    homonymie de nom romain, homónimos, hospitaldis, idirdhealú, khpi, khu-pia̍t-iah, khu-pia̍t-ia̍h
+    kthjellim, letterdis, linke täpsüstüslehekülile, lt/nuorodinis, ltg/nūzeimu atdaleišona, matessi innòmmu
+    mathdab, mehrdüdig begreep, milyoltaca, mk/појаснување, namnförgrening, nds_nl/dv, neibetsjuttings
+    nl/dp, nl/dpintro, nl/dpnaam, nn/peikar, no/peker, nozīmju atdalīšana, numberdis, omonimeye, omonimi
+    omonimia, paglilinaw, pamipalino, personnes homonymes, powdis, razdvojba, razločitev, roaddis
+    robotskapad förgrening, rozcestník, rozjasnjenje zapśimjeśow, rozlišovacia stránka, saints homonymes
+    schooldis, shipindexdis, starnë ùjednoznacznieniô, stationdis, sut'ichana qillqa, telplänov, tg/маъно
+    titres homonymes, tladisambig, trang định hướng, trebokstavsförgrening, täpsustuslehekülg, täsmennyssivu
+    ujednoznacznienie, unités homonymes, verdudeliking, villes homonymes, višeznačna odrednica, višeznačnost
+    wjacezmyslnosć, äiznamoičenduz, định hướng, αποσαφήνιση, σαφήνισις, айрық, багатозначність, бзн
+    бирдей аталыштар, вишезначна одредница, вишезначност, ибҳомзудоӣ, күп мәгънәләр, күп мәғәнәлелек
+    лама смусть, многозначность, многозначные термины, мъногосмꙑ́слиѥ, неадназначнасць, неадназначнасьць
+    неоднозначность, неоднозначність, однофамильцы, пояснителна страница, салаа утгатай
+    смустень коряс явома, список однофамільців, элбэх суолталаах өйдөбүллэр, բազմանշանակ, բազմանշանակություն
+    բազմիմաստ, բազմիմաստություն, երկիմաստ, באדייטן, פירושונים, ابهامزدایی, ابهام‌زدایی, ايرىق, توضيح, توضیح
+    رفع ابهام, سلجھاؤ, ضد ابہام, ڕوونکردنەوە, दुजोरी निराकरण, नि:संदिग्धीकरण, बहुविकल्पी, बहुविकल्पी शब्द
+    দ্ব্যর্থতা নিরসন, দ্ব্যর্থতা-নিরসন, ਗੁੰਝਲ-ਖੋਲ੍ਹ, பக்கவழி நெறிப்படுத்தல், అయోమయ నివృత్తి, పలు అర్థాలు
+    ದ್ವಂದ್ವ ನಿವಾರಣೆ, നാനാര്‍ത്ഥം, നാനാർത്ഥം, වක්රෝත්තිහරණ, වක්‍රෝත්තිහරණ, แก้กำกวม, แก้ความกำกวม
+    მრავალმნიშვნელოვანი, መንታ, 人名の曖昧さ回避, 人名消歧义, 人名消歧義, 地名の曖昧さ回避, 地名消歧义
+    地名消歧義, 学校名の曖昧さ回避, 山の曖昧さ回避, 搞清楚, 曖昧さ回避, 消含糊, 消歧义, 消歧义页, 消歧義
+    消歧義頁, 消除含糊, 消除歧义, 消除歧義, 駅名の曖昧さ回避, 동명이인, 동음이의
+""")
+
+# Wikipedias whose code is longer than three letters: with the short ones, the prefixes of interlanguage links.
+LONG_LANGUAGES = _words("""
+    bat-smg, be-tarask, be-x-old, cbk-zam, crh-latn, de-formal, fiu-vro, map-bms, minnan, nds-nl, roa-rup
+    roa-tara, simple, sr-ec, sr-el, tokipona, zh-classical, zh-cn, zh-hans, zh-hant, zh-min-nan, zh-tw
+    zh-yue
+""")
