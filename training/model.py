@@ -182,6 +182,9 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
         if document_ids is not None:
             if attention_mask is not None or past_key_values is not None:
                 raise UsageError("document_ids: makes its own attention mask and no cache; leave those two out")
+            if document_ids.shape != tokens.shape[:2]:
+                got, expected = tuple(document_ids.shape), tuple(tokens.shape[:2])
+                raise UsageError(f"document_ids: got shape {got}, expected that of the tokens, {expected}")
             starts_BT = document_starts(document_ids)
             attention_mask = _attention_mask(starts_BT, self.config._attn_implementation, self.dtype)
             if position_ids is None:

@@ -14,8 +14,6 @@ Shapes: T tokens (batch flattened), A of them with a source, D model width, P po
 K sinks of a source, L layers, g sources and n tokens each in one bucket.
 """
 
-# ruff: noqa: N815  (shape suffixes in the fields of the plan)
-
 from __future__ import annotations
 
 import dataclasses
@@ -114,7 +112,8 @@ def _select_layers(layout: SinkLayout, ids_G: Tensor, num_layers: int) -> tuple[
         return layout.select_layers(ids_G, num_layers)
     # On a CPU the same draw is three times as fast in NumPy (it shares the memory; the bits are the same).
     sinks, valid = layout.select_layers(ids_G.numpy(), num_layers)
-    return torch.from_numpy(np.ascontiguousarray(sinks)), None if valid is None else torch.from_numpy(valid)
+    sinks = np.require(sinks, requirements=("C", "W"))
+    return torch.from_numpy(sinks), None if valid is None else torch.from_numpy(valid)
 
 
 def sink_mlp(hidden_TD: Tensor, plan: SinkPlan, layer: int, gate_PD: Tensor, up_PD: Tensor, down_PD: Tensor) -> Tensor:

@@ -177,6 +177,19 @@ def test_every_place_in_the_draw_is_even_too() -> None:
     assert stats.kstest(p_values, "uniform").pvalue > 1e-4
 
 
+@pytest.mark.parametrize("places", [(0, 1), (0, 8), (3, 4), (7, 30)])
+@pytest.mark.parametrize("num_pool", [48, 61])
+def test_pairs_of_places_are_even(num_pool: int, places: tuple[int, int]) -> None:
+    # Two images together; this is what too few rounds get wrong: with four, all of these fail.
+    sinks_NK = SinkLayout(num_pool=num_pool, num_sinks=num_pool).sinks(np.arange(60_000), 0)
+    counts = np.bincount(sinks_NK[:, places[0]] * num_pool + sinks_NK[:, places[1]], minlength=num_pool**2)
+    counts_PP = counts.reshape(num_pool, num_pool)
+    assert not counts_PP.diagonal().any()
+    unequal = counts_PP[~np.eye(num_pool, dtype=bool)]
+    assert 1e-4 < stats.chisquare(unequal).pvalue < 1 - 1e-4
+    assert unequal.mean() > 10
+
+
 def test_a_million_sequential_ids_have_a_million_masks() -> None:
     # The first 16 sinks alone, as a set, in one layer: a random sum of 64 bits a sink, so order does not count.
     layout = SinkLayout(num_sinks=16)
