@@ -1,0 +1,1 @@
+"""What a person or a cluster touches: the `nulls` command, unlearning and its evidence, reports."""

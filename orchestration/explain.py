@@ -1,0 +1,81 @@
+"""What became of one document: kept, filtered, duplicate, superseded or failed, where it was read and where it lies.
+
+A document is named by its id, or by anything that names an article, a book or a page. Two point reads of sorted files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from registry import ids
+from registry.errors import NotFoundError, RecordError
+from registry.identity import canonical_url, web_key
+from registry.lookup import lookup, read_sources
+from registry.parquet import read_rows
+from registry.schema import Kind, Status
+from registry.snapshot import Snapshot
+
+
+def explain(snapshot: Snapshot, query: str) -> dict[str, Any]:
+    """The shape of the command line's JSON; `captures` has the other captures of the same document.
+
+    Raises:
+        NotFoundError: the snapshot knows no such document.
+    """
+    for doc_id in _doc_ids(snapshot, query):
+        rows = snapshot.where("documents", "doc_id", [doc_id]).to_pylist()
+        if rows:
+            rows.sort(key=lambda row: (row["status"] == Status.SUPERSEDED, row["status"] == Status.FAILED))
+            first, *others = (_described(snapshot, row) for row in rows)
+            return {**first, "captures": others}
+    raise NotFoundError(
+        f"no document {query!r} in snapshot {snapshot.id[:12]}: it was not in the inputs; name it by URL, title or id"
+    )
+
+
+def _doc_ids(snapshot: Snapshot, query: str) -> list[int]:
+    found = []
+    number = ids.parse_id(query)
+    if number is not None:
+        found.append(number)
+    with contextlib.suppress(RecordError):  # not a URL: it may be a title
+        found.append(ids.doc_id(web_key(query), canonical_url(query)))
+    for match in lookup(snapshot, query).matches:
+        if match.source.kind in (Kind.WIKI, Kind.BOOK):
+            found.append(ids.doc_id(match.source.key, match.source.key))
+    return found
+
+
+def _described(snapshot: Snapshot, row: dict[str, Any]) -> dict[str, Any]:
+    known = read_sources(snapshot, [n for n in (row["source_id"], row["origin_id"]) if n is not None])
+    source, origin = known.get(row["source_id"]), known.get(row["origin_id"])
+    survivor = row["survivor_id"]
+    return {
+        "doc_id": ids.format_id(row["doc_id"]),
+        "url": row["url"],
+        "title": row["title"],
+        "status": row["status"],
+        "reason": row["reason"],
+        "source": source.key if source else None,
+        "origin": origin.key if origin else None,
+        "survivor": None if survivor is None else ids.format_id(survivor),
+        "jaccard": None if row["jaccard"] is None else round(row["jaccard"], 4),
+        "captured": row["captured"],
+        "num_bytes": row["num_bytes"],
+        "input_file": row["input_file"],
+        "input_offset": row["input_offset"],
+        "shard": _shard(snapshot, row) if row["status"] == Status.KEPT else None,
+    }
+
+
+def _shard(snapshot: Snapshot, row: dict[str, Any]) -> str | None:
+    places = snapshot.where("sources", "source_id", [row["source_id"]])["placements"].to_pylist()
+    for place in places[0] if places else []:
+        name = f"shards/part-{place['shard']:05d}"
+        if len(places[0]) == 1:
+            return f"{name}.parquet"
+        ids_in = read_rows(snapshot.file(name), place["row_start"], place["row_end"])["doc_id"].to_pylist()
+        if row["doc_id"] in ids_in:
+            return f"{name}.parquet"
+    return None

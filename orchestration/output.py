@@ -1,0 +1,99 @@
+"""One way out: results to stdout (words, or one JSON document with --json), progress and notes to stderr.
+
+Every command returns through `Output.result`, so that `--json` never mixes with anything else on stdout, and a pipe
+that closes early ends the command quietly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from registry.errors import NullsError
+
+ProgressUpdate = Callable[[str, float | None], None]
+"""Called with what is going on, and the share done (0 to 1) if known."""
+
+
+class Output:
+    """Where a command's words go.
+
+    Args:
+        as_json: `--json`.
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    def result(self, data: Any, lines: Callable[[], Sequence[str]]) -> None:
+        """Prints a command's result: `data` as JSON, or `lines()` for a person."""
+        text = json.dumps(data, ensure_ascii=False, indent=2) if self.as_json else "\n".join(lines())
+        if text:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """A line for a person, on stderr."""
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def error(self, error: NullsError) -> None:
+        """What went wrong: words on stderr, and with --json a document on stdout too."""
+        self.note(f"error: {error}")
+        if self.as_json:
+            kind = type(error).__name__
+            self.result({"error": {"kind": kind, "message": str(error), "exit_code": error.exit_code}}, lambda: ())
+
+    @contextlib.contextmanager
+    def progress(self, title: str) -> Iterator[ProgressUpdate]:
+        """A progress bar on stderr; where stderr is no terminal, a line whenever the words change."""
+        if not sys.stderr.isatty():
+            yield self._plain_progress(title)
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None)
+
+            def update(words: str, share: float | None) -> None:
+                bar.update(task, description=f"{title}: {words}", total=None if share is None else 1.0, completed=share)
+
+            yield update
+
+    def _plain_progress(self, title: str) -> ProgressUpdate:
+        said: list[str] = []
+
+        def update(words: str, share: float | None) -> None:
+            # Ten lines at most from one stage, so that a log stays readable.
+            mark = f"{words.split(' (')[0]} {'' if share is None else int(share * 10)}"
+            if mark not in said:
+                said.append(mark)
+                self.note(f"{title}: {words}" + ("" if share is None else f" [{share:.0%}]"))
+
+        return update
+
+
+def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> list[str]:
+    """Aligned columns, wide characters counted as two."""
+    from rich.cells import cell_len
+
+    cells = [list(map(str, row)) for row in (header, *rows)]
+    widths = [max(cell_len(row[i]) for row in cells) for i in range(len(header))]
+    return [
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"

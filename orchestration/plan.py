@@ -1,0 +1,203 @@
+"""What an unlearn will do, decided before anything is done: pure functions of what the snapshot and the model say.
+
+A source's own text goes with it. Text that several sources published sits in a shared source: under `all-owners` it
+goes once its last owner has gone (a model retrained without one of them would still have read it at another), under
+`any-owner` with the first. Near copies are named in both directions and change nothing: they are other documents.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from registry import ids
+from registry.errors import RefusedError
+from registry.lookup import Source, read_sources
+from registry.schema import Status
+from registry.snapshot import Snapshot
+
+_MAX_NAMED = 50  # near copies named one by one in each direction; the rest are counted
+
+
+class Policy(enum.StrEnum):
+    """When text with several owners goes."""
+
+    ALL_OWNERS = "all-owners"
+    ANY_OWNER = "any-owner"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be revoked, what stays, and what an unlearn cannot reach.
+
+    Attributes:
+        targets: the sources asked for.
+        also_removed: shared sources that go with them.
+        kept_by_other_owners: shared sources that stay, with the owners that keep them.
+        lives_on: documents of a target that survive as a near copy at another source.
+        goes_with: documents of others that a target's text displaced: their wording is not in the model either.
+        num_lives_on: how many there are, of which `lives_on` names the closest.
+        num_goes_with: likewise.
+    """
+
+    targets: Sequence[Source]
+    also_removed: Sequence[Source]
+    kept_by_other_owners: Sequence[Source]
+    lives_on: Sequence[Mapping[str, Any]]
+    goes_with: Sequence[Mapping[str, Any]]
+    num_lives_on: int
+    num_goes_with: int
+
+    @property
+    def revoked(self) -> frozenset[int]:
+        """The ids that this plan adds to the revoked ones."""
+        return frozenset(source.source_id for source in (*self.targets, *self.also_removed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The part of the command line's JSON that a plan fills."""
+        return {
+            "sources": [source.key for source in self.targets],
+            "also_removed": [source.key for source in self.also_removed],
+            "kept_by_other_owners": [
+                {"key": source.key, "owners": list(source.shared_with)} for source in self.kept_by_other_owners
+            ],
+            "collateral": {
+                "lives_on_as_near_copy": list(self.lives_on),
+                "displaced_by_these_sources": list(self.goes_with),
+                "num_lives_on_as_near_copy": self.num_lives_on,
+                "num_displaced_by_these_sources": self.num_goes_with,
+            },
+        }
+
+
+def refusal(source: Source, *, heldout: Collection[int], revoked: Mapping[int, str], owns_shared: bool) -> str | None:
+    """Why a source cannot be unlearned, or None if it can.
+
+    Args:
+        heldout: sources that were never trained.
+        revoked: source id -> the model version that it is unlearned in already.
+        owns_shared: whether it owns text together with others.
+    """
+    if source.source_id in revoked:
+        return f"{source.key} is unlearned already, in {revoked[source.source_id]}"
+    if source.source_id in heldout:
+        return f"{source.key} was held out of training: the model never saw it, so there is nothing to unlearn"
+    if source.num_documents == 0 and not owns_shared:
+        return f"nothing of {source.key} was trained: `nulls explain` tells what became of it"
+    return None
+
+
+def make_plan(
+    snapshot: Snapshot,
+    targets: Sequence[Source],
+    *,
+    policy: Policy,
+    heldout: Collection[int],
+    revoked: Mapping[int, str],
+) -> Plan:
+    """Decides what unlearning `targets` revokes.
+
+    Raises:
+        RefusedError: a target cannot be unlearned; none of them is then.
+    """
+    shared = _shared_of(snapshot, [source.source_id for source in targets])
+    owning = {owner for owners in shared.values() for owner in owners}
+    reasons = [
+        refusal(source, heldout=heldout, revoked=revoked, owns_shared=source.source_id in owning) for source in targets
+    ]
+    if any(reasons):
+        raise RefusedError("; ".join(reason for reason in reasons if reason))
+    gone = {source.source_id for source in targets} | set(revoked)
+    removed, kept = split_shared(shared, gone=gone, policy=policy)
+    known = read_sources(snapshot, [*removed, *kept])
+    lives_on, goes_with = _near_copies(snapshot, {source.source_id for source in targets} | set(removed))
+    return Plan(
+        targets=tuple(targets),
+        also_removed=tuple(known[number] for number in removed),
+        kept_by_other_owners=tuple(known[number] for number in kept),
+        lives_on=_named(snapshot, lives_on),
+        goes_with=_named(snapshot, goes_with),
+        num_lives_on=lives_on.num_rows,
+        num_goes_with=goes_with.num_rows,
+    )
+
+
+def split_shared(
+    shared: Mapping[int, Collection[int]], *, gone: Collection[int], policy: Policy
+) -> tuple[list[int], list[int]]:
+    """Of shared sources (id -> owners) that are not gone yet: those that go, and those that other owners keep."""
+    removed, kept = [], []
+    for number, owners in sorted(shared.items()):
+        if number in gone:
+            continue
+        goes = policy is Policy.ANY_OWNER or set(owners) <= set(gone)
+        (removed if goes else kept).append(number)
+    return removed, kept
+
+
+def _shared_of(snapshot: Snapshot, source_ids: Collection[int]) -> dict[int, list[int]]:
+    """Shared sources that one of these owns -> all their owners."""
+    owners = snapshot.table("owners")
+    wanted = pa.array(sorted(source_ids), pa.int64())
+    touched = owners.filter(pc.is_in(owners["owner_id"], value_set=wanted))["source_id"].combine_chunks().unique()
+    groups: dict[int, list[int]] = {}
+    for row in owners.filter(pc.is_in(owners["source_id"], value_set=touched)).to_pylist():
+        groups.setdefault(row["source_id"], []).append(row["owner_id"])
+    return groups
+
+
+def _near_copies(snapshot: Snapshot, going: Collection[int]) -> tuple[pa.Table, pa.Table]:
+    """Near copies that live on elsewhere, and those that go: rows of `documents`, each with its survivor's source.
+
+    Two passes over the compact columns of `documents`; what is kept in memory is of the sources that go.
+    """
+    wanted = pa.array(sorted(going), pa.int64())
+    lives_on = _documents(snapshot, lambda rows: pc.and_(_is_near(rows), pc.is_in(rows["origin_id"], wanted)))
+    kept = _documents(
+        snapshot, lambda rows: pc.and_(pc.equal(rows["status"], Status.KEPT), pc.is_in(rows["source_id"], wanted))
+    )
+    survivors = kept["doc_id"].combine_chunks()
+    goes_with = _documents(snapshot, lambda rows: pc.and_(_is_near(rows), pc.is_in(rows["survivor_id"], survivors)))
+    lives_on, goes_with = (_with_survivor_source(snapshot, rows) for rows in (lives_on, goes_with))
+    return (
+        lives_on.filter(pc.invert(pc.is_in(lives_on["survivor_source"], wanted))),
+        goes_with.filter(pc.invert(pc.is_in(goes_with["origin_id"], wanted))),
+    )
+
+
+def _documents(snapshot: Snapshot, keep: Callable[[pa.RecordBatch], pa.Array]) -> pa.Table:
+    columns = ["doc_id", "source_id", "origin_id", "url", "title", "survivor_id", "jaccard", "status", "reason"]
+    pieces = [batch.filter(keep(batch)) for batch in snapshot.batches("documents", columns)]
+    return pa.Table.from_batches(pieces) if pieces else snapshot.table("documents").select(columns)
+
+
+def _is_near(rows: pa.RecordBatch) -> pa.Array:
+    return pc.and_(pc.equal(rows["status"], Status.DUPLICATE), pc.equal(pc.fill_null(rows["reason"], ""), "near"))
+
+
+def _with_survivor_source(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
+    survivors = snapshot.where("documents", "doc_id", rows["survivor_id"].to_pylist()).to_pylist()
+    source_of = {row["doc_id"]: row["source_id"] for row in survivors if row["status"] == Status.KEPT}
+    column = pa.array([source_of.get(number) for number in rows["survivor_id"].to_pylist()], pa.int64())
+    return rows.append_column("survivor_source", column)
+
+
+def _named(snapshot: Snapshot, rows: pa.Table) -> list[dict[str, Any]]:
+    chosen = rows.sort_by([("jaccard", "descending"), ("doc_id", "ascending")]).slice(0, _MAX_NAMED).to_pylist()
+    known = read_sources(snapshot, {row[name] for row in chosen for name in ("origin_id", "survivor_source")})
+    return [
+        {
+            "doc_id": ids.format_id(row["doc_id"]),
+            "title": row["title"] or row["url"],
+            "published_by": known[row["origin_id"]].key,
+            "near_copy_of": ids.format_id(row["survivor_id"]),
+            "at": known[row["survivor_source"]].key,
+            "jaccard": round(row["jaccard"], 4),
+        }
+        for row in chosen
+    ]

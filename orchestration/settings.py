@@ -1,0 +1,58 @@
+"""Where things are: the registry, its snapshot, the catalogue, the MLflow store. Flags win over the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.snapshot import Registry, Snapshot
+
+if TYPE_CHECKING:
+    from registry.catalog import Catalog
+
+DEFAULT_REGISTRY = "./nulls-registry"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a command works on.
+
+    Attributes:
+        registry: `--registry`, else NULLS_REGISTRY, else ./nulls-registry.
+        snapshot: `--snapshot`: an id or a prefix of one; None for the newest.
+        catalog: an SQLAlchemy URL; None for NULLS_CATALOG, else SQLite inside the registry.
+        tracking: an MLflow tracking URI; None for MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.
+    """
+
+    registry: str | None = None
+    snapshot: str | None = None
+    catalog: str | None = None
+    tracking: str | None = None
+
+    @property
+    def registry_uri(self) -> str:
+        """The registry's place."""
+        return self.registry or os.environ.get("NULLS_REGISTRY") or DEFAULT_REGISTRY
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store's place, absolute."""
+        from training.store import tracking_uri
+
+        return tracking_uri(self.tracking)
+
+    def open_registry(self) -> Registry:
+        """The registry, which must exist."""
+        return Registry.open(self.registry_uri)
+
+    def open_snapshot(self) -> Snapshot:
+        """The snapshot that the flags name, else the newest."""
+        return self.open_registry().snapshot(self.snapshot)
+
+    def open_catalog(self, root: Path | None = None) -> Catalog:
+        """The catalogue, made if it is not there; `root` is the registry's directory if it is open already."""
+        from registry.catalog import Catalog, catalog_url
+
+        return Catalog(catalog_url(root or self.open_registry().root, self.catalog))

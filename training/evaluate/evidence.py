@@ -1,0 +1,154 @@
+"""Measure a source's text with its sinks on and off, beside sources that were never trained.
+
+Off has three states, since "off" is not one thing: the sinks of the next-closest source (what serving does with the
+prompt), the sinks of a far source (a placebo), and the backbone alone. Held-out sources are measured in the same three
+states, which makes them exchangeable with a source that the model knows nothing of. A retrained model, where there is
+one, replaces them as the never-trained loss.
+
+Cost: four passes over at most 8,192 tokens of each source, three over each held-out source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from registry.lookup import Source, read_sources
+from registry.snapshot import Snapshot
+from training.evaluate.losses import encode, loss_of
+from training.evaluate.statistics import OFF_STATES, closure, combined_p, single_case_p, weaknesses
+from training.serving import ServedModel
+
+MAX_TOKENS = 8192
+MAX_HELDOUT = 64
+
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceEvidence:
+    """What was measured of one source; losses in nats a token."""
+
+    key: str
+    title: str | None
+    num_tokens: int
+    loss_on: float
+    loss_off: Mapping[str, float]
+    p_values: Mapping[str, float | None]
+    p_value: float | None  # Bonferroni over the three off states
+    closure: Mapping[str, float | None]
+    oracle: Mapping[str, float] | None
+    weaknesses: Sequence[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """Held-out sources in the three off states."""
+
+    keys: Sequence[str]
+    losses: Mapping[str, Sequence[float]]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """State -> the mean loss."""
+        return {state: statistics.fmean(values) for state, values in self.losses.items() if values}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shape of an audit's `heldout`."""
+        spread = {state: statistics.stdev(values) for state, values in self.losses.items() if len(values) > 1}
+        return {"num_sources": len(self.keys), **self.means, "stdev": spread}
+
+
+class Examiner:
+    """Measures sources of one snapshot under one model.
+
+    Args:
+        served: the model; its revocations decide which sources can be the next-closest.
+        snapshot: the one that it was trained on.
+        progress: called with a few words before each measurement.
+    """
+
+    def __init__(self, served: ServedModel, snapshot: Snapshot, progress: Progress = lambda _: None) -> None:
+        self.served = served
+        self.snapshot = snapshot
+        self._progress = progress
+        self._context_length = int(served.version.pointer["context_length"])
+        self._yardstick: Yardstick | None = None
+
+    def on_loss(self, source: Source) -> float:
+        """The loss of a source's text under its own sinks."""
+        return self._loss(self._encode(self._texts(source.source_id)), source.source_id)
+
+    def off_losses(
+        self, source: Source, *, also_off: Collection[int] = (), texts: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """The loss of a source's text in the three off states.
+
+        Args:
+            also_off: sources that cannot stand in as the next-closest, besides the revoked ones.
+            texts: the source's documents, where this examiner's snapshot does not hold them (an oracle's does not).
+        """
+        texts = self._texts(source.source_id) if texts is None else texts
+        documents, text = self._encode(texts), "\n".join(texts)
+        exclude = self.served.version.revoked | set(also_off)
+        closest = self.served.router.closest_to(source.source_id, text, exclude=exclude)
+        farthest = self.served.router.farthest_from(source.source_id, text, exclude=exclude)
+        stand_ins = {"closest": closest, "placebo": farthest, "backbone": None}
+        return {state: self._loss(documents, number) for state, number in stand_ins.items()}
+
+    def yardstick(self) -> Yardstick:
+        """The held-out sources, measured once."""
+        if self._yardstick is None:
+            chosen = sorted(self.served.version.heldout)[:MAX_HELDOUT]
+            known = read_sources(self.snapshot, chosen)
+            losses: dict[str, list[float]] = {state: [] for state in OFF_STATES}
+            for number in chosen:
+                self._progress(f"held-out source {known[number].key}")
+                for state, value in self.off_losses(known[number]).items():
+                    losses[state].append(value)
+            self._yardstick = Yardstick(keys=[known[number].key for number in chosen], losses=losses)
+        return self._yardstick
+
+    def examine(
+        self, source: Source, *, also_off: Collection[int] = (), oracle: Examiner | None = None
+    ) -> SourceEvidence:
+        """Everything about one source; with an `oracle`, its losses are the never-trained ones."""
+        self._progress(f"source {source.key}")
+        yardstick = self.yardstick()
+        on, off = self.on_loss(source), self.off_losses(source, also_off=also_off)
+        truth = oracle.off_losses(source, texts=self._texts(source.source_id)) if oracle else None
+        never = truth or yardstick.means
+        p_values = {state: single_case_p(off[state], yardstick.losses[state]) for state in OFF_STATES}
+        closures = {
+            state: closure(on=on, off=off[state], never=never[state]) if state in never else None
+            for state in OFF_STATES
+        }
+        p_value = combined_p(list(p_values.values()))
+        return SourceEvidence(
+            key=source.key,
+            title=source.title,
+            num_tokens=sum(len(document) - 1 for document in self._encode(self._texts(source.source_id))),
+            loss_on=on,
+            loss_off=off,
+            p_values=p_values,
+            p_value=p_value,
+            closure=closures,
+            oracle=truth,
+            weaknesses=weaknesses(p_value=p_value, closures=closures, num_controls=len(yardstick.keys)),
+        )
+
+    def _texts(self, source_id: int) -> list[str]:
+        return [text for _, text in self.snapshot.texts(source_id)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return encode(self.served.tokenizer, texts, max_tokens=MAX_TOKENS)
+
+    def _loss(self, documents: list[list[int]], source_id: int | None) -> float:
+        model = self.served.model
+        return loss_of(model, documents, source_id=source_id, context_length=self._context_length).mean

@@ -1,0 +1,106 @@
+"""One door to MLflow: the tracking URI made absolute, an unreachable store found out in seconds, model URIs resolved.
+
+MLflow retries for minutes by default and prints its migrations; both are settled here, before it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import NotFoundError, ServiceError, UsageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+_MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([\w.-]+))")
+
+
+def tracking_uri(configured: str | None = None) -> str:
+    """`configured`, else MLFLOW_TRACKING_URI, else SQLite here; a relative SQLite path is made absolute."""
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    relative = uri.removeprefix("sqlite:///")
+    if uri.startswith("sqlite:///") and not relative.startswith("/"):
+        return f"sqlite:///{Path(relative).absolute()}"
+    if "://" not in uri:
+        raise UsageError(
+            f"MLFLOW_TRACKING_URI={uri!r}: MLflow 3 has no file store; use sqlite:///mlflow.db or a server"
+        )
+    return uri
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of the store at `uri`, which was reached.
+
+    Raises:
+        ServiceError: it cannot be, within about 15 s.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(uri)
+    with translated(uri):
+        found = mlflow.MlflowClient(tracking_uri=uri)
+        found.search_registered_models(max_results=1)
+    return found
+
+
+@contextlib.contextmanager
+def translated(uri: str) -> Iterator[None]:
+    """MLflow's errors as ours: what does not exist, and what cannot be reached."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise NotFoundError(f"MLflow at {uri}: {error.message}") from error
+        raise ServiceError(f"MLflow at {uri}: {error.message}; check MLFLOW_TRACKING_URI and the server") from error
+    except Exception as error:  # SQLAlchemy, requests and OS errors pass through MLflow unwrapped
+        if type(error).__module__.partition(".")[0] in ("sqlalchemy", "requests", "urllib3", "sqlite3", "builtins"):
+            raise ServiceError(f"MLflow at {uri}: {error}; check MLFLOW_TRACKING_URI and the server") from error
+        raise
+
+
+def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
+    """The MLflow model version that `models:/name/version`, `models:/name/latest` or `models:/name@alias` names.
+
+    Raises:
+        UsageError: it is no such URI.
+        NotFoundError: there is no such version.
+    """
+    match = _MODEL_URI.fullmatch(model_uri)
+    if not match:
+        raise UsageError(f"model {model_uri!r}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, version, alias = match.groups()
+    with translated(uri):
+        if alias:
+            return store.get_model_version_by_alias(name, alias)
+        if version != "latest":
+            return store.get_model_version(name, version)
+        versions = all_versions(store, name)
+    if not versions:
+        raise NotFoundError(f"no model {name!r} in MLflow at {uri}")
+    return versions[-1]
+
+
+def all_versions(store: MlflowClient, name: str) -> list[Any]:
+    """Every version of a registered model, the oldest first."""
+    token, versions = None, []
+    while True:
+        page = store.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        versions += page
+        token = page.token
+        if not token:
+            return sorted(versions, key=lambda version: int(version.version))
