@@ -15,7 +15,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from urllib.parse import SplitResult, parse_qs, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote
 
 from registry import ids
 from registry.errors import RecordError
@@ -26,17 +26,18 @@ from registry.hosts import (
     suffix_list_digest,
     wiki_scope_of_host,
 )
+from registry.urls import SCHEME, canonical_url, host_of, split_url
 
 __all__ = [
     "Candidate",
     "article_url",
     "book_key",
+    "candidates",
     "canonical_host",
     "canonical_isbn",
     "canonical_key",
     "canonical_title",
     "canonical_url",
-    "candidates",
     "desktop_host",
     "fold_title",
     "suffix_list_digest",
@@ -45,14 +46,25 @@ __all__ = [
     "wiki_scope_of_host",
 ]
 
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_BARE_HOST = re.compile(r"[^\s/?#@:]+\.[^\s/?#@:.]{2,}\.?(:\d+)?([/?#].*)?")
-_WIKI_PATH = re.compile(r"/(?:wiki|[a-z]{2,3}-[a-z]{2,4})/(?:index\.php/)?(.+)", re.IGNORECASE)
-_GUTENBERG_PATH = re.compile(r"/(?:ebooks|files|etext|cache/epub|\d(?:/\d)*)/(\d+)(?:[/.].*)?", re.IGNORECASE)
-_KEY = re.compile(
-    r"(?:web:\S+|wiki:[a-z0-9_-]+:\d+|book:gutenberg:\d+|book:isbn:\d{13}|book:sha256:[0-9a-f]{16}|shared:[0-9a-f]{16})"
+_BARE_HOST = re.compile(
+    r"(?:\d+(?:\.\d+){3}|\[[0-9a-f:.]+\]|[^\s/?#@:]+[.。．｡][^\s/?#@:.]{2,}\.?)(?::\d+)?(?:[/?#].*)?", re.I
 )
-_ISBN_CHARS = re.compile(r"(?:isbn(?:-1[03])?:?\s*)?([0-9][0-9\s\u2010-\u2015-]{8,20}[0-9xX])", re.IGNORECASE)
+_WIKI_PATH = re.compile(r"/(?:wiki|w/index\.php|[a-z]{2,3}-[a-z]{2,4})/(?:index\.php/)?(.+)", re.IGNORECASE)
+_PAGE_ID = re.compile(r"[0-9]{1,18}")
+_GUTENBERG_PATH = re.compile(
+    r"/(?:ebooks|files|etext|cache/(?:epub|generated)|(?:dirs/)?[0-9](?:/[0-9])*)/([0-9]{1,9})(?:[/.].*)?",
+    re.IGNORECASE,
+)
+_KEY = re.compile(
+    r"(?P<web>web:)\S+|(?P<stem>wiki:[a-z0-9_-]+:|book:gutenberg:)0*(?P<number>[0-9]{1,18})"
+    r"|book:isbn:[0-9]{13}|book:sha256:[0-9a-f]{16}|shared:[0-9a-f]{16}",
+    re.IGNORECASE | re.ASCII,
+)
+_ISBN = re.compile(
+    r"(?:urn:)?(?:isbn(?:[\s-]?1[03])?:?\s*)?([0-9](?:[\s-]*[0-9]){8}(?:(?:[\s-]*[0-9]){3})?[\s-]*[0-9x])", re.I
+)
+_DASHES = re.compile(r"[\u00ad\u2010-\u2015\u2043\u2212\ufe58\ufe63\uff0d]")
+_INVISIBLE = re.compile(r"[\u200e\u200f\u202a-\u202e]+")  # MediaWiki's MediaWikiTitleCodec drops the same
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +90,7 @@ def web_key(url: str) -> str:
     Raises:
         RecordError: `bad-url` or `bad-host`.
     """
-    return "web:" + registrable_domain(canonical_host(_host_of(url)))
+    return "web:" + registrable_domain(canonical_host(host_of(split_url(url))))
 
 
 def wiki_key(scope: str, page_id: int) -> str:
@@ -104,9 +116,9 @@ def book_key(*, gutenberg: int | None = None, isbn: str | None = None, text: str
 
 def canonical_isbn(text: str) -> str | None:
     """The 13 digits of an ISBN-10 or ISBN-13 in any punctuation, or None if it is none (its check digit counts)."""
-    match = _ISBN_CHARS.fullmatch(text.strip())
+    match = _ISBN.fullmatch(_DASHES.sub("-", unicodedata.normalize("NFKC", text)).strip())
     digits = re.sub(r"[^0-9X]", "", match.group(1).upper()) if match else ""
-    if len(digits) == 10 and "X" not in digits[:9]:
+    if len(digits) == 10:
         total = sum((10 - i) * (10 if d == "X" else int(d)) for i, d in enumerate(digits))
         if total % 11 == 0:
             return _with_ean_check("978" + digits[:9])
@@ -117,37 +129,18 @@ def canonical_isbn(text: str) -> str | None:
 
 def canonical_title(title: str) -> str:
     """A wiki title as MediaWiki stores it: NFC, underscores as spaces, blanks folded, first letter upper-case."""
-    text = " ".join(unicodedata.normalize("NFC", title).replace("_", " ").split())
-    return text[:1].upper() + text[1:] if len(text[:1].upper()) == 1 else text
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", title)).replace("_", " ")
+    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    first = text[:1].title() if text[:1].islower() else ""  # title case: Georgian has no capital at a word's start
+    return first + text[1:] if len(first) == 1 else text
 
 
 def fold_title(title: str) -> str:
-    """What alias hashes are over: a canonical title without case or compatibility forms, so that near spellings meet."""
-    folded = unicodedata.normalize("NFKC", canonical_title(title)).casefold()
-    return " ".join(unicodedata.normalize("NFKC", folded).casefold().split())
-
-
-def canonical_url(url: str) -> str:
-    """The locator of a web document: canonical host, no userinfo, default port or fragment, sorted query (w3lib).
-
-    Raises:
-        RecordError: `bad-url` or `bad-host`.
-    """
-    from w3lib.url import canonicalize_url
-
-    parts = _split(url)
-    host = canonical_host(_host_of(url))
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise RecordError("bad-url", f"{url!r}: {error}") from None
-    scheme = parts.scheme.lower() or "http"
-    default = {"http": 80, "https": 443}.get(scheme)
-    netloc = host if port in (None, default) else f"{host}:{port}"
-    try:
-        return str(canonicalize_url(parts._replace(scheme=scheme, netloc=netloc).geturl()))
-    except ValueError as error:
-        raise RecordError("bad-url", f"{url!r}: {error}") from None
+    """What alias hashes are over: a canonical title without case or compatibility forms: near spellings meet."""
+    text = canonical_title(unicodedata.normalize("NFKC", title))
+    for _ in range(2):  # NFKC can bring letters back that have a case fold
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return " ".join(text.split())
 
 
 def article_url(host: str, title: str) -> str:
@@ -177,29 +170,31 @@ def candidates(query: str, wikis: Mapping[str, Sequence[str]] | None = None) -> 
     if isbn:
         found.append(Candidate(matched_by="isbn", source_id=ids.source_id(f"book:isbn:{isbn}")))
         found.append(Candidate(matched_by="isbn", alias=isbn))
-    explicit_url = bool(_SCHEME.match(text)) or text.startswith("//")
+    explicit_url = bool(SCHEME.match(text)) or text.startswith("//")
     if not explicit_url and not key:
-        found.append(Candidate(matched_by="title", alias=text))
+        found.extend(Candidate(matched_by="title", alias=alias) for alias in _titles_in(text))
     if explicit_url or (not key and _BARE_HOST.fullmatch(text)):
         found.extend(_url_candidates(text, wikis or {}))
     return found
 
 
 def canonical_key(text: str) -> str | None:
-    """`text` as a canonical key if it is one (a web key's host may be in any spelling), else None."""
-    if not _KEY.fullmatch(text):
+    """`text` as a canonical key if it is one (in any case; a web key's host in any spelling), else None."""
+    match = _KEY.fullmatch(text.strip())
+    if not match:
         return None
-    if not text.startswith("web:"):
-        return text
-    try:
-        return "web:" + registrable_domain(canonical_host(text.removeprefix("web:")))
-    except RecordError:
-        return None
+    if match["web"]:
+        try:
+            return web_key(match[0][len("web:") :])
+        except RecordError:
+            return None
+    return match["stem"].lower() + match["number"] if match["stem"] else match[0].lower()
 
 
 def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]]) -> list[Candidate]:
     try:
-        parts, host = _split(url), canonical_host(_host_of(url))
+        parts = split_url(url)
+        host = canonical_host(host_of(parts))
     except RecordError:
         return []
     scopes = set(wikis.get(desktop_host(host), ()))
@@ -214,36 +209,22 @@ def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]]) -> list[Candid
     return found
 
 
+def _titles_in(text: str) -> list[str]:
+    """`text`, and what stands before a section's name ("Anarchism#History"), which only a book's title can hold."""
+    head = text.partition("#")[0].strip()
+    return [text, head] if head not in ("", text) else [text]
+
+
 def _article_candidates(parts: SplitResult, scopes: list[str]) -> list[Candidate]:
     fields = parse_qs(parts.query, errors="replace")
     page = fields.get("curid", [""])[0]
-    if page.isdecimal() and page.isascii():
+    if _PAGE_ID.fullmatch(page):
         keys = [wiki_key(scope, int(page)) for scope in scopes]
         return [Candidate(matched_by="url", source_id=ids.source_id(key)) for key in keys]
     match = _WIKI_PATH.fullmatch(parts.path)
     title = fields.get("title", [""])[0] or (unquote(match.group(1)) if match else "")
+    title = title.partition("#")[0]  # an encoded fragment: no title holds a "#"
     return [Candidate(matched_by="url", alias=title, scope=scope) for scope in scopes] if title else []
-
-
-def _split(url: str) -> SplitResult:
-    text = url.strip()
-    if not _SCHEME.match(text):
-        text = "http://" + text.lstrip("/")
-    try:
-        return urlsplit(text)
-    except ValueError as error:
-        raise RecordError("bad-url", f"{url!r}: {error}") from None
-
-
-def _host_of(url: str) -> str:
-    host = _split(url).netloc.rpartition("@")[2]
-    bracket = host.rfind("]")
-    if host.startswith("[") and bracket > 0:
-        return host[: bracket + 1]
-    if host.count(":") > 1:  # an IPv6 address that lost its brackets
-        return host
-    host = host.partition(":")[0]
-    return unquote(host) if "%" in host else host
 
 
 def _with_ean_check(digits: str) -> str:

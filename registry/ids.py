@@ -31,7 +31,7 @@ def source_id(key: str) -> int:
 
 
 def doc_id(key: str, locator: str) -> int:
-    """The id of a document: its source's key, a newline, its locator (canonical URL; for an article or book, the key)."""
+    """The id of a document over its key, a newline, its locator (canonical URL; of an article or a book, its key)."""
     return _hash63(b"nulls.doc.v1", f"{key}\n{locator}".encode())
 
 
