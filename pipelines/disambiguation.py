@@ -1,8 +1,8 @@
 """Is a page a disambiguation page, one that only lists what a title can mean?
 
 Such a page is no text to learn from. MediaWiki knows it by a template that holds `__DISAMBIG__`; which templates do is
-each wiki's choice, and a dump does not carry them beside the page, so the name decides (`pipelines.wikinames`). Hatnotes,
-which send a reader *to* such a page ("{{nota disambigua}}", "{{dablink}}", "{{要曖昧さ回避}}"), do not make one.
+each wiki's choice, and a dump does not carry them beside the page, so the name decides (`pipelines.wikinames`).
+Hatnotes, which send a reader *to* such a page ("{{nota disambigua}}", "{{dablink}}"), do not make one.
 Cost: 0.1 ms an article.
 """
 

@@ -54,7 +54,7 @@ REDIRECT_WORDS = _words("""
     넘겨주기
 """)
 
-# Templates that make a page a disambiguation page; "nl/dp" is one on nlwiki only, where the name means others elsewhere.
+# Templates that make a page a disambiguation page; "nl/dp" does on nlwiki only: elsewhere the name is another's.
 DISAMBIGUATION_TEMPLATES = _words("""
     2lcdisambig, 3ccdisambig, 4ccdisambig, 5ccdisambig, aimai, anlam ayrım, anlam ayrımı, apartigilo
     argipen, arrondissements homonymes, asefham, aðgreining, aýrıq, begriepskläärenge, begriffskloorung
@@ -91,9 +91,24 @@ DISAMBIGUATION_TEMPLATES = _words("""
     消歧義頁, 消除含糊, 消除歧义, 消除歧義, 駅名の曖昧さ回避, 동명이인, 동음이의
 """)
 
-# Wikipedias whose code is longer than three letters: with the short ones, the prefixes of interlanguage links.
-LONG_LANGUAGES = _words("""
-    bat-smg, be-tarask, be-x-old, cbk-zam, crh-latn, de-formal, fiu-vro, map-bms, minnan, nds-nl, roa-rup
-    roa-tara, simple, sr-ec, sr-el, tokipona, zh-classical, zh-cn, zh-hans, zh-hant, zh-min-nan, zh-tw
-    zh-yue
+# Codes of Wikipedias (meta.wikimedia.org/wiki/List_of_Wikipedias, and their old ones): prefixes of interlanguage links.
+# A list, since "CSI:" and "Re:" begin articles' titles.
+LANGUAGES = _words("""
+    aa, ab, ace, ady, af, ak, als, alt, am, ami, an, ang, ann, anp, ar, arc, ary, arz, as, ast, atj, av, avk
+    awa, ay, az, azb, ba, ban, bar, bat-smg, bbc, bcl, bdr, be, be-tarask, be-x-old, bew, bg, bh, bi, bjn
+    blk, bm, bn, bo, bpy, br, bs, btm, bug, bxr, ca, cbk-zam, cdo, ce, ceb, ch, cho, chr, chy, ckb, co, cr
+    crh, cs, csb, cu, cv, cy, da, dag, de, dga, din, diq, dsb, dtp, dty, dv, dz, ee, el, eml, en, eo, es, et
+    eu, ext, fa, fat, ff, fi, fiu-vro, fj, fo, fon, fr, frp, frr, fur, fy, ga, gag, gan, gcr, gd, gl, glk
+    gn, gom, gor, got, gpe, gsw, gu, guc, gur, guw, gv, ha, hak, haw, he, hi, hif, ho, hr, hsb, ht, hu, hy
+    hyw, hz, ia, id, ie, ig, igl, ii, ik, ilo, inh, io, is, it, iu, ja, jam, jbo, jv, ka, kaa, kab, kbd, kbp
+    kcg, kg, kge, ki, kj, kk, kl, km, kn, ko, koi, kr, krc, ks, ksh, ku, kus, kv, kw, ky, la, lad, lb, lbe
+    lez, lfn, lg, li, lij, lld, lmo, ln, lo, lrc, lt, ltg, lv, lzh, mad, mai, map-bms, mdf, mg, mh, mhr, mi
+    min, minnan, mk, ml, mn, mni, mnw, mo, mos, mr, mrj, ms, mt, mus, mwl, my, myv, mzn, na, nah, nan, nap
+    nb, nds, nds-nl, ne, new, ng, nia, nl, nn, no, nov, nqo, nr, nrm, nso, nv, ny, oc, olo, om, or, os, pa
+    pag, pam, pap, pcd, pcm, pdc, pfl, pi, pih, pl, pms, pnb, pnt, ps, pt, pwn, qu, rm, rmy, rn, ro, roa-rup
+    roa-tara, rsk, ru, rue, rup, rw, sa, sah, sat, sc, scn, sco, sd, se, sg, sgs, sh, shi, shn, shy, si
+    simple, sk, skr, sl, sm, smn, sn, so, sq, sr, srn, ss, st, stq, su, sv, sw, szl, szy, ta, tay, tcy, tdd
+    te, tet, tg, th, ti, tig, tk, tl, tly, tn, to, tpi, tr, trv, ts, tt, tum, tw, ty, tyv, udm, ug, uk, ur
+    uz, ve, vec, vep, vi, vls, vo, vro, wa, war, wo, wuu, xal, xh, xmf, yi, yo, yue, za, zea, zgh, zh
+    zh-classical, zh-cn, zh-min-nan, zh-tw, zh-yue, zu
 """)
