@@ -86,7 +86,9 @@ def _chosen(snapshot: Snapshot, version: ModelVersion, queries: Sequence[str]) -
     if queries:
         sources = [resolve(snapshot, query) for query in queries]
     else:
-        sources = [s for s in revoked_sources(snapshot, version) if s.num_documents] or _sample(snapshot, version)
+        sources = [s for s in revoked_sources(snapshot, version) if s.num_documents] or _sample(
+            snapshot, version, NUM_DEFAULT
+        )
     for source in sources:
         if source.source_id in version.heldout:
             raise UsageError(f"{source.key} was held out of training: it is part of the yardstick, not of the audit")
@@ -95,12 +97,20 @@ def _chosen(snapshot: Snapshot, version: ModelVersion, queries: Sequence[str]) -
     return sources
 
 
-def _sample(snapshot: Snapshot, version: ModelVersion) -> list[Source]:
+def sample(snapshot: Snapshot, settings: Settings, model_uri: str, num_sources: int) -> list[Source]:
+    """Trained sources that are not revoked, with the lowest ids; ids are hashes, so as good as drawn at random."""
+    from training import flavor
+
+    return _sample(snapshot, flavor.describe(model_uri, tracking_uri=settings.tracking_uri), num_sources)
+
+
+def _sample(snapshot: Snapshot, version: ModelVersion, num_sources: int) -> list[Source]:
     chosen: list[Source] = []
+    excluded = version.heldout | version.revoked
     for batch in snapshot.batches("sources", ["source_id", "num_documents"]):
-        rows = [row for row in batch.to_pylist() if row["num_documents"] and row["source_id"] not in version.heldout]
-        known = read_sources(snapshot, [row["source_id"] for row in rows[: NUM_DEFAULT - len(chosen)]])
-        chosen += known.values()
-        if len(chosen) >= NUM_DEFAULT:
+        numbers = [row["source_id"] for row in batch.to_pylist() if row["num_documents"]]
+        known = read_sources(snapshot, [n for n in numbers if n not in excluded][: num_sources - len(chosen)])
+        chosen += [known[number] for number in sorted(known)]
+        if len(chosen) >= num_sources:
             break
     return chosen

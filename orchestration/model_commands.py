@@ -37,8 +37,6 @@ def train(
     dry_run: bool,
 ) -> None:
     """`nulls train`."""
-    from training.config import resolve_config
-
     config = resolve_config(preset, overrides)
     snapshot = settings.open_snapshot()
     if dry_run:
@@ -77,6 +75,31 @@ def train(
             f"trained   {result.tokens:,} tokens at {result.tokens_per_second:,.0f} tokens/s, loss {result.loss:.3f}",
         ],
     )
+
+
+def resolve_config(preset: str, overrides: list[str]) -> Any:
+    """The configuration that `--preset` (a name or a YAML file) and `--set FIELD=VALUE` give.
+
+    Raises:
+        UsageError: no such preset, file or field, or a value out of range.
+    """
+    import yaml
+
+    from training.config import TrainConfig
+
+    fields: dict[str, Any] = {}
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise UsageError(f"--set {override}: expected FIELD=VALUE, e.g. --set epochs=3")
+        inner = fields
+        *outer, last = name.split(".")
+        for part in outer:
+            inner = inner.setdefault(part, {})
+        inner[last] = yaml.safe_load(value)
+    if preset.endswith((".yaml", ".yml")):
+        return TrainConfig.from_yaml(preset, **fields)
+    return TrainConfig.preset(preset, **fields)
 
 
 def step_progress(update: ProgressUpdate) -> Any:

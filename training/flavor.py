@@ -102,6 +102,10 @@ def register(
     if not (weights_dir / ROUTER_FILE).exists():
         _build_router(weights_dir, pointer)
     connection = store.client(tracking_uri)
+    for version in versions(model_name, tracking_uri=tracking_uri):
+        # A run that was cut off after it registered, and is resumed: the version is there.
+        if (version.run_id, version.weights_digest) == (run_id, pointer["weights_sha256"]) and not version.request_id:
+            return version.uri
     with store.translated(tracking_uri):
         experiment_id = connection.get_run(run_id).info.experiment_id
         return _add_version(connection, model_name, pointer, run_id=run_id, experiment_id=experiment_id)

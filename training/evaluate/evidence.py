@@ -62,7 +62,8 @@ class Yardstick:
     def to_dict(self) -> dict[str, Any]:
         """The shape of an audit's `heldout`."""
         spread = {state: statistics.stdev(values) for state, values in self.losses.items() if len(values) > 1}
-        return {"num_sources": len(self.keys), **self.means, "stdev": spread}
+        extremes = {state: [min(values), max(values)] for state, values in self.losses.items() if values}
+        return {"num_sources": len(self.keys), **self.means, "stdev": spread, "range": extremes}
 
 
 class Examiner:
