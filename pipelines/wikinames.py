@@ -14,19 +14,20 @@ def _words(table: str) -> frozenset[str]:
 
 # Prefixes of links that show a picture, a film or a sound: the link and its caption are no text.
 FILE_NAMESPACES = _words("""
-    afbeelding, archivie, archivo, archivu, arquivo, attēls, beeld, belld, berkas, bestand, bestân, bild
-    bilde, bildo, biliþ, billede, comhad, dataja, datei, datoteka, datotéka, dealbh, delwedd, dosiero, dosya
-    duillig, fail, faili, fails, fasciculus, fayl, ficheiro, fichero, fichier, fichièr, figura, fil, file
-    fitxategi, fitxer, fiura, fişier, fișier, fájl, gambar, grafika, hình, imachen, image, imagem, imagen
-    imagine, imago, imatge, imaxe, imaxen, imej, immaggene, immagine, immaxine, immàggine, imådje, irudi
-    ixiptli, kuva, kép, larawan, lêer, media, mynd, obrázek, obrázok, ofbyld, paveikslėlis, picha, pilt
-    plaetje, plik, rasm, resim, restr, skeda, skeudenn, slika, soubor, stampa, suret, súbor, ta'ãnga
-    talaksan, tasvir, tiedosto, tòng-àn, tập tin, wobraz, wêne, ymele, íomhá, òbrôzk, īxiptli, şəkil, αρχείο
-    εικόνα, εἰκών, билэ, выява, датотека, зображення, зураг, изображение, иллюстрация, картинка, ойуу
-    податотека, рәсем, слика, сурет, сүрөт, файл, фајл, һүрәт, ӳкерчĕк, պատկեր, בילד, דאטיי, טעקע, קובץ
-    תמונה, انځور, تصویر, حکومت ملف, دوتنه, صورة, فائل, فایل, ملف, وێنە, پرونده, پەڕگە, ފައިލު, चित्र, চিত্র
-    ফাইল, ਤਸਵੀਰ, ਫ਼ਾਈਲ, ନବାଛବି, படிமம், దస్త్రం, బొమ్మ, ಚಿತ್ರ, ചിത്രം, പ്രമാണം, ගොනුව, රූපය, සිතියම, ภาพ
-    ไฟล์, ဖိုင်, სურათი, ფაილი, ስዕል, ፋይል, ファイル, 图像, 圖像, 圖片, 文件, 档案, 檔案, 画像, 그림, 파일
+    afbeelding, archivi, archivie, archivo, archivu, arkivo, arquivo, attēls, beeld, belld, berkas, bestand
+    bestân, bild, bilde, bildo, biliþ, billede, comhad, dataja, datei, datoteka, datotéka, dealbh, delwedd
+    dosiero, dosya, duillig, fail, faili, fails, fasciculus, fayl, ficheiro, fichero, fichier, fichièr
+    fichye, figura, fil, file, fitxategi, fitxer, fiura, fişier, fișier, fájl, gambar, grafika, hình
+    imachen, image, imagem, imagen, imagine, imago, imatge, imaxe, imaxen, imej, immaggene, immagine
+    immaxine, immàggine, imådje, irudi, ixiptli, kuva, kép, larawan, lêer, media, mynd, obrázek, obrázok
+    ofbyld, paveikslėlis, picha, pilt, plaetje, plik, rasm, resim, restr, skeda, skeudenn, slika, soubor
+    stampa, suret, súbor, ta'ãnga, talaksan, tasvir, tiedosto, tòng-àn, tập tin, vaizdas, wobraz, wêne
+    ymele, íomhá, òbrôzk, īxiptli, şəkil, αρχείο, εικόνα, εἰκών, билэ, выява, датотека, зображення, зураг
+    изображение, иллюстрация, картинка, ойуу, податотека, рәсем, слика, сурет, сүрөт, файл, фајл, һүрәт
+    ӳкерчĕк, պատկեր, בילד, דאטיי, טעקע, קובץ, תמונה, انځور, تصویر, حکومت ملف, دوتنه, صورة, فائل, فایل, ملف
+    وێنە, پرونده, پەڕگە, ފައިލު, चित्र, চিত্র, ফাইল, ਤਸਵੀਰ, ਫ਼ਾਈਲ, ନବାଛବି, படிமம், దస్త్రం, బొమ్మ, ಚಿತ್ರ
+    ചിത്രം, പ്രമാണം, ගොනුව, රූපය, සිතියම, ภาพ, ไฟล์, ဖိုင်, სურათი, ფაილი, ስዕል, ፋይል, ファイル, 图像, 圖像
+    圖片, 文件, 档案, 檔案, 画像, 그림, 파일
 """)
 
 CATEGORY_NAMESPACES = _words("""
