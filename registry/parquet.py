@@ -7,16 +7,20 @@ one row group of 16,384 rows is read for one id, about 5 ms.
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from registry.errors import DamagedError
+from registry.storage import translate_os_errors
 
 ROWS_PER_GROUP = 16_384
 TEXT_BYTES_PER_GROUP = 8 << 20
@@ -25,22 +29,25 @@ TEXT_BYTES_PER_GROUP = 8 << 20
 class ParquetFileWriter:
     """Writes one Parquet file in a row-group layout that depends on its rows alone; a context manager.
 
+    Leaves no file if the block ends with an error.
+
     Args:
         path: where; written in place, since its directory is published as a whole.
         schema: exact; batches are cast to it safely, so a null in a required column is an error.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.num_rows = 0
         self._schema = schema
         self._by_text = "text" in schema.names
         self._pending: list[pa.Table] = []
         self._pending_size = 0
-        self._writer = pq.ParquetWriter(
-            path, schema, compression="zstd", write_page_index=True, version="2.6", store_schema=True
-        )
+        with translate_os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(
+                path, schema, compression="zstd", write_page_index=True, version="2.6", store_schema=True
+            )
 
     def __enter__(self) -> ParquetFileWriter:
         return self
@@ -48,12 +55,24 @@ class ParquetFileWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._flush()
-        self._writer.close()
+        complete = False
+        try:
+            with translate_os_errors(self.path):
+                if error is None:
+                    self._flush()
+                    complete = True
+                self._writer.close()
+        finally:
+            if not complete:  # closed early, Parquet is readable and short: nothing must take it for the whole
+                self.path.unlink(missing_ok=True)
 
     def write(self, batch: pa.RecordBatch | pa.Table) -> None:
-        """Appends rows, which must come in the file's sort order."""
+        """Appends rows, which must come in the file's sort order.
+
+        Raises:
+            DamagedError: a column is missing, of another type, or null where it may not be.
+            ServiceError: the disk is full, or the like.
+        """
         table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
         table = _conform(table, self._schema)
         self.num_rows += table.num_rows
@@ -78,14 +97,18 @@ class ParquetFileWriter:
     def _flush(self) -> None:
         if self._pending:
             group = pa.concat_tables(self._pending).combine_chunks()
-            self._writer.write_table(group, row_group_size=max(1, group.num_rows))
+            with translate_os_errors(self.path):
+                self._writer.write_table(group, row_group_size=max(1, group.num_rows))
         self._pending = []
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
     for field in schema:
-        column = table[field.name].cast(field.type)
+        try:
+            column = table[field.name].cast(field.type)
+        except (KeyError, pa.ArrowException) as error:
+            raise DamagedError(f"column {field.name!r}: expected {field.type} ({error}); has {table.schema}") from error
         if not field.nullable and column.null_count:
             raise DamagedError(f"column {field.name!r}: {column.null_count} nulls where none may be")
         columns.append(column)
@@ -98,8 +121,33 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     Raises:
         DamagedError: it is missing or not Parquet.
     """
-    try:
+    with translate_damage(path):
         return pq.ParquetFile(path)
+
+
+def read_table(path: Path) -> pa.Table:
+    """A whole file."""
+    file = open_parquet(path)
+    with translate_damage(path):
+        return file.read()
+
+
+def read_batches(path: Path, **options: Any) -> Iterator[pa.RecordBatch]:
+    """A file in pieces; `options` are those of `pyarrow.parquet.ParquetFile.iter_batches`."""
+    batches = open_parquet(path).iter_batches(**options)
+    while True:
+        with translate_damage(path):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextlib.contextmanager
+def translate_damage(path: Path) -> Iterator[None]:
+    """Context: what pyarrow raises while reading `path` becomes a DamagedError that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise DamagedError(f"{path}: missing; restore it from a copy, or ingest again") from None
     except (pa.ArrowException, OSError) as error:
@@ -111,7 +159,8 @@ def read_where(path: Path, column: str, values: Sequence[int]) -> pa.Table:
     file = open_parquet(path)
     wanted = sorted(set(values))
     groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, column, wanted)]
-    table = file.read_row_groups(groups) if groups else file.schema_arrow.empty_table()
+    with translate_damage(path):
+        table = file.read_row_groups(groups) if groups else file.schema_arrow.empty_table()
     return table.filter(pc.is_in(table[column], value_set=pa.array(wanted, pa.int64())))
 
 
@@ -120,7 +169,8 @@ def _may_hold(file: pq.ParquetFile, group: int, column: str, wanted: list[int]) 
     statistics = file.metadata.row_group(group).column(index).statistics
     if statistics is None or not statistics.has_min_max:
         return True
-    return any(statistics.min <= value <= statistics.max for value in wanted)
+    first = bisect.bisect_left(wanted, statistics.min)
+    return first < len(wanted) and wanted[first] <= statistics.max
 
 
 def read_rows(path: Path, start: int, end: int) -> pa.Table:
@@ -131,7 +181,8 @@ def read_rows(path: Path, start: int, end: int) -> pa.Table:
         count = file.metadata.row_group(group).num_rows
         if first < end and start < first + count:
             low, high = max(start - first, 0), min(end - first, count)
-            pieces.append(file.read_row_group(group).slice(low, high - low))
+            with translate_damage(path):
+                pieces.append(file.read_row_group(group).slice(low, high - low))
         first += count
     return pa.concat_tables(pieces) if pieces else file.schema_arrow.empty_table()
 

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,11 +26,13 @@ from typing import Any
 import pyarrow as pa
 
 from registry import parquet, schema
-from registry.errors import DamagedError, NotFoundError, RefusedError, UsageError
+from registry.errors import DamagedError, NotFoundError, ServiceError, UsageError
 from registry.ids import ID_SCHEME
 from registry.storage import open_root, sync_directory, translate_os_errors, write_atomic
 
 MANIFEST = "manifest.json"
+_SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
+_REQUIRED = ("snapshot", "schema_version", "configuration", "inputs", "files")
 _ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files", "parent")
 
 
@@ -64,7 +67,7 @@ class Snapshot:
 
     def table(self, name: str) -> pa.Table:
         """A whole table of `registry.schema.TABLES`; for `documents` and `bands` of a large snapshot, rather stream."""
-        return parquet.open_parquet(self.file(name)).read()
+        return parquet.read_table(self.file(name))
 
     def where(self, name: str, column: str, values: list[int]) -> pa.Table:
         """The rows of a table whose sort column has one of `values`."""
@@ -72,7 +75,7 @@ class Snapshot:
 
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """A table in pieces, in its sort order."""
-        yield from parquet.open_parquet(self.file(name)).iter_batches(columns=columns)
+        yield from parquet.read_batches(self.file(name), columns=columns)
 
     def shards(self, folder: str = "shards") -> list[str]:
         """The names of the snapshot's shards in order, as `file` takes them; `folder` may be "displaced"."""
@@ -81,7 +84,7 @@ class Snapshot:
     def shard_batches(self, folder: str = "shards") -> Iterator[pa.RecordBatch]:
         """All training text (schema.SHARD), sorted by source and document, a few MB at a time."""
         for name in self.shards(folder):
-            yield from parquet.open_parquet(self.file(name)).iter_batches(batch_size=256)
+            yield from parquet.read_batches(self.file(name), batch_size=256)
 
     def texts(self, source_id: int) -> list[tuple[int, str]]:
         """The documents that are trained under a source: (doc_id, text).
@@ -103,9 +106,13 @@ class Snapshot:
         """Reads every file and compares its hash; returns the number of bytes read.
 
         Raises:
-            DamagedError: naming each file that is missing or differs, or the manifest if its own id does not follow.
+            DamagedError: naming each file that is missing or differs, and the manifest if it does.
         """
-        damaged = [] if manifest_id(self.manifest) == self.id else [f"{MANIFEST} (its id does not follow from it)"]
+        damaged = []
+        if manifest_id(self.manifest) != self.id:
+            damaged.append(f"{MANIFEST} (its id does not follow from it)")
+        elif _facts_digest(self.manifest) != self.manifest.get("facts_sha256"):
+            damaged.append(f"{MANIFEST} (content differs)")
         num_bytes = 0
         for name, entry in self.manifest["files"].items():
             path = self.path / name
@@ -128,6 +135,12 @@ def manifest_id(manifest: Mapping[str, Any]) -> str:
     shaped["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     shaped["inputs"] = sorted((entry["name"], entry["sha256"]) for entry in manifest["inputs"])
     return hashlib.sha256(json.dumps(shaped, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _facts_digest(manifest: Mapping[str, Any]) -> str:
+    """Over all of a manifest: what is no part of the id (counts, wikis) is held too."""
+    facts = {name: value for name, value in manifest.items() if name != "facts_sha256"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class SnapshotWriter:
@@ -187,9 +200,11 @@ class SnapshotWriter:
             **facts,
             "files": files,
         }
+        manifest = json.loads(json.dumps(manifest))  # as it will be read: tuples and numbers as keys are gone
         manifest["snapshot"] = manifest_id(manifest)
+        manifest["facts_sha256"] = _facts_digest(manifest)
         with translate_os_errors(self.staging):
-            write_atomic(self.staging / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+            write_atomic(self.staging / MANIFEST, json.dumps(manifest, indent=1).encode())
             return self.registry.publish(self.staging, manifest["snapshot"])
 
 
@@ -224,42 +239,69 @@ class Registry:
     def ids(self) -> list[str]:
         """The ids of all committed snapshots."""
         folder = self.root / "snapshots"
-        return sorted(p.name for p in folder.iterdir() if (p / MANIFEST).is_file()) if folder.is_dir() else []
+        names = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
+        return sorted(name for name in names if _SNAPSHOT_ID.fullmatch(name))
 
     def publish(self, staging: Path, snapshot_id: str) -> Snapshot:
-        """Moves a staged snapshot to its place, and makes it the newest."""
+        """Moves a staged snapshot to its place, and makes it the newest; one that is there and sound is kept."""
         target = self.root / "snapshots" / snapshot_id
         with translate_os_errors(target):
             target.parent.mkdir(exist_ok=True)
-            if (target / MANIFEST).is_file():
-                shutil.rmtree(staging)
-            else:
+            if not self._is_sound(snapshot_id):
                 _sync_tree(staging)
+                _move_aside(target)
                 os.replace(staging, target)
                 sync_directory(target.parent)
+            shutil.rmtree(staging, ignore_errors=True)
             write_atomic(self.root / "newest", snapshot_id.encode())
         return self._open(snapshot_id)
 
+    def _is_sound(self, snapshot_id: str) -> bool:
+        """Whether a snapshot is there and undamaged: ingesting again is how a damaged one is mended."""
+        if not (self.root / "snapshots" / snapshot_id).is_dir():
+            return False
+        try:
+            self._open(snapshot_id).verify()
+        except DamagedError:
+            return False
+        return True
+
     def _newest_id(self) -> str:
         try:
-            return (self.root / "newest").read_text().strip()
+            newest = (self.root / "newest").read_text().strip()
         except FileNotFoundError:
             raise NotFoundError(f"registry {self.root} holds no snapshot yet; run `nulls ingest` first") from None
         except OSError as error:
-            raise RefusedError(f"registry {self.root} cannot be read: {error.strerror}") from error
+            raise ServiceError(
+                f"registry {self.root} cannot be read: {error.strerror}; check its permissions"
+            ) from error
+        except ValueError:
+            newest = ""
+        if not _SNAPSHOT_ID.fullmatch(newest):
+            raise DamagedError(f"{self.root / 'newest'}: holds no snapshot id; name one with --snapshot")
+        return newest
 
     def _open(self, snapshot_id: str) -> Snapshot:
         path = self.root / "snapshots" / snapshot_id
         try:
             manifest = json.loads((path / MANIFEST).read_bytes())
-            version = manifest["schema_version"]
+            version, *_ = (manifest[name] for name in ("schema_version", *_REQUIRED))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{path / MANIFEST}: not a manifest ({error}); restore it from a copy") from error
         if version != schema.SCHEMA_VERSION:
             raise DamagedError(
                 f"snapshot {snapshot_id[:12]} has schema version {version}, this release reads {schema.SCHEMA_VERSION}"
             )
+        if manifest["snapshot"] != snapshot_id:
+            raise DamagedError(f"{path / MANIFEST}: is of snapshot {manifest['snapshot']!r}; restore it from a copy")
         return Snapshot(path, manifest)
+
+
+def _move_aside(damaged: Path) -> None:
+    if damaged.exists():
+        aside = damaged.with_name(f".damaged-{damaged.name}-{os.getpid()}")
+        os.replace(damaged, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync_tree(directory: Path) -> None:
