@@ -8,7 +8,9 @@ of matmuls grows with the logarithm of the longest source, not with the number o
 
 `dense_masked_mlp` is the definition that this must equal: every pool neuron, times the mask. It is there for tests.
 
-Cost: TO_MEASURE
+Cost, forward and backward, 2048 tokens, D 576, 128 of 8192 sinks, fp32, one core: 66 ms with 16 sources of 128 tokens,
+71 with 15 of 1 to 600, 113 with 64 of 32, 5 with none, beside 153 for a backbone of 512; all pool neurons, masked, take
+5140. A plan for 30 layers takes 4 to 17 ms.
 
 Shapes: T tokens (batch flattened), A of them with a source, D model width, P pool neurons, G distinct sources,
 K sinks of a source, L layers, g sources and n tokens each in one bucket.
