@@ -7,6 +7,7 @@ one row group of 16,384 rows is read for one id, about 5 ms.
 
 from __future__ import annotations
 
+import array
 import bisect
 import contextlib
 import hashlib
@@ -160,8 +161,13 @@ def read_where(path: Path, column: str, values: Sequence[int]) -> pa.Table:
     wanted = sorted(set(values))
     groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, column, wanted)]
     with translate_damage(path):
-        table = file.read_row_groups(groups) if groups else file.schema_arrow.empty_table()
-    return table.filter(pc.is_in(table[column], value_set=pa.array(wanted, pa.int64())))
+        table = file.read_row_groups(groups)
+    return table.filter(pc.is_in(table[column], value_set=int64_array(wanted)))
+
+
+def int64_array(values: Sequence[int]) -> pa.Array:
+    """`pa.array(values)`, which would import pandas, where there is one, to see whether they are a series: 0.5 s."""
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(array.array("q", values))])
 
 
 def _may_hold(file: pq.ParquetFile, group: int, column: str, wanted: list[int]) -> bool:
@@ -184,7 +190,7 @@ def read_rows(path: Path, start: int, end: int) -> pa.Table:
             with translate_damage(path):
                 pieces.append(file.read_row_group(group).slice(low, high - low))
         first += count
-    return pa.concat_tables(pieces) if pieces else file.schema_arrow.empty_table()
+    return pa.concat_tables(pieces) if pieces else file.read_row_groups([])
 
 
 def sha256_file(path: Path) -> str:

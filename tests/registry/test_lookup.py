@@ -1,0 +1,301 @@
+"""What people type -> what the snapshot holds: all of it, the narrowest first, and help where it is nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry import ids, lookup, schema
+from registry.errors import NotFoundError, UsageError
+from registry.identity import fold_title
+from registry.snapshot import Registry, Snapshot, SnapshotWriter
+from tests.registry.conftest import OWNERS, SHARED_KEY, SOURCES
+
+
+def keys(snapshot: Snapshot, query: str) -> list[tuple[str, str]]:
+    return [(match.source.key, match.matched_by) for match in lookup.lookup(snapshot, query).matches]
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        # titles: as written, first letter either case, underscores; another case only where none is exact
+        ("Anarchism", [("wiki:enwiki:12", "title")]),
+        ("anarchism", [("wiki:enwiki:12", "title")]),
+        ("ANARCHISM", [("wiki:enwiki:13", "title")]),
+        ("aNaRcHiSm", [("wiki:enwiki:12", "title"), ("wiki:enwiki:13", "title")]),
+        ("pride_and  prejudice", [("book:gutenberg:1342", "title")]),
+        ("PRIDE AND PREJUDICE / Jane Austen", [("book:gutenberg:1342", "title")]),
+        ("AC/DC", [("wiki:enwiki:15", "title")]),
+        ("ac/dc", [("wiki:enwiki:15", "title")]),
+        ("Anarchism#History", [("wiki:enwiki:12", "title")]),
+        # several meanings
+        (
+            "Mercury",
+            [("book:isbn:9780306406157", "title"), ("wiki:enwiki:14", "title"), ("wiki:simplewiki:9", "title")],
+        ),
+        ("Node.js", [("wiki:enwiki:16", "title"), ("web:node.js", "url")]),
+        # redirects: to their target; after titles of the same spelling; a dangling one gives way to a near title
+        ("Anarchy (politics)", [("wiki:enwiki:12", "redirect")]),
+        ("anarchy_(politics)", [("wiki:enwiki:12", "redirect")]),
+        ("iPhone (case)", [("wiki:enwiki:16", "redirect")]),
+        ("Iphone (case)", [("wiki:enwiki:20", "title")]),
+        ("IPHONE (CASE)", [("wiki:enwiki:20", "title"), ("wiki:enwiki:16", "redirect")]),
+        ("Lost", [("wiki:enwiki:14", "title")]),
+        # article URLs: the article, then the site
+        ("https://en.wikipedia.org/wiki/Anarchism", [("wiki:enwiki:12", "url"), ("web:wikipedia.org", "url")]),
+        ("en.m.wikipedia.org/wiki/anarchism#x", [("wiki:enwiki:12", "url"), ("web:wikipedia.org", "url")]),
+        ("https://en.wikipedia.org/?curid=15", [("wiki:enwiki:15", "url"), ("web:wikipedia.org", "url")]),
+        ("https://en.wikipedia.org/wiki/AC%2FDC", [("wiki:enwiki:15", "url"), ("web:wikipedia.org", "url")]),
+        ("https://en.wikipedia.org/wiki/Anarchy_(politics)", [("wiki:enwiki:12", "url"), ("web:wikipedia.org", "url")]),
+        ("https://en.wikipedia.org/wiki/Mercury", [("wiki:enwiki:14", "url"), ("web:wikipedia.org", "url")]),
+        ("https://simple.wikipedia.org/wiki/Mercury", [("wiki:simplewiki:9", "url"), ("web:wikipedia.org", "url")]),
+        ("https://de.wikipedia.org/wiki/Mercury", [("web:wikipedia.org", "url")]),
+        ("https://wiki.example.org/wiki/Mercury", [("wiki:simplewiki:9", "url")]),
+        # other scripts
+        ("東京", [("wiki:jawiki:17", "title")]),
+        ("https://ja.wikipedia.org/wiki/%E6%9D%B1%E4%BA%AC", [("wiki:jawiki:17", "url"), ("web:wikipedia.org", "url")]),
+        ("القاهرة", [("wiki:arwiki:18", "title")]),
+        ("თბილისი", [("wiki:kawiki:19", "title")]),
+        ("https://ka.wikipedia.org/wiki/თბილისი", [("wiki:kawiki:19", "url"), ("web:wikipedia.org", "url")]),
+        # sites
+        ("alice.github.io", [("web:alice.github.io", "url")]),
+        ("https://www.alice.github.io:8080/a?b#c", [("web:alice.github.io", "url")]),
+        ("bücher.example", [("web:xn--bcher-kva.example", "url")]),
+        ("http://XN--BCHER-KVA.example./", [("web:xn--bcher-kva.example", "url")]),
+        ("https://empty.example/x", [("web:empty.example", "url")]),
+        # books
+        ("https://www.gutenberg.org/ebooks/1342", [("book:gutenberg:1342", "url")]),
+        ("0-306-40615-2", [("book:isbn:9780306406157", "isbn")]),
+        ("ISBN 978-0-14-143951-8", [("book:gutenberg:1342", "isbn")]),
+        # keys and ids
+        ("wiki:enwiki:12", [("wiki:enwiki:12", "key")]),
+        ("web:WWW.alice.github.io", [("web:alice.github.io", "key")]),
+        (SHARED_KEY, [(SHARED_KEY, "key")]),
+        (ids.format_id(ids.source_id("wiki:enwiki:12")), [("wiki:enwiki:12", "id")]),
+        (ids.format_id(ids.source_id("wiki:enwiki:12")).upper(), [("wiki:enwiki:12", "id")]),
+    ],
+)
+def test_lookup(small: Snapshot, query: str, expected: list[tuple[str, str]]) -> None:
+    found = keys(small, query)
+    if query in ("Mercury", "aNaRcHiSm"):  # equals have no order
+        found.sort()
+    assert found == expected
+
+
+def test_a_match_tells_all_that_is_known(small: Snapshot) -> None:
+    (match,) = lookup.lookup(small, "Pride and Prejudice").matches
+    text = SOURCES["book:gutenberg:1342"][1][0]
+    assert match.to_dict() == {
+        "source_id": ids.format_id(ids.source_id("book:gutenberg:1342")),
+        "key": "book:gutenberg:1342",
+        "kind": "book",
+        "title": "Pride and Prejudice",
+        "num_documents": 1,
+        "num_bytes": len(text),
+        "shared_with": [],
+        "matched_by": "title",
+    }
+    shape = lookup.lookup(small, "nothing of the kind").to_dict()
+    assert shape == {"query": "nothing of the kind", "found": False, "matches": [], "suggestions": [], "notes": []}
+    assert json.loads(json.dumps(lookup.lookup(small, "東京").to_dict()))["found"] is True
+
+
+def test_a_redirect_to_nowhere_says_where_it_went(small: Snapshot) -> None:
+    for query in ("Nowhere", "nowhere", "https://en.wikipedia.org/wiki/Nowhere"):
+        assert ("wiki:enwiki:14", "title") not in keys(small, query)
+    answer = lookup.lookup(small, "Nowhere")
+    assert answer.notes == ("'Nowhere' redirects to 'Utopia', which is not in this snapshot",)
+    assert not answer.found
+    with pytest.raises(NotFoundError, match="redirects to 'Utopia'"):
+        lookup.resolve(small, "Nowhere")
+
+
+def test_shared_text_both_ways(small: Snapshot) -> None:
+    everyone = [*OWNERS, SHARED_KEY, "wiki:enwiki:13"]
+    found = lookup.shared_with(small, [ids.source_id(key) for key in everyone])
+    for owner in OWNERS:
+        assert found[ids.source_id(owner)] == tuple(sorted(set(OWNERS) - {owner}))
+    assert found[ids.source_id(SHARED_KEY)] == tuple(sorted(OWNERS))
+    assert ids.source_id("wiki:enwiki:13") not in found
+    assert lookup.shared_with(small, []) == {}
+    (match,) = lookup.lookup(small, "Anarchism").matches
+    assert match.source.shared_with == ("web:alice.github.io", "web:empty.example")
+
+
+def test_shared_with_in_an_overlap(registry: Registry) -> None:
+    names = ["web:a.x", "web:b.x", "web:c.x"]
+    number = {name: ids.source_id(name) for name in names}
+    pairs = list(itertools.combinations(names, 2))[:2]  # a+b, a+c
+    for pair in pairs:
+        shared = ids.shared_key(number[n] for n in pair)
+        number[shared] = ids.source_id(shared)
+    owners = [
+        {"source_id": number[ids.shared_key(number[n] for n in p)], "owner_id": number[m]} for p in pairs for m in p
+    ]
+    owners.sort(key=lambda row: (row["source_id"], row["owner_id"]))
+    row = {"kind": "web", "title": None, "num_documents": 0, "num_bytes": 0, "placements": []}
+    sources = [{"source_id": number[key], "key": key, **row} for key in sorted(number, key=number.__getitem__)]
+    writer = SnapshotWriter(registry, registry.root / "work")
+    for name, table in (("owners", owners), ("sources", sources)):
+        with writer.table(name) as file:
+            file.write(pa.Table.from_pylist(table, schema=schema.TABLES[name]))
+    made = writer.commit(configuration={}, inputs=[])
+    found = lookup.shared_with(made, list(number.values()))
+    assert [found[number[name]] for name in names] == [("web:b.x", "web:c.x"), ("web:a.x",), ("web:a.x",)]
+
+
+@pytest.mark.parametrize(
+    ("query", "suggestion"),
+    [
+        ("Anarchsim", "Anarchism"),
+        ("Prejudice", "Pride and Prejudice"),
+        ("prejudice pride", "Pride and Prejudice"),
+        ("Pride and Predujice", "Pride and Prejudice"),
+        ("Mercuri", "Mercury"),
+        ("Jane Austen", "Pride and Prejudice / Jane Austen"),
+        ("東京都", "東京"),
+    ],
+)
+def test_suggestions(small: Snapshot, query: str, suggestion: str) -> None:
+    answer = lookup.lookup(small, query)
+    assert not answer.found
+    assert suggestion in answer.suggestions
+    assert len(answer.suggestions) <= 5
+    with pytest.raises(NotFoundError, match="did you mean: .*" + suggestion):
+        lookup.resolve(small, query)
+
+
+def test_suggestions_never_name_what_is_not_held(small: Snapshot) -> None:
+    assert "Nowhere" not in lookup.lookup(small, "Nowher").suggestions
+    assert lookup.lookup(small, "zzzzqqqq").suggestions == lookup.lookup(small, "").suggestions == ()
+
+
+def test_resolve_takes_the_narrowest(small: Snapshot) -> None:
+    assert lookup.resolve(small, "https://en.wikipedia.org/wiki/Anarchism").key == "wiki:enwiki:12"
+    assert lookup.resolve(small, "Node.js").key == "wiki:enwiki:16"
+    assert lookup.resolve(small, "https://en.wikipedia.org/wiki/Unheard_of").key == "web:wikipedia.org"
+
+
+@pytest.mark.parametrize("query", ["Mercury", "aNaRcHiSm"])
+def test_resolve_does_not_guess_between_equals(small: Snapshot, query: str) -> None:
+    with pytest.raises(UsageError, match=r"ambiguous: .*; name one of these keys") as caught:
+        lookup.resolve(small, query)
+    assert all(key in str(caught.value) for key, _ in keys(small, query))
+
+
+def test_list_sources(small: Snapshot) -> None:
+    everything = lookup.list_sources(small)
+    assert {s.key for s in everything} == {*SOURCES, SHARED_KEY}
+    assert [s.source_id for s in everything] == sorted(s.source_id for s in everything)
+    assert {s.key for s in lookup.list_sources(small, kind="book")} == {
+        "book:gutenberg:1342",
+        "book:isbn:9780306406157",
+    }
+    assert {s.key for s in lookup.list_sources(small, match="ANARCH")} == {"wiki:enwiki:12", "wiki:enwiki:13"}
+    assert {s.key for s in lookup.list_sources(small, match="github")} == {"web:alice.github.io"}
+    assert lookup.list_sources(small, kind="web", match="mercury") == []
+    assert lookup.list_sources(small, limit=3) == everything[:3]
+    assert lookup.list_sources(small, limit=0) == []
+    assert lookup.list_sources(small, kind="nonsense") == []
+
+
+@given(st.text(max_size=30))
+@settings(max_examples=60)
+def test_no_query_breaks_a_lookup(small: Snapshot, query: str) -> None:
+    for prefix in ("", "https://en.wikipedia.org/wiki/"):
+        answer = lookup.lookup(small, prefix + query)
+        assert answer.query == prefix + query
+        assert json.dumps(answer.to_dict())
+
+
+QUERIES = ["Anarchism", "https://en.wikipedia.org/wiki/Anarchism", "Anarchsim"]
+PROGRAM = """
+import json, sys, time
+start = time.perf_counter()
+from registry.lookup import lookup
+from registry.snapshot import Registry
+found = lookup(Registry.open(sys.argv[1]).snapshot(), sys.argv[2])
+print(json.dumps({"seconds": time.perf_counter() - start, "modules": sorted(sys.modules), "answer": found.to_dict()}))
+"""
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_lookup_starts_fast_and_imports_little(small: Snapshot, query: str) -> None:
+    root = small.path.parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    runs = []
+    for _ in range(3):
+        command = [sys.executable, "-c", PROGRAM, str(root), query]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        runs.append(json.loads(done.stdout))
+    needless = {
+        "sqlalchemy",
+        "alembic",
+        "tldextract",
+        "requests",
+        "w3lib",
+        "pandas",
+        "pyarrow.dataset",
+        "pyarrow.flight",
+    }
+    assert needless.isdisjoint(runs[0]["modules"])
+    assert "pyarrow.parquet" in runs[0]["modules"]
+    assert runs[0]["answer"]["matches"] or runs[0]["answer"]["suggestions"]
+    assert min(run["seconds"] for run in runs) < 2.0  # 0.4 on an idle core; the bound allows for busy ones
+
+
+@pytest.fixture
+def many_titles(registry: Registry) -> Callable[[int], Snapshot]:
+    def make(count: int) -> Snapshot:
+        titles = [
+            f"Article {i:07d} of {word}" for i, word in zip(range(count), itertools.cycle(["rivers", "stars", "towns"]))
+        ]
+        number = ids.source_id("wiki:enwiki:1")
+        table = [(ids.alias_hash(fold_title(t)), t) for t in titles]
+        table.sort()
+        writer = SnapshotWriter(registry, registry.root / "work")
+        fields = {"kind": ["title"] * count, "source_id": [number] * count, "scope": ["enwiki"] * count}
+        columns = {
+            "alias_hash": [h for h, _ in table],
+            "alias": [t for _, t in table],
+            **fields,
+            "target": [None] * count,
+        }
+        with writer.table("aliases") as file:
+            file.write(pa.table(columns, schema=schema.ALIASES))
+        row = {
+            "source_id": number,
+            "key": "wiki:enwiki:1",
+            "kind": "wiki",
+            "num_documents": 0,
+            "num_bytes": 0,
+            "placements": [],
+        }
+        with writer.table("sources") as file:
+            file.write(pa.Table.from_pylist([row], schema=schema.SOURCES))
+        with writer.table("owners"):
+            pass
+        return writer.commit(configuration={}, inputs=[])
+
+    return make
+
+
+def test_not_finding_among_many_titles_is_quick_too(many_titles: Callable[[int], Snapshot]) -> None:
+    snapshot = many_titles(60_000)
+    start = time.perf_counter()
+    answer = lookup.lookup(snapshot, "Artical 0000123 of rivers")
+    assert not answer.found
+    assert time.perf_counter() - start < 10  # 60,000 titles through difflib alone take longer than that
+    assert lookup.lookup(snapshot, "0000123").suggestions == ("Article 0000123 of rivers",)
