@@ -32,6 +32,7 @@ _SHIELDED = re.compile("[\ufdd0-\ufdef]")
 
 # Alternatives begin with a literal each: the compiled pattern then skips to those characters, five times as fast.
 _BRACES = re.compile(r"\{\{+|\}\}+|\{\||\|\}(?!\})|</?table\b[^<>]*>", re.IGNORECASE)
+_MAX_BRACES = 40  # in a row: templates that begin at one place; MediaWiki expands none deeper
 _TABLE_BREAK = re.compile(r"\n[ \t]*+\n|\n=|\Z")  # where a table that is never closed is taken to end
 
 _EXTERNAL_LINK = re.compile(
@@ -172,7 +173,9 @@ class _Braces:
 
     def _meet(self, match: re.Match[str]) -> None:
         mark, (start, end) = match[0], match.span()
-        if mark.startswith("{{"):
+        if end - start > _MAX_BRACES and mark[0] in "{}":
+            self._spans.append((start, end))
+        elif mark.startswith("{{"):
             for inner in range(start + (end - start) % 2, end, 2):  # an odd brace belongs to the outermost
                 self._push("}}", start if inner - start < 2 else inner, inner + 2)
         elif mark.startswith("}}"):
@@ -310,10 +313,13 @@ class _Line(NamedTuple):
     level: int = _NO_LEVEL
 
 
+_BLANK = _Line("")
+
+
 def _line(raw: str) -> _Line:
     text = " ".join(raw.split())
     if not _WORD.search(text) or text[0] == "|":  # "|": of a table or a template whose other end is elsewhere
-        return _Line("")
+        return _BLANK
     if text[0] == "=" and text[-1] == "=" and len(text) > 2:
         level = min(len(text) - len(text.lstrip("=")), len(text) - len(text.rstrip("=")), (len(text) - 1) // 2, 6)
         return _Line(_mended(text[level:-level]), level)

@@ -22,6 +22,7 @@ HEAD_BYTES = 1 << 20  # the siteinfo is within this, or it is not read
 _KEPT_BYTES = 1 << 16  # of a page that is too large: its title and id are in its first lines
 _TAG = re.compile(rb"<(/?)page>")
 _OUTSIDE = re.compile(rb"<page>|</mediawiki>")
+_ROOT = re.compile(rb"<mediawiki\b(?![^>]*/>)")
 _OVERLAP_BYTES = len(b"</mediawiki>") - 1
 
 
@@ -63,7 +64,7 @@ class PageSplitter:
                 self._failure = error
                 break
         head, page, _ = bytes(self._buffer[:HEAD_BYTES]).partition(b"<page>")
-        self._is_closed = b"<mediawiki" not in head
+        self._is_closed = not _ROOT.search(head)
         return head + page
 
     def __iter__(self) -> Iterator[Fragment]:

@@ -28,7 +28,7 @@ from registry.errors import InputError, RecordError
 
 _READ_BYTES = 1 << 15  # of the file, at once
 _CHUNK_BYTES = 1 << 16  # about what the caller gets at once
-_MAX_BLOCK_BYTES = 4 << 20  # of a bzip2 block, withheld until its checksum held; 900 kB unless it is a bomb
+_MAX_BLOCK_BYTES = 2 << 20  # of a bzip2 block, withheld until its checksum held; 900 kB unless it is a bomb
 _STEP_BYTES = 1 << 10  # asked of a decoder at once: what a failing call loses at most
 _SNIFF_BYTES = 1 << 10  # enough for a byte-order mark and an XML declaration
 _MAGIC_BYTES = 10  # the longest of the patterns below

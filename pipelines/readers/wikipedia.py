@@ -68,6 +68,7 @@ _SPECIAL_HOSTS = {
     "mediawikiwiki": "www.mediawiki.org",
 }
 
+_PAGE_START_BYTES = 4096  # <title>, <ns> and <id> are within this: a title has at most 255 bytes before escaping
 _PAGE_TITLE = re.compile(rb"<title>([^<]*)</title>")
 _PAGE_ID = re.compile(rb"<id>\s*(\d{1,18})\s*</id>")
 _PAGE_NS = re.compile(rb"<ns>\s*(-?\d{1,9})\s*</ns>")
@@ -182,7 +183,7 @@ def _read_fragment(fragment: Fragment, dump: _Dump) -> Document | Redirect | Non
     try:
         if fragment.failure:
             raise fragment.failure
-        ns = _PAGE_NS.search(fragment.data)
+        ns = _PAGE_NS.search(fragment.data, 0, _PAGE_START_BYTES)
         if ns and int(ns[1]):  # spared the parser: in a full dump two pages of three
             return None
         return _read_page(_parse(fragment.data), fragment, dump)
