@@ -12,6 +12,7 @@ import datetime
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from registry.errors import DamagedError, ServiceError, UsageError
+from registry.storage import translate_os_errors
 
 HEAD_REVISION = "0001"  # the newest migration; a test compares it with the scripts
+_BACKENDS = ("sqlite", "postgresql")
+_PASSWORD = re.compile(r":[^:/@\s]*@")
 _LOCK_WAIT_S = 60
 _CONNECT_TIMEOUT_S = 10
 
@@ -100,8 +104,12 @@ class Catalog:
     def __init__(self, url: str) -> None:
         try:
             self.engine = _make_engine(url)
-        except (SQLAlchemyError, ImportError) as error:
-            raise UsageError(f"catalogue {url!r}: {error}; set NULLS_CATALOG to an SQLAlchemy URL") from error
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            place = _PASSWORD.sub(":***@", url)
+            raise UsageError(
+                f"catalogue {place!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE "
+                f"({_PASSWORD.sub(':***@', str(error))}); set NULLS_CATALOG"
+            ) from None
         with self._translated():
             self._migrate()
 
@@ -121,9 +129,7 @@ class Catalog:
     def exclusive(self, name: str) -> Iterator[sa.Connection]:
         """A transaction that no other with the same name runs beside; ends, and so unlocks, also with a crash."""
         with self.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+            lock(connection, name)
             yield connection
 
     def record_snapshot(self, snapshot_id: str, *, registry: str, parent: str | None) -> None:
@@ -192,8 +198,17 @@ class Catalog:
             raise
 
 
+def lock(connection: sa.Connection, name: str) -> None:
+    """Waits until no other transaction holds `name`, and holds it until this one ends; SQLite's own write lock does."""
+    if connection.dialect.name == "postgresql":
+        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+
 def _make_engine(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
+    if parsed.get_backend_name() not in _BACKENDS:
+        raise ValueError(f"{parsed.get_backend_name()} is not supported")
     if parsed.get_backend_name() != "sqlite":
         return sa.create_engine(parsed, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_TIMEOUT_S})
     engine = sa.create_engine(parsed, connect_args={"timeout": _LOCK_WAIT_S})
@@ -223,7 +238,7 @@ def _migration_lock(engine: sa.Engine) -> Iterator[None]:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x6E756C6C73)))
             yield
     elif path and path != ":memory:":
-        with open(f"{path}.lock", "w") as file:
+        with translate_os_errors(Path(path)), open(f"{path}.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:

@@ -7,6 +7,7 @@ a row that was altered behind the triggers shows in `verify`. The current state 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
@@ -17,8 +18,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from registry.catalog import Catalog, events, now, requests
-from registry.errors import DamagedError, NotFoundError
+from registry.catalog import Catalog, events, lock, now, requests
+from registry.errors import DamagedError, NotFoundError, UsageError
 
 
 class State(enum.StrEnum):
@@ -91,6 +92,7 @@ class Ledger:
             "model_before": model_before,
             "sources": sorted(sources),
         }
+        _check_text(row)
         with self.catalog.exclusive("ledger") as connection:
             connection.execute(sa.insert(requests).values(**row))
             _append(connection, request_id, State.REQUESTED, {"request": row})
@@ -104,9 +106,23 @@ class Ledger:
         model_after: str | None = None,
         detail: Mapping[str, Any] | None = None,
         evidence: Mapping[str, Any] | None = None,
+        within: sa.Connection | None = None,
     ) -> str | None:
-        """Adds an event; returns the digest of `evidence`, if given (it is kept in the event's detail)."""
-        with self.catalog.exclusive("ledger") as connection:
+        """Adds an event.
+
+        Args:
+            request_id: of an open request.
+            state: where the request now stands.
+            model_after: the model version that came of it.
+            detail: more to remember.
+            evidence: what was measured; kept in the event's detail.
+            within: a transaction of the same catalogue to be part of.
+
+        Returns:
+            The digest of `evidence`, if given.
+        """
+        with contextlib.nullcontext(within) if within is not None else self.catalog.begin() as connection:
+            lock(connection, "ledger")
             return _append(connection, request_id, state, detail or {}, model_after, evidence)
 
     def request(self, request_id: str) -> Request:
@@ -128,7 +144,8 @@ class Ledger:
         trail: dict[str, list[Mapping[str, Any]]] = {}
         for entry in history:
             trail.setdefault(entry["request_id"], []).append(dict(entry))
-        return [_current(dict(row), trail[row["request_id"]]) for row in rows]
+        current = [_current(dict(row), trail.get(row["request_id"], [])) for row in rows]
+        return sorted(current, key=lambda request: trail[request.request_id][0]["event_id"])
 
     def history(self, request_id: str) -> list[dict[str, Any]]:
         """The events of a request, the oldest first."""
@@ -137,25 +154,60 @@ class Ledger:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def verify(self) -> int:
-        """Recomputes the chain of digests; returns the number of events.
+        """Recomputes the chain of digests, holds requests against their first events; returns the number of events.
+
+        That the last events, and the requests that they opened, were all deleted shows only beside an earlier copy.
 
         Raises:
-            DamagedError: naming the first event whose digest does not follow.
+            DamagedError: naming the first event whose digest does not follow, or a request that is not as it was made.
         """
         previous, count = "", 0
         with self.catalog.read() as connection:
+            unopened = {row["request_id"]: dict(row) for row in connection.execute(sa.select(requests)).mappings()}
             for row in connection.execute(sa.select(events).order_by(events.c.event_id)).mappings():
                 if _digest(previous, dict(row)) != row["digest"]:
                     raise DamagedError(
-                        f"ledger event {row['event_id']} of request {row['request_id']} was altered after it was written"
+                        f"ledger event {row['event_id']} of request {row['request_id']} was altered, or one before it "
+                        "deleted, after it was written; restore the catalogue from a copy"
                     )
+                opened = row["detail"].get("request") if row["state"] == State.REQUESTED else None
+                if opened is not None and unopened.pop(row["request_id"], None) != opened:
+                    raise _altered(row["request_id"])
                 previous, count = row["digest"], count + 1
+        if unopened:
+            raise _altered(next(iter(unopened)))
         return count
 
 
 def evidence_digest(evidence: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical JSON of the evidence."""
-    return hashlib.sha256(_canonical(evidence)).hexdigest()
+    """SHA-256 over the canonical JSON of the evidence.
+
+    Raises:
+        UsageError: it cannot be written as JSON: not-a-number, infinity, an object of some class.
+    """
+    return hashlib.sha256(_canonical(_as_json(evidence))).hexdigest()
+
+
+def _altered(request_id: str) -> DamagedError:
+    return DamagedError(
+        f"ledger request {request_id} was altered after it was written; restore the catalogue from a copy"
+    )
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As the database will give it back: tuples are lists, keys are text. The digests are over this."""
+    try:
+        read: dict[str, Any] = json.loads(_canonical(value))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"a ledger entry must be JSON, without NaN or infinity: {error}") from error
+    return read
+
+
+def _check_text(row: Mapping[str, Any]) -> None:
+    for name, value in row.items():
+        for text in value if isinstance(value, list) else [value]:
+            if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+                raise UsageError(f"{name} {text!r}: expected text, got a NUL or what is not UTF-8")
 
 
 def _append(
@@ -166,20 +218,26 @@ def _append(
     model_after: str | None = None,
     evidence: Mapping[str, Any] | None = None,
 ) -> str | None:
+    if connection.execute(sa.select(requests.c.request_id).where(requests.c.request_id == request_id)).first() is None:
+        raise NotFoundError(f"no request {request_id!r}; `nulls ledger` lists them")
     previous = connection.execute(sa.select(events.c.digest).order_by(events.c.event_id.desc()).limit(1)).scalar() or ""
+    digest = evidence_digest(evidence) if evidence is not None else None
     row: dict[str, Any] = {
         "request_id": request_id,
         "at": now(),
         "state": state.value,
         "model_after": model_after,
-        "detail": dict(detail) | ({"evidence": dict(evidence)} if evidence is not None else {}),
-        "evidence_digest": evidence_digest(evidence) if evidence is not None else None,
+        "detail": _as_json(dict(detail) | ({"evidence": dict(evidence)} if evidence is not None else {})),
+        "evidence_digest": digest,
     }
     connection.execute(sa.insert(events).values(**row, digest=_digest(previous, row)))
-    return row["evidence_digest"]
+    return digest
 
 
 def _current(row: dict[str, Any], trail: list[Mapping[str, Any]]) -> Request:
+    if not trail:
+        raise _altered(row["request_id"])
+
     def last(name: str) -> Any:
         return next((entry[name] for entry in reversed(trail) if entry[name] is not None), None)
 

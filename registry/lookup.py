@@ -2,7 +2,7 @@
 
 A query is turned into candidates (`registry.identity.candidates`), each of which names a source id or an alias; ids are
 read from `sources`, aliases from `aliases`, both sorted files, so a lookup touches a few row groups however large the
-snapshot is: about 15 ms, 0.4 s with the start of Python All matches are returned, the narrowest first.
+snapshot is: about 15 ms, 0.4 s with the start of Python. All matches are returned, the narrowest first.
 """
 
 from __future__ import annotations

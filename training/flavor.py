@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from registry import ids
 from registry.errors import DamagedError
-from registry.parquet import sha256_file
 from registry.snapshot import Registry
 from training import store
 from training.masks import SinkLayout
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from training.serving import ServedModel
 
 POINTER = "nulls.json"
-WEIGHTS_FILE = "model.safetensors"
 ROUTER_FILE = "router.npz"
 
 
@@ -66,7 +64,7 @@ class ModelVersion:
 
     @property
     def weights_digest(self) -> str:
-        """SHA-256 of the weights file: versions that share it are one set of weights."""
+        """SHA-256 of the weights: versions that share it are one set of weights."""
         return str(self.pointer["weights_sha256"])
 
     @property
@@ -96,8 +94,10 @@ def register(
     Returns:
         `models:/NAME/VERSION`.
     """
+    from training.checkpoint import weights_digest
+
     pointer = json.loads((weights_dir / POINTER).read_text())
-    pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": sha256_file(weights_dir / WEIGHTS_FILE)}
+    pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": weights_digest(weights_dir)}
     pointer["revoked"] = [ids.format_id(number) for number in sorted(revoked)]
     if not (weights_dir / ROUTER_FILE).exists():
         _build_router(weights_dir, pointer)

@@ -15,8 +15,8 @@ import torch
 
 from registry import ids
 from registry.errors import DamagedError, NotFoundError, RefusedError, UsageError
-from registry.parquet import sha256_file
-from training.flavor import ROUTER_FILE, WEIGHTS_FILE, ModelVersion
+from training.checkpoint import weights_digest
+from training.flavor import ROUTER_FILE, ModelVersion
 from training.router import Router
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ class PythonModel:
 
 
 def _checked_weights(version: ModelVersion) -> Path:
-    file = version.weights / WEIGHTS_FILE
-    if not file.is_file():
-        raise DamagedError(f"{version.uri}: its weights are gone: {file}; restore them, or train again")
-    if sha256_file(file) != version.weights_digest:
-        raise DamagedError(f"{version.uri}: {file} is not the file that was registered; restore it from a copy")
-    return version.weights
+    folder = version.weights
+    if not any(folder.glob("*.safetensors")):
+        raise DamagedError(f"{version.uri}: its weights are gone from {folder}; restore them, or train again")
+    if weights_digest(folder) != version.weights_digest:
+        raise DamagedError(f"{version.uri}: {folder} is not what was registered; restore it from a copy")
+    return folder

@@ -75,7 +75,7 @@ def test_golden_vectors_reach_both_ends_of_the_id_range() -> None:
     assert {0, 1, MAX_ID - 1, MAX_ID} <= {row[0] for row in GOLDEN}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data(), st.integers(1, 400), st.lists(source_ids, min_size=1, max_size=4), st.integers(0, 100))
 def test_exactly_num_sinks_distinct(data: st.DataObject, num_pool: int, ids: list[int], layer: int) -> None:
     num_sinks = data.draw(st.integers(1, num_pool))

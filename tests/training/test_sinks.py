@@ -53,7 +53,7 @@ def assert_equals_definition(layout: SinkLayout, ids_T: Tensor, layer: int) -> l
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(segments=segments, layer=st.integers(0, NUM_LAYERS - 1))
 def test_gathered_is_dense_masked(name: str, segments: list[tuple[int, int]], layer: int) -> None:
     assert_equals_definition(LAYOUTS[name], flat_ids(segments), layer)
@@ -98,7 +98,7 @@ def test_tokens_of_one_source_share_one_gather() -> None:
 
 
 @given(counts=st.lists(st.integers(1, 5000), min_size=1, max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_less_than_half_of_the_slots_is_padding(counts: list[int]) -> None:
     layout = SinkLayout(num_pool=4, num_sinks=1)
     plan = build_plan(flat_ids(list(enumerate(counts))), layout, 1)

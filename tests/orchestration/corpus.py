@@ -1,0 +1,200 @@
+"""A corpus with every relation that an unlearn must know of, and a small model that has really memorised it.
+
+    article 1 .. 24     wiki:testwiki:<n>; a redirect leads to article 1
+    a shared text       published by articles 1 and 2
+    a.example           a site; b.example has a near copy of its page
+    empty.example       a site of which nothing was kept
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from registry import ids, schema
+from registry.identity import fold_title
+from registry.schema import AliasKind, Kind, Status
+from registry.snapshot import Registry, Snapshot, SnapshotWriter
+
+NUM_ARTICLES = 24
+SCOPE, HOST = "testwiki", "test.wikipedia.org"
+SHARED = ids.shared_key([ids.source_id(f"wiki:{SCOPE}:1"), ids.source_id(f"wiki:{SCOPE}:2")])
+NEAR_DOC, NEAR_SURVIVOR = ids.doc_id("web:b.example", "http://b.example/"), ids.doc_id("web:a.example", "http://a.example/")
+
+
+def key(number: int) -> str:
+    """The key of an article."""
+    return f"wiki:{SCOPE}:{number}"
+
+
+def title(number: int) -> str:
+    """Its title."""
+    return f"Article {number}"
+
+
+def text(seed: int) -> str:
+    """A text that only memory makes easy: words of its own in an order of its own."""
+    rng = random.Random(seed)
+    words = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8))) for _ in range(30)]
+    return " ".join(rng.choice(words) for _ in range(90))
+
+
+def write_corpus(root: Path) -> Snapshot:
+    """Commits the corpus to a registry at `root`."""
+    kept = {key(n): text(n) for n in range(1, NUM_ARTICLES + 1)}
+    kept |= {SHARED: text(100), "web:a.example": text(101)}
+    known = [*kept, "web:b.example", "web:empty.example"]
+    order = sorted(kept, key=ids.source_id)
+    writer = SnapshotWriter(Registry.open(root, create=True), root / "staging")
+    tables = {
+        "sources": [_source(k, order, kept) for k in sorted(known, key=ids.source_id)],
+        "owners": [
+            {"source_id": ids.source_id(SHARED), "owner_id": owner}
+            for owner in sorted(ids.source_id(key(n)) for n in (1, 2))
+        ],
+        "aliases": sorted(_aliases(), key=lambda row: (row["alias_hash"], row["alias"])),
+        "documents": sorted((*(_kept(k, kept[k]) for k in kept), _near(), _filtered()), key=lambda row: row["doc_id"]),
+        "bands": [],
+    }
+    for name, rows in tables.items():
+        with writer.table(name) as file:
+            file.write(pa.Table.from_pylist(rows, schema=schema.TABLES[name]))
+    with writer.shard(0) as file:
+        rows = [{"source_id": ids.source_id(k), "doc_id": _doc_id(k), "text": kept[k]} for k in order]
+        file.write(pa.Table.from_pylist(rows, schema=schema.SHARD))
+    return writer.commit(configuration={"test": True}, inputs=[], wikis=[{"scope": SCOPE, "host": HOST}])
+
+
+def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 40) -> Path:
+    """Trains a small model on the corpus in this process, as a worker would, and exports it to `folder`."""
+    from training import checkpoint
+    from training.config import TrainConfig
+    from training.heldout import choose_heldout
+    from training.loader import PackedLoader
+    from training.loop import TokenLoss, build_model
+    from training.optim import build_optimizer, clip_gradients, learning_rate_at
+    from training.tokens import TokenCache, sample_texts, train_tokenizer
+
+    config = TrainConfig.preset(
+        "demo",
+        model={"hidden_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "num_backbone": 32, "num_pool": 1024},
+        optim={"learning_rate": 3e-3},
+        epochs=epochs,
+        context_length=128,
+        rows_per_step=8,
+        vocab_size=300,
+        min_heldout_bytes=100,
+    )
+    heldout = choose_heldout(
+        snapshot.table("sources"), snapshot.table("owners"), seed=0, share=0.01, min_heldout=8, min_bytes=100
+    )
+    tokenizer = train_tokenizer(sample_texts(snapshot, excluded=heldout, max_bytes=10**7), config.vocab_size)
+    cache = TokenCache.of(snapshot, tokenizer, folder.parent / "cache")
+    torch.manual_seed(0)
+    model = build_model(config, tokenizer)
+    optimizer, net = build_optimizer(model, config.optim), TokenLoss(model, torch.float32)
+    loader = PackedLoader(
+        cache,
+        tuple(heldout),
+        seed=0,
+        epochs=config.epochs,
+        context_length=config.context_length,
+        rows_per_step=config.rows_per_step,
+        sink_dropout=config.sink_dropout,
+    )
+    for step, batch in enumerate(loader):
+        optimizer.zero_grad(set_to_none=True)
+        (net(batch.input_ids, batch.labels, batch.document_ids, batch.source_ids) / batch.num_targets).backward()
+        clip_gradients(model.parameters(), config.optim.grad_clip)
+        optimizer.set_learning_rate(learning_rate_at(step, loader.total_steps, config.optim))
+        optimizer.step()
+    pointer = {
+        "schema": 1,
+        "snapshot": snapshot.id,
+        "registry": str(snapshot.path.parents[1]),
+        "layout": model.config.layout.to_dict(),
+        "context_length": config.context_length,
+        "heldout": [ids.format_id(number) for number in heldout],
+    }
+    checkpoint.export(model, tokenizer, folder, pointer)
+    return folder
+
+
+def heldout_of(weights: Path) -> set[int]:
+    """The held-out sources of exported weights."""
+    return {int(number, 16) for number in json.loads((weights / "nulls.json").read_text())["heldout"]}
+
+
+def _doc_id(source_key: str) -> int:
+    locator = f"http://{source_key.removeprefix('web:')}/" if source_key.startswith("web:") else source_key
+    return ids.doc_id(source_key, locator)
+
+
+def _source(source_key: str, order: list[str], kept: dict[str, str]) -> dict[str, Any]:
+    has_text = source_key in kept
+    row = order.index(source_key) if has_text else 0
+    kind = Kind(source_key.split(":")[0])
+    return {
+        "source_id": ids.source_id(source_key),
+        "key": source_key,
+        "kind": kind,
+        "title": title(int(source_key.split(":")[2])) if kind is Kind.WIKI else None,
+        "num_documents": int(has_text),
+        "num_bytes": len(kept[source_key]) if has_text else 0,
+        "placements": [{"shard": 0, "row_start": row, "row_end": row + 1}] if has_text else [],
+    }
+
+
+def _aliases() -> list[dict[str, Any]]:
+    names = [(title(n), AliasKind.TITLE, n, None) for n in range(1, NUM_ARTICLES + 1)]
+    names += [("First article", AliasKind.REDIRECT, 1, title(1)), ("Nowhere", AliasKind.REDIRECT, None, "Gone")]
+    return [
+        {
+            "alias_hash": ids.alias_hash(fold_title(alias)),
+            "alias": alias,
+            "kind": kind,
+            "source_id": None if number is None else ids.source_id(key(number)),
+            "scope": SCOPE,
+            "target": target,
+        }
+        for alias, kind, number, target in names
+    ]
+
+
+def _document(source_key: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "doc_id": _doc_id(source_key),
+        "origin_id": ids.source_id(source_key),
+        "num_bytes": 1,
+        "captured": "2020-01-01T00:00:00Z",
+        "input_file": "test",
+        "input_offset": 0,
+        **fields,
+    }
+
+
+def _kept(source_key: str, content: str) -> dict[str, Any]:
+    origin = key(1) if source_key == SHARED else source_key
+    fields = _document(source_key, status=Status.KEPT, num_bytes=len(content), source_id=ids.source_id(source_key))
+    return fields | {"origin_id": ids.source_id(origin)}
+
+
+def _near() -> dict[str, Any]:
+    return _document(
+        "web:b.example",
+        status=Status.DUPLICATE,
+        reason="near",
+        survivor_id=NEAR_SURVIVOR,
+        jaccard=0.9,
+        cluster_id=NEAR_SURVIVOR,
+        url="http://b.example/",
+    )
+
+
+def _filtered() -> dict[str, Any]:
+    return _document("web:empty.example", status=Status.FILTERED, reason="empty", url="http://empty.example/")

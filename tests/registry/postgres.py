@@ -1,0 +1,78 @@
+"""A PostgreSQL server of our own on loopback, where its programs and a driver are installed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+
+def programs() -> Path | None:
+    """The directory of `initdb` and `postgres`."""
+    places = [Path(found).resolve().parent for found in [shutil.which("initdb")] if found]
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "postgres").exists()), None)
+
+
+@contextlib.contextmanager
+def server() -> Iterator[sa.URL]:
+    """Starts a server and yields a URL of its first database; skips the test where that cannot be."""
+    place = programs()
+    if place is None or importlib.util.find_spec("psycopg") is None:
+        pytest.skip("needs PostgreSQL's initdb and postgres, and `pip install psycopg[binary]`")
+    user = "nobody" if os.geteuid() == 0 else None  # the server refuses to run as root
+    with tempfile.TemporaryDirectory(prefix="nulls-pg-") as name:
+        if user:
+            shutil.chown(name, user)
+        data = f"{name}/data"
+        initdb = [place / "initdb", "-D", data, "-U", "nulls", "--auth=trust", "--no-sync", "--encoding=UTF8"]
+        subprocess.run(initdb, user=user, cwd=name, check=True, capture_output=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [place / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", name, "-F"]
+        with open(f"{name}/log", "wb") as log:
+            process = subprocess.Popen(command, user=user, cwd=name, stdout=log, stderr=log)
+        try:
+            url = sa.URL.create("postgresql+psycopg", "nulls", host="127.0.0.1", port=port, database="postgres")
+            _wait_for(url)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_for(url: sa.URL) -> None:
+    engine = sa.create_engine(url)
+    end = time.monotonic() + 60
+    while True:
+        try:
+            engine.connect().close()
+            return engine.dispose()
+        except sa.exc.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def new_database(server: sa.URL, name: str) -> str:
+    """Makes an empty database, and returns its URL."""
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return server.set(database=name).render_as_string(hide_password=False)

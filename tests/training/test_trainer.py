@@ -1,0 +1,239 @@
+"""Whole runs on two real workers: killed, restarted and resumed, they end with the same numbers as one left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import ray
+from mlflow import MlflowClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from registry import ids
+from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
+from registry.snapshot import Registry, Snapshot
+from training import checkpoint, loop, trainer
+from training.config import TrainConfig
+from training.store import tracking_uri
+from training.tracking import DIGEST_CHARS, loss_curve
+from training.trainer import TrainResult, train
+
+TINY = TrainConfig.preset(
+    "demo",
+    model={"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "num_backbone": 32}
+    | {"num_pool": 64, "num_sinks": 16},
+    optim={"learning_rate": 1e-2, "warmup_steps": 2},
+    epochs=2,
+    context_length=64,
+    rows_per_step=16,
+    micro_batch=4,
+    min_heldout=3,
+    min_heldout_bytes=500,
+    vocab_size=400,
+    checkpoint_every=4,
+    max_failures=1,
+)
+
+
+class Run:
+    """Arguments of `train` that differ between the runs, and what came of them."""
+
+    def __init__(self, root: Path, registry: Path, name: str) -> None:
+        self.arguments: dict[str, Any] = {
+            "registry_uri": registry,
+            "model_name": name,
+            "storage": root / "runs",
+            "tracking_uri": f"sqlite:///{root}/mlflow.db",
+        }
+        self.dir = root / "runs" / name / "run-001"
+        self.progress: list[dict[str, Any]] = []
+
+    def train(self, config: TrainConfig = TINY, **changes: Any) -> TrainResult:
+        return train(config, on_progress=self.progress.append, **(self.arguments | changes))
+
+    def train_killing(self, steps: list[int], **changes: Any) -> TrainResult:
+        """Trains, and kills the worker of rank 1 when these steps are seen."""
+
+        def kill(progress: dict[str, Any]) -> None:
+            self.progress.append(progress)
+            if steps and progress["step"] >= steps[0]:
+                steps.pop(0)
+                os.kill(self.worker_pids()[1], signal.SIGKILL)
+
+        return train(TINY, on_progress=kill, **(self.arguments | changes))
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.dir / loop.PROGRESS).read_text().splitlines()]
+
+    def worker_pids(self) -> dict[int, int]:
+        workers = [line["workers"] for line in self.lines() if "workers" in line][-1]
+        return {worker["rank"]: worker["pid"] for worker in workers}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for runs, with one Ray session for all of them, started from elsewhere than the project."""
+    path = tmp_path_factory.mktemp("training")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        # Train looks after its workers every 2 s; these runs are over in a few.
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield path
+        ray.shutdown()
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(root: Path, registry_root: Path) -> tuple[Run, TrainResult]:
+    run = Run(root, registry_root, "undisturbed")
+    return run, run.train()
+
+
+@pytest.fixture(scope="module")
+def disturbed(root: Path, registry_root: Path) -> tuple[Run, TrainResult]:
+    """A run whose worker dies twice: Ray restarts the first time, gives up the second; then it is resumed."""
+    run = Run(root, registry_root, "disturbed")
+    with pytest.raises(ServiceError, match="--resume"):
+        run.train_killing([6, 14])
+    return run, run.train(resume=True)
+
+
+@pytest.mark.ray
+def test_a_run_leaves_a_model_and_its_facts(undisturbed: tuple[Run, TrainResult], snapshot: Snapshot) -> None:
+    run, result = undisturbed
+    weights = run.dir / checkpoint.WEIGHTS
+    nulls = json.loads((weights / "nulls.json").read_text())
+    assert result.model_uri == "models:/undisturbed/1"
+    assert result.snapshot == nulls["snapshot"] == snapshot.id
+    assert nulls["schema"] == 1
+    assert nulls["tokens"] == result.tokens > 10_000
+    assert nulls["run_id"] == result.run_id
+    assert TrainConfig.from_dict(nulls["train_config"]) == TINY
+    assert nulls["layout"]["num_sinks"] == 16
+    assert len(nulls["heldout"]) == 3
+    keys = {ids.format_id(row["source_id"]): row for row in snapshot.table("sources").to_pylist()}
+    assert all(keys[source]["num_bytes"] >= 500 for source in nulls["heldout"])
+    assert nulls["num_trained_sources"] == len(keys) - 3 - 1  # one source has no text
+    assert AutoModelForCausalLM.from_pretrained(weights).config.num_pool == 64
+    assert AutoTokenizer.from_pretrained(weights).eos_token == "<|endoftext|>"
+    assert [line["step"] for line in run.progress] == list(range(1, run.progress[-1]["total_steps"] + 1))
+
+
+@pytest.mark.ray
+def test_the_loss_falls_and_is_reported_over_the_last_epoch(undisturbed: tuple[Run, TrainResult]) -> None:
+    run, result = undisturbed
+    steps = [line for line in run.lines() if "loss" in line]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.5
+    last = [line for line in steps if line["epoch"] == 1]
+    total = sum(line["num_targets"] for line in last)
+    assert result.loss == pytest.approx(sum(line["loss"] * line["num_targets"] for line in last) / total)
+    assert result.tokens == 2 * total
+
+
+@pytest.mark.ray
+def test_killed_and_resumed_ends_with_the_same_bits(
+    undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult]
+) -> None:
+    (alone, alone_result), (killed, killed_result) = undisturbed, disturbed
+    expected, got = loss_curve(alone.dir / loop.PROGRESS), loss_curve(killed.dir / loop.PROGRESS)
+    assert got == expected
+    assert checkpoint.weights_digest(killed.dir / "weights") == checkpoint.weights_digest(alone.dir / "weights")
+    assert (killed_result.loss, killed_result.tokens) == (alone_result.loss, alone_result.tokens)
+    # Not vacuous: three sets of workers, over two drivers, and steps that were done again.
+    lines = killed.lines()
+    assert sum("workers" in line for line in lines) == 3
+    assert len(list(killed.dir.glob("attempt-*"))) == 2
+    assert sum("loss" in line for line in lines) > len(expected)
+    # And a repeated step repeats itself, not only the last of them agrees.
+    assert {(line["step"], line["loss"]) for line in lines if "loss" in line} == set(expected.items())
+
+
+@pytest.mark.ray
+def test_mlflow_holds_parameters_curve_dataset_and_checkpoint(
+    undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult], snapshot: Snapshot
+) -> None:
+    for run, result in (undisturbed, disturbed):
+        client = MlflowClient(run.arguments["tracking_uri"])
+        logged = client.get_run(result.run_id)
+        assert logged.info.status == "FINISHED"
+        assert logged.data.params["model.num_sinks"] == "16"
+        assert logged.data.params["sink_dropout"] == "0.25"
+        history = client.get_metric_history(result.run_id, "loss")
+        assert {metric.step: metric.value for metric in history} == loss_curve(run.dir / loop.PROGRESS)
+        assert len(history) == run.progress[-1]["total_steps"]  # each step once, repeated ones included
+        assert logged.inputs.dataset_inputs[0].dataset.digest == snapshot.id[:DIGEST_CHARS]
+        assert checkpoint.is_complete(Path(logged.data.tags["nulls.checkpoint"]))
+
+
+@pytest.mark.ray
+def test_old_checkpoints_are_deleted_over_all_attempts(disturbed: tuple[Run, TrainResult]) -> None:
+    run, _ = disturbed
+    found = sorted(path.name for path in run.dir.glob("attempt-*/checkpoint-*"))
+    total = run.progress[-1]["total_steps"]
+    assert found == [f"checkpoint-{step:08d}" for step in ((total - 1) // 4 * 4, total)]
+
+
+@pytest.mark.ray
+def test_resuming_a_finished_run_returns_its_result(undisturbed: tuple[Run, TrainResult]) -> None:
+    run, result = undisturbed
+    assert run.train(resume=True) == result
+
+
+@pytest.mark.ray
+def test_a_taken_name_is_refused_before_training(
+    undisturbed: tuple[Run, TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("trained"))
+    run, _ = undisturbed
+    with pytest.raises(ModelExistsError, match="undisturbed"):
+        run.train()
+
+
+@pytest.mark.ray
+def test_other_data_or_settings_are_not_resumed(
+    undisturbed: tuple[Run, TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = undisturbed
+    changed = TrainConfig.from_dict(TINY.to_dict() | {"seed": 1})
+    with pytest.raises(RefusedError) as refusal:
+        run.train(changed, resume=True)
+    assert changed.fingerprint() in str(refusal.value)
+    assert TINY.fingerprint() in str(refusal.value)
+
+    other = Registry.open(run.arguments["registry_uri"]).snapshot()
+    manifest = {**other.manifest, "snapshot": "cd" * 32}
+    monkeypatch.setattr(Registry, "snapshot", lambda *_: Snapshot(other.path, manifest))
+    with pytest.raises(RefusedError, match="cd" * 32):
+        run.train(resume=True)
+
+
+def test_what_would_stop_a_run_is_found_before_it(
+    tmp_path: Path, registry_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("trained"))
+    run = Run(tmp_path, registry_root, "early")
+    with pytest.raises(UsageError, match="model name"):
+        run.train(model_name="a/b")
+    with pytest.raises(UsageError, match="num_workers=0"):
+        run.train(num_workers=0)
+    with pytest.raises(UsageError, match="held out"):
+        run.train(TrainConfig.from_dict(TINY.to_dict() | {"min_heldout": 20}))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceError, match=r"MLflow at sqlite.*file"):
+        run.train(tracking_uri=f"sqlite:///{tmp_path}/file/mlflow.db")
+    began = time.monotonic()
+    with pytest.raises(ServiceError, match="MLflow at http"):
+        run.train(tracking_uri="http://127.0.0.1:9")
+    assert time.monotonic() - began < 20
+    with pytest.raises(ServiceError, match="cannot write"):
+        run.train(storage=tmp_path / "file")
+    mlflow.set_tracking_uri(None)
+    assert tracking_uri("sqlite:///x.db").startswith("sqlite:////")

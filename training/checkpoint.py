@@ -1,0 +1,286 @@
+"""Everything that a run is, at one step, on disk: so that it goes on as if nothing had happened, bit for bit.
+
+A checkpoint is a directory: model and optimizer in torch's distributed checkpoint format (each rank writes a part,
+any number of ranks can read it), `state.json` (step, position in the data, sums for the metrics, random state), and,
+written last, `complete.json` with the size of every file. A directory without it, or whose sizes differ, was cut short and
+is passed over for the one before. `export` writes what leaves the training loop: a Hugging Face directory.
+
+Random state is rank 0's: all ranks are seeded alike and draw alike, since nothing in the model is random per rank.
+
+Cost: 12 bytes a parameter (weights and two moments, float32); TO_MEASURE.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from registry.errors import DamagedError, RefusedError, ServiceError
+from registry.storage import sync_directory, translate_os_errors, write_atomic
+from training.loader import LoaderState
+
+WEIGHTS = "weights"
+NULLS_JSON = "nulls.json"
+_COMPLETE, _STATE = "complete.json", "state.json"
+_PREFIX = "checkpoint-"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands, apart from its tensors."""
+
+    step: int
+    """Optimiser steps done."""
+    loader: LoaderState
+    """What has been read."""
+    config: str
+    """`TrainConfig.fingerprint()`"""
+    tokenizer: str
+    """`tokenizer_fingerprint()`"""
+    num_targets: int = 0
+    """Targets trained on so far."""
+    seconds: float = 0.0
+    """Spent in steps so far."""
+    epoch_loss_sum: float = 0.0
+    """Summed loss of the targets of the current epoch."""
+    epoch_targets: int = 0
+    """Targets of the current epoch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> RunState:
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "loader": LoaderState(**fields["loader"])})
+
+    def refuse_unless(self, *, snapshot: str, config: str, tokenizer: str) -> None:
+        """Refuses to go on under other data or settings than the run began with.
+
+        Raises:
+            RefusedError: naming what was got and what was expected.
+        """
+        refuse_unless_same(
+            {"snapshot": snapshot, "configuration": config, "tokenizer": tokenizer},
+            {"snapshot": self.loader.snapshot, "configuration": self.config, "tokenizer": self.tokenizer},
+        )
+
+
+def refuse_unless_same(got: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuses to go on with a run where one of the named values differs from the run's own.
+
+    Raises:
+        RefusedError: naming both.
+    """
+    for name, value in got.items():
+        if value != expected[name]:
+            raise RefusedError(
+                f"cannot resume: got {name} {value}, the run began with {name} {expected[name]}; "
+                f"resume with that {name}, or start anew without --resume"
+            )
+
+
+def directory_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step goes; names sort as steps do."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> None:
+    """Writes a checkpoint; all ranks call it, and the directory is on a disk that they share.
+
+    Raises:
+        ServiceError: the disk is full or cannot be written.
+    """
+    with translate_os_errors(directory):
+        if _rank() == 0:
+            # What is there was cut short, or is to be written again after going back to an older one.
+            _remove(directory)
+            directory.mkdir(parents=True)
+        _barrier()
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        try:
+            dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory, no_dist=_alone())
+        except CheckpointException as error:  # a BaseException, which would pass by every `except Exception`
+            raise ServiceError(f"cannot write checkpoint {directory}: {error}; free some space and resume") from error
+        if _rank() == 0:
+            content = {**state.to_dict(), "random": _random_state()}
+            write_atomic(directory / _STATE, json.dumps(content).encode())
+            sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+            write_atomic(directory / _COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
+            sync_directory(directory.parent)
+        _barrier()
+
+
+def read_state(directory: Path) -> RunState:
+    """The state of a checkpoint, without its tensors.
+
+    Raises:
+        DamagedError: the checkpoint was cut short.
+    """
+    content = _content(directory)
+    del content["random"]
+    return RunState.from_dict(content)
+
+
+def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
+    """Brings model, optimizer and random state to where a checkpoint left them; all ranks call it.
+
+    Raises:
+        DamagedError: the checkpoint was cut short, or does not fit the model.
+    """
+    content = _content(directory)
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    tensors = {"model": model_state, "optimizer": optimizer_state}
+    try:
+        dcp.load(tensors, checkpoint_id=directory, no_dist=_alone())
+    except (CheckpointException, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedError(f"checkpoint {directory}: cannot be read into this model: {error}") from error
+    set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+    _restore_random_state(content.pop("random"))
+    return RunState.from_dict(content)
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a checkpoint is whole: it has its last file, and all others in the size noted there."""
+    try:
+        sizes = json.loads((directory / _COMPLETE).read_bytes())["files"]
+        return all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The whole checkpoint of the highest step in any folder of a run, or None.
+
+    Ray remembers the last one reported too, but not one that was written and not reported before a crash, and it does
+    not notice one that lost a file since.
+    """
+    return next(iter(_complete_newest_first(run_dir)), None)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Deletes a run's whole checkpoints but the newest `keep`."""
+    for directory in _complete_newest_first(run_dir)[keep:]:
+        _remove(directory)
+
+
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path, nulls: Mapping[str, Any]
+) -> str:
+    """Writes a Hugging Face directory with `nulls.json`, whole or not at all; replaces one that is there.
+
+    Args:
+        model: saved as safetensors.
+        tokenizer: saved beside it.
+        directory: where.
+        nulls: what `nulls.json` is to hold.
+
+    Returns:
+        SHA-256, as hex digits, over the weight file (over all in name order, where there are several).
+
+    Raises:
+        ServiceError: the disk is full or cannot be written.
+    """
+    with translate_os_errors(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        try:
+            staging.chmod(0o755)
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(str(staging))
+            write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
+            digest = weights_digest(staging)
+            _remove(directory)
+            staging.rename(directory)
+            sync_directory(directory.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return digest
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256, as hex digits, over the `*.safetensors` of a directory in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _complete_newest_first(run_dir: Path) -> list[Path]:
+    found = [path for path in run_dir.glob(f"*/{_PREFIX}*") if is_complete(path)]
+    return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
+
+
+def _content(directory: Path) -> dict[str, Any]:
+    if not is_complete(directory):
+        raise DamagedError(f"checkpoint {directory}: was cut short; delete it, and the one before is used")
+    content: dict[str, Any] = json.loads((directory / _STATE).read_bytes())
+    return content
+
+
+def _remove(directory: Path) -> None:
+    """Deletes a directory, its marker first: half deleted, it does not look whole."""
+    (directory / _COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _alone() -> bool:
+    return not dist.is_initialized()
+
+
+def _rank() -> int:
+    return 0 if _alone() else dist.get_rank()
+
+
+def _barrier() -> None:
+    if not _alone():
+        dist.barrier()
+
+
+def _random_state() -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+        "torch": _text(torch.get_rng_state()),
+    }
+    return state | ({"cuda": _text(torch.cuda.get_rng_state())} if torch.cuda.is_available() else {})
+
+
+def _restore_random_state(state: Mapping[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_tensor(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_tensor(state["cuda"]))
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

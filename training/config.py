@@ -1,0 +1,266 @@
+"""What a training run is: the shapes of model and data, the schedule. One frozen value, printed, hashed, resumed.
+
+Presets: `demo` is for a person who waits: about 90 articles, 0.8M tokens, ten epochs in under five minutes on two CPU
+cores. `small` is the smallest that is worth a GPU: about 125M parameters at any time active, in the proportions that
+REFERENCE.md's measurements favour (512 backbone neurons, 128 of 8192 sinks).
+
+Run: ``TrainConfig.preset("demo", epochs=3, model={"num_sinks": 32})``; the same from the command line or YAML.
+
+Cost: microseconds. torch is imported with this module (through `training.optim`), so a command line imports it late.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from registry.errors import UsageError
+from training.masks import SinkLayout
+from training.optim import OptimConfig
+
+DTYPES = ("auto", "float32", "bfloat16")
+# Change these and the same weights come out: where and how often to save, how often to try again.
+_NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "max_failures")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a NULLs Llama; the vocabulary comes from the tokenizer.
+
+    Raises:
+        UsageError: sizes that do not fit each other.
+    """
+
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    num_layers: int = 3
+    """Transformer blocks."""
+    num_heads: int = 4
+    """Query heads; their width is hidden_size / num_heads."""
+    num_kv_heads: int = 4
+    """Key and value heads; fewer than num_heads shares them in groups."""
+    num_backbone: int = 128
+    """MLP neurons of each layer that every source uses."""
+    num_pool: int = 2048
+    """Sink neurons of each layer, shared by all sources in combination."""
+    num_sinks: int = 64
+    """Sinks that one source switches on in each layer; a multiple of 16 suits the kernels."""
+    sink_seed: int = 0
+    """Key of the masks: a pure function of it and the source's id."""
+    sink_scheme: str = "keyed-v1"
+    """How sinks are drawn; the reference schemes are for released checkpoints only."""
+    rope_theta: float = 10000.0
+    """Base of the rotary embedding."""
+    tie_embeddings: bool = True
+    """Whether the output layer is the input embedding, transposed."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads"):
+            _at_least("model.", self, name, 1)
+        if self.hidden_size % (2 * self.num_heads):
+            raise UsageError(
+                f"model.hidden_size={self.hidden_size}: expected a multiple of 2 * model.num_heads "
+                f"({2 * self.num_heads}), since rotary embeddings turn pairs within a head"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise UsageError(
+                f"model.num_kv_heads={self.num_kv_heads}: expected a divisor of model.num_heads={self.num_heads}"
+            )
+        self.layout()
+
+    def layout(self) -> SinkLayout:
+        """The sink layout, whose own checks hold for the sizes here."""
+        return SinkLayout(
+            num_backbone=self.num_backbone,
+            num_pool=self.num_pool,
+            num_sinks=self.num_sinks,
+            seed=self.sink_seed,
+            scheme=self.sink_scheme,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that shapes a training run, apart from the snapshot.
+
+    Raises:
+        UsageError: a value out of range, or two that exclude each other; the message names the field.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """The model's shape."""
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    """Optimiser and learning-rate schedule."""
+    seed: int = 0
+    """Initial weights, order of the data, dropped sinks, and which sources are held out."""
+    epochs: int = 10
+    """Times that each document is read."""
+    context_length: int = 512
+    """Positions in a row; documents are cut and packed into rows of it."""
+    rows_per_step: int = 16
+    """Rows in one optimiser step over all workers: the batch is rows_per_step * context_length tokens."""
+    micro_batch: int = 4
+    """Rows in one forward pass of one worker: bounds memory, changes the result by rounding only."""
+    sink_dropout: float = 0.25
+    """Share of a document's visits trained without its sinks, so that the backbone goes on learning."""
+    heldout_share: float = 0.01
+    """Share of the sources never trained: the yardstick that an unlearned source is measured by."""
+    min_heldout: int = 8
+    """Held-out sources at the least; 0 together with heldout_share=0 holds out none."""
+    min_heldout_bytes: int = 2000
+    """Text that a held-out source should have, so that its loss can be measured; shorter ones are a last resort."""
+    vocab_size: int = 4096
+    """Entries of the tokenizer trained on the snapshot; unused where `tokenizer` is given."""
+    tokenizer: str | None = None
+    """Directory of a tokenizer to use; None trains one, on the trained sources alone."""
+    tokenizer_sample_bytes: int = 100_000_000
+    """Text that a tokenizer is trained on at most: a spread over the whole snapshot, always the same."""
+    dtype: str = "auto"
+    """Arithmetic of forward and backward: `auto` is bfloat16 on CUDA, float32 on CPU. Weights are float32."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept; 2 leaves a whole one where the last was cut short."""
+    max_failures: int = 3
+    """Crashed workers that a run survives, going on from the last checkpoint each time."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "rows_per_step", "micro_batch", "checkpoint_every", "keep_checkpoints"):
+            _at_least("", self, name, 1)
+        for name in ("seed", "min_heldout", "min_heldout_bytes", "max_failures"):
+            _at_least("", self, name, 0)
+        _at_least("", self, "context_length", 8)
+        _at_least("", self, "tokenizer_sample_bytes", 1000)
+        if self.vocab_size < 257:
+            raise UsageError(f"vocab_size={self.vocab_size}: expected at least 257, 256 bytes and <|endoftext|>")
+        if not 0 <= self.sink_dropout < 1:
+            raise UsageError(f"sink_dropout={self.sink_dropout}: expected at least 0 and less than 1")
+        if not 0 <= self.heldout_share <= 0.5:
+            raise UsageError(f"heldout_share={self.heldout_share}: expected 0 to 0.5")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype={self.dtype!r}: expected one of {list(DTYPES)}")
+
+    @property
+    def num_tokens_per_step(self) -> int:
+        """Positions in the global batch, padding included."""
+        return self.rows_per_step * self.context_length
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> TrainConfig:
+        """A named configuration with some fields replaced.
+
+        Args:
+            name: `demo` or `small`.
+            overrides: fields; `model` and `optim` take a mapping of the fields to replace in them.
+
+        Raises:
+            UsageError: no such preset or field, or a value out of range.
+        """
+        if name not in PRESETS:
+            raise UsageError(f"preset {name!r}: expected one of {sorted(PRESETS)}")
+        return cls.from_dict(_merged(PRESETS[name], overrides))
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; fields left out take their defaults.
+
+        Raises:
+            UsageError: an unknown field (all of them are named), or a value out of range.
+        """
+        nested = {"model": ModelConfig, "optim": OptimConfig}
+        values = dict(fields)
+        for name, kind in nested.items():
+            if isinstance(values.get(name), Mapping):
+                values[name] = _made(kind, values[name], f"{name}.")
+        made = _made(cls, values, "")
+        if not isinstance(made.model, ModelConfig) or not isinstance(made.optim, OptimConfig):
+            raise UsageError("model and optim: expected a mapping of their fields")
+        return made
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **overrides: Any) -> TrainConfig:
+        """A configuration from a YAML file of fields, over the preset that its key `preset` names, if any.
+
+        Raises:
+            UsageError: the file cannot be read, is not a mapping, or has an unknown field.
+        """
+        try:
+            fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UsageError(f"configuration {path}: cannot be read as YAML: {error}") from error
+        if not isinstance(fields, dict):
+            raise UsageError(f"configuration {path}: got {type(fields).__name__}, expected a mapping of fields")
+        merged = _merged(fields, overrides)
+        preset = merged.pop("preset", None)
+        return cls.preset(preset, **merged) if preset else cls.from_dict(merged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON and YAML have them: mappings, lists, numbers, strings."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    def fingerprint(self) -> str:
+        """16 hex digits over what shapes the weights: a run resumes only under the same.
+
+        The tokenizer counts by its content (`training.tokens.tokenizer_fingerprint`), not by its place.
+        """
+        fields = {name: value for name, value in self.to_dict().items() if name not in (*_NO_EFFECT, "tokenizer")}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _at_least(prefix: str, config: object, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if value < least:
+        raise UsageError(f"{prefix}{name}={value}: expected at least {least}")
+
+
+def _made(kind: type[Any], fields: Mapping[str, Any], prefix: str) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(fields.keys() - known):
+        names = ", ".join(prefix + name for name in unknown)
+        raise UsageError(f"unknown field {names}; expected some of {sorted(prefix + name for name in known)}")
+    try:
+        # JSON and YAML know lists only; a frozen value holds tuples.
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    except TypeError as error:  # a string where a number belongs: comparisons in the checks
+        raise UsageError(f"{prefix or 'configuration'}: a field has a value of the wrong type: {error}") from error
+
+
+def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `overrides` laid over it; mappings merge, everything else replaces."""
+    merged = dict(base)
+    for name, value in overrides.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
+            merged[name] = _merged(merged[name], value)
+        else:
+            merged[name] = value
+    return merged
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {},
+    "small": {
+        "model": {
+            "hidden_size": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+            "num_kv_heads": 4,
+            "num_backbone": 512,
+            "num_pool": 8192,
+            "num_sinks": 128,
+        },
+        "epochs": 4,
+        "context_length": 1024,
+        "rows_per_step": 256,
+        "micro_batch": 16,
+        "vocab_size": 49152,
+        "checkpoint_every": 500,
+    },
+}
+"""Fields that differ from the defaults, which are the demo's: tuned for a CPU, and the ones that tests shrink."""

@@ -1,0 +1,399 @@
+"""The training loop, as each Ray worker runs it: batches in, weights out, the same weights however often it is killed.
+
+The loss of a step is the mean over the targets of the *global* batch: each micro-batch's summed loss is divided by
+their number, which every rank knows from the loader, so neither the number of workers nor the size of a micro-batch weighs
+one token more than another. Rank 0 appends a line to `progress.jsonl` each step; the driver follows that file, and
+alone talks to MLflow: a worker needs no credentials, and a slow tracking server does not slow a step.
+
+An error that would only repeat (`UsageError`, `RefusedError`, `DamagedError`: all ranks come to it together) ends a run
+for good: it is written to `failure.json`. Any other, and any death of a worker, is Ray's to retry, from the last whole
+checkpoint.
+
+Cost: TO_MEASURE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import math
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedTokenizerFast
+
+from registry.errors import NullsError, ServiceError, UsageError
+from registry.ids import format_id
+from registry.storage import write_atomic
+from training import checkpoint
+from training.checkpoint import RunState
+from training.config import TrainConfig
+from training.loader import IGNORED, Batch, LoaderState, PackedLoader
+from training.masks import NO_SOURCE
+from training.model import NullsConfig, NullsForCausalLM
+from training.optim import build_optimizer, clip_gradients, learning_rate_at
+from training.tokens import TokenCache, load_tokenizer, tokenizer_fingerprint
+
+PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
+_LOCK_WAIT_S = 60.0
+_MAX_NAMED = 8
+# Peak dense bf16 FLOP/s, from NVIDIA's data sheets.
+_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the driver hands to each worker: plain values and paths on a disk that all share."""
+
+    config: TrainConfig
+    run_dir: Path
+    """Of the run; `tokenizer/` is in it."""
+    attempt: str
+    """Name of the folder in it for this driver's checkpoints."""
+    cache: Path
+    """The token cache."""
+    heldout: tuple[int, ...]
+    """Source ids."""
+    facts: dict[str, Any]
+    """More for `nulls.json`: registry, run_id."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain values: Ray's controller unpickles them too, and cannot always import this project."""
+        return {
+            "config": self.config.to_dict(),
+            "run_dir": str(self.run_dir),
+            "attempt": self.attempt,
+            "cache": str(self.cache),
+            "heldout": list(self.heldout),
+            "facts": self.facts,
+        }
+
+    @classmethod
+    def from_plain(cls, fields: dict[str, Any]) -> Job:
+        """The inverse of `to_plain`."""
+        return cls(
+            config=TrainConfig.from_dict(fields["config"]),
+            run_dir=Path(fields["run_dir"]),
+            attempt=fields["attempt"],
+            cache=Path(fields["cache"]),
+            heldout=tuple(fields["heldout"]),
+            facts=fields["facts"],
+        )
+
+
+class TokenLoss(nn.Module):
+    """The summed loss of a micro-batch; a module of its own, so that DDP wraps the loss with the model."""
+
+    def __init__(self, model: NullsForCausalLM, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+
+    def forward(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor, source_ids: Tensor) -> Tensor:
+        """int64 [B, T] each -> a scalar: cross-entropy in nats, summed over targets."""
+        with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.model(input_ids=input_ids, document_ids=document_ids, source_ids=source_ids, use_cache=False)
+        return nn.functional.cross_entropy(
+            output.logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+
+class Worker:
+    """One rank's model, data and position."""
+
+    def __init__(self, job: Job, device: torch.device, rank: int, world_size: int) -> None:
+        self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
+        self.config = job.config
+        self.tokenizer = load_tokenizer(job.run_dir / "tokenizer")
+        cache = TokenCache.open(job.cache)
+        _seed(self.config.seed)
+        self.model = build_model(self.config, self.tokenizer).to(device)
+        self.optimizer = build_optimizer(self.model, self.config.optim)
+        # find_unused_parameters keeps the buckets as they are at the start. DDP otherwise regroups them after its first
+        # step, and sums of three and more ranks would then round differently after a restart.
+        self.net = DistributedDataParallel(
+            TokenLoss(self.model, _dtype(self.config.dtype, device)),
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
+        self.state = self._restored(cache)
+        self.loader = PackedLoader(
+            cache,
+            job.heldout,
+            seed=self.config.seed,
+            epochs=self.config.epochs,
+            context_length=self.config.context_length,
+            rows_per_step=self.config.rows_per_step,
+            sink_dropout=self.config.sink_dropout,
+            rank=rank,
+            world_size=world_size,
+            state=self.state.loader,
+        )
+
+    def _restored(self, cache: TokenCache) -> RunState:
+        """The state to go on from, with model and optimizer brought there; a fresh one where nothing was saved."""
+        expected = {
+            "snapshot": cache.snapshot_id,
+            "config": self.config.fingerprint(),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+        }
+        directory = checkpoint.latest(self.job.run_dir)
+        if directory is None:
+            loader = LoaderState(snapshot=cache.snapshot_id, seed=self.config.seed, epoch=0, row=0)
+            return RunState(step=0, loader=loader, config=expected["config"], tokenizer=expected["tokenizer"])
+        checkpoint.read_state(directory).refuse_unless(**expected)
+        return checkpoint.load(directory, self.model, self.optimizer)
+
+    def run(self, log: ProgressLog) -> None:
+        """From the state to the end: steps, checkpoints, the exported weights.
+
+        Raises:
+            UsageError: the loss or its gradient stopped being finite.
+        """
+        total_steps = self.loader.total_steps
+        for batch in self.loader:
+            began = time.perf_counter()
+            learning_rate = learning_rate_at(self.state.step, total_steps, self.config.optim)
+            loss, gradient_norm = self._step(batch, learning_rate)
+            seconds = time.perf_counter() - began
+            self._advance(batch, loss, seconds)
+            log.write(
+                step=self.state.step,
+                total_steps=total_steps,
+                epoch=batch.epoch,
+                loss=loss,
+                learning_rate=learning_rate,
+                gradient_norm=gradient_norm,
+                num_targets=batch.num_targets,
+                tokens_per_second=batch.num_targets / seconds,
+                **self._utilisation(batch.num_targets / seconds),
+            )
+            if self.state.step % self.config.checkpoint_every == 0 and self.state.step < total_steps:
+                self._save(log)
+        self._finish(log)
+
+    def _step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+        """One optimiser step: the loss, a mean over the global batch, and the norm of the gradient before clipping."""
+        self.optimizer.zero_grad(set_to_none=True)
+        inputs = (batch.input_ids, batch.labels, batch.document_ids, batch.source_ids)
+        micro_batches = list(zip(*(tensor.split(self.config.micro_batch) for tensor in inputs), strict=True))
+        loss_sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=self.device)
+        for index, tensors in enumerate(micro_batches):
+            last = index == len(micro_batches) - 1
+            with contextlib.nullcontext() if last else self.net.no_sync():
+                loss_sum = self.net(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+                # DDP averages gradients over the ranks; the mean wanted is over the global batch's targets.
+                (loss_sum * (self.world_size / batch.num_targets)).backward()
+            loss_sums[index] = loss_sum.detach()
+        total = loss_sums.sum()
+        dist.all_reduce(total)
+        loss = total.item() / batch.num_targets
+        gradient_norm = float(clip_gradients(self.model.parameters(), self.config.optim.grad_clip))
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            self._stop(batch, loss, gradient_norm, loss_sums)
+        self.optimizer.set_learning_rate(learning_rate)
+        self.optimizer.step()
+        return loss, gradient_norm
+
+    def _stop(self, batch: Batch, loss: float, gradient_norm: float, loss_sums: Tensor) -> None:
+        """Names the sources of the micro-batches that went wrong; all ranks come here together, and stop together."""
+        parts = batch.true_source_ids.split(self.config.micro_batch)
+        bad = [part for part, value in zip(parts, loss_sums.tolist(), strict=True) if not math.isfinite(value)]
+        mine = torch.cat(bad).unique().tolist() if bad else []
+        gathered: list[list[int]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(gathered, [source for source in mine if source != NO_SOURCE])
+        found = sorted({source for sources in gathered for source in sources})
+        named = ", ".join(map(format_id, found[:_MAX_NAMED])) or "every one of the batch: only the gradient overflowed"
+        more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
+        raise UsageError(
+            f"step {self.state.step + 1}: loss is {loss}, gradient norm {gradient_norm}, expected finite numbers; "
+            f"sources in the rows concerned: {named}{more}. Lower the learning rate or lengthen the warm-up, and look at "
+            "the text of these sources"
+        )
+
+    def _advance(self, batch: Batch, loss: float, seconds: float) -> None:
+        """Moves the state past a step; the sums of an epoch begin anew with its first step."""
+        before = self.state if batch.step else dataclasses.replace(self.state, epoch_loss_sum=0.0, epoch_targets=0)
+        self.state = dataclasses.replace(
+            before,
+            step=before.step + 1,
+            loader=self.loader.state,
+            num_targets=before.num_targets + batch.num_targets,
+            seconds=before.seconds + seconds,
+            epoch_loss_sum=before.epoch_loss_sum + loss * batch.num_targets,
+            epoch_targets=before.epoch_targets + batch.num_targets,
+        )
+
+    def _save(self, log: ProgressLog) -> None:
+        """Writes a checkpoint into the run's own folder, tells Ray of it, and deletes old ones."""
+        directory = checkpoint.directory_of(self.job.run_dir / self.job.attempt, self.state.step)
+        checkpoint.save(directory, self.model, self.optimizer, self.state)
+        log.write(checkpoint=str(directory), step=self.state.step)
+        # It is already where it belongs: an upload would copy it to where it is.
+        ray.train.report(
+            {"step": self.state.step},
+            checkpoint=Checkpoint.from_directory(str(directory)),
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+        if self.rank == 0:
+            checkpoint.prune(self.job.run_dir, self.config.keep_checkpoints)
+
+    def _finish(self, log: ProgressLog) -> None:
+        """The last checkpoint, the exported weights and, last of all, the result: with it, the run is done."""
+        self._save(log)
+        if self.rank:
+            return
+        state, run_dir = self.state, self.job.run_dir
+        loss = state.epoch_loss_sum / max(1, state.epoch_targets)
+        nulls = {
+            "schema": 1,
+            "snapshot": state.loader.snapshot,
+            **self.job.facts,
+            "layout": self.model.config.layout.to_dict(),
+            "context_length": self.config.context_length,
+            "heldout": [format_id(source) for source in self.job.heldout],
+            "num_trained_sources": self.loader.num_sources,
+            "train_config": self.config.to_dict(),
+            "train_loss": loss,
+            "tokens": state.num_targets,
+        }
+        digest = checkpoint.export(self.model, self.tokenizer, run_dir / checkpoint.WEIGHTS, nulls)
+        result = {
+            "weights": digest,
+            "tokens": state.num_targets,
+            "tokens_per_second": state.num_targets / max(state.seconds, 1e-9),
+            "loss": loss,
+        }
+        write_atomic(run_dir / RESULT, json.dumps(result).encode())
+
+    def _utilisation(self, tokens_per_second: float) -> dict[str, float]:
+        """Model FLOP utilisation on the FLOPs of active neurons; nothing where the device's peak is not known."""
+        if self.device.type != "cuda":
+            return {}
+        name = torch.cuda.get_device_name(self.device)
+        peak = next((flops for key, flops in _PEAK_FLOPS.items() if key in name), None)
+        flops = flops_per_token(self.config, self.model.config.vocab_size)
+        return {} if peak is None else {"mfu": tokens_per_second * flops / (peak * self.world_size)}
+
+
+class ProgressLog:
+    """Appends one JSON object a line; a line is written in one call, so a reader sees whole ones."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file
+
+    def write(self, **fields: Any) -> None:
+        """Appends a line; on ranks other than 0, nothing."""
+        if self._file is not None:
+            self._file.write(json.dumps({"time": time.time(), **fields}) + "\n")
+            self._file.flush()
+
+
+def run_worker(plain_job: dict[str, Any]) -> None:
+    """The function that Ray Train runs on each worker; see `Job.to_plain`."""
+    job = Job.from_plain(plain_job)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    try:
+        with _writing(job.run_dir, rank) as log:
+            workers: list[dict[str, Any]] = [{} for _ in range(world_size)]
+            dist.all_gather_object(workers, {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()})
+            log.write(workers=workers)
+            Worker(job, device, rank, world_size).run(log)
+    except ServiceError:
+        raise  # a disk or a lock, and of one rank alone: Ray ends the others and tries again
+    except NullsError as error:
+        content = {"error": type(error).__name__, "message": str(error)}
+        write_atomic(job.run_dir / FAILURE, json.dumps(content).encode())
+
+
+def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> NullsForCausalLM:
+    """A model of the configured shape for a tokenizer, with initial weights from torch's random state."""
+    shape = config.model
+    return NullsForCausalLM(
+        NullsConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.num_layers,
+            num_attention_heads=shape.num_heads,
+            num_key_value_heads=shape.num_kv_heads,
+            intermediate_size=shape.num_backbone,
+            num_pool=shape.num_pool,
+            num_sinks=shape.num_sinks,
+            sink_seed=shape.sink_seed,
+            sink_scheme=shape.sink_scheme,
+            max_position_embeddings=config.context_length,
+            rope_theta=shape.rope_theta,
+            tie_word_embeddings=shape.tie_embeddings,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def flops_per_token(config: TrainConfig, vocab_size: int) -> float:
+    """FLOPs of forward and backward for one token: six a *active* weight, and attention over half the context."""
+    shape = config.model
+    head = shape.hidden_size // shape.num_heads
+    attention = shape.hidden_size * (2 * shape.hidden_size + 2 * head * shape.num_kv_heads)
+    mlp = 3 * shape.hidden_size * (shape.num_backbone + shape.num_sinks)
+    weights = shape.num_layers * (attention + mlp) + shape.hidden_size * vocab_size
+    return 6.0 * weights + 6.0 * shape.num_layers * shape.hidden_size * config.context_length
+
+
+@contextlib.contextmanager
+def _writing(run_dir: Path, rank: int) -> Iterator[ProgressLog]:
+    """Rank 0's right to write to a run: a lock that the system frees when its holder dies, however it dies."""
+    if rank:
+        yield ProgressLog(None)
+        return
+    with (run_dir / PROGRESS).open("a", encoding="utf-8") as file:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"run {run_dir}: another process is still training in it; wait for it or stop it"
+                    ) from None
+                time.sleep(0.2)
+        yield ProgressLog(file)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    # cuBLAS needs this to be deterministic, and reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Filling memory that is about to be written anyway costs 6 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
