@@ -2,8 +2,8 @@
 
 A checkpoint is a directory: model and optimizer in torch's distributed checkpoint format (each rank writes a part,
 any number of ranks can read it), `state.json` (step, position in the data, sums for the metrics, random state), and,
-written last, `complete.json` with the size of every file. A directory without it, or whose sizes differ, was cut short and
-is passed over for the one before. `export` writes what leaves the training loop: a Hugging Face directory.
+written last, `complete.json` with the size of every file. A directory without it, or whose sizes differ, was cut short
+and is passed over for the one before. `export` writes what leaves the training loop: a Hugging Face directory.
 
 Random state is rank 0's: all ranks are seeded alike and draw alike, since nothing in the model is random per rank.
 

@@ -1,8 +1,8 @@
 """The training loop, as each Ray worker runs it: batches in, weights out, the same weights however often it is killed.
 
 The loss of a step is the mean over the targets of the *global* batch: each micro-batch's summed loss is divided by
-their number, which every rank knows from the loader, so neither the number of workers nor the size of a micro-batch weighs
-one token more than another. Rank 0 appends a line to `progress.jsonl` each step; the driver follows that file, and
+their number, which every rank knows from the loader, so neither the number of workers nor the size of a micro-batch
+weighs one token more than another. Rank 0 appends a line to `progress.jsonl` each step; the driver follows that file, and
 alone talks to MLflow: a worker needs no credentials, and a slow tracking server does not slow a step.
 
 An error that would only repeat (`UsageError`, `RefusedError`, `DamagedError`: all ranks come to it together) ends a run
@@ -223,8 +223,8 @@ class Worker:
         more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         raise UsageError(
             f"step {self.state.step + 1}: loss is {loss}, gradient norm {gradient_norm}, expected finite numbers; "
-            f"sources in the rows concerned: {named}{more}. Lower the learning rate or lengthen the warm-up, and look at "
-            "the text of these sources"
+            f"sources in the rows concerned: {named}{more}. Lower the learning rate or lengthen the warm-up, and "
+            "look at the text of these sources"
         )
 
     def _advance(self, batch: Batch, loss: float, seconds: float) -> None:
