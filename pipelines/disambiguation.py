@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 
 from pipelines.wikinames import DISAMBIGUATION_TEMPLATES
+from pipelines.wikitext import without_comments
 
 # English has one for each kind of thing: "Airport disambiguation", "Human name disambiguation", ...
 _SUFFIXES = (" disambiguation", " disambig", " dab")
 _NOT_PREFIXES = ("r ", "redirect", "incomplete ", "link ", "for ")
-_TEMPLATE_NAME = re.compile(r"\{\{\s*([^{}|<>\[\]\n]{1,60}?)\s*(?=\||\}\}|\n|<!--)")
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_TEMPLATE_NAME = re.compile(r"\{\{\s*+([^{}|<>\[\]\n]{1,80}+)(?=[|}\n])")
 _MAGIC_WORD = "__DISAMBIG__"
 
 
@@ -24,9 +24,9 @@ def is_disambiguation(markup: str, scope: str = "") -> bool:
     """Whether a page's wikitext marks it as a disambiguation page of the wiki `scope` ("enwiki")."""
     if _MAGIC_WORD in markup:
         return True
-    visible = _COMMENT.sub("", markup) if "<!--" in markup else markup
     language = scope.removesuffix("wiki")
-    return any(_marks(match[1], language) for match in _TEMPLATE_NAME.finditer(visible))
+    names = set(_TEMPLATE_NAME.findall(without_comments(markup)))
+    return any(_marks(name, language) for name in names)
 
 
 def _marks(template: str, language: str) -> bool:

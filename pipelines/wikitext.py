@@ -46,7 +46,7 @@ _FILE_NAME = re.compile(
     re.IGNORECASE,
 )
 _MAX_LINK_DEPTH = 16  # a file's caption holds links, a link holds none
-_PIPE_TRICK = re.compile(r"(?:^:?[^:]*:)|(?:\s*[(（][^()（）]*[)）]\s*$)|(?:,.*$)")
+_PIPE_TRICK = re.compile(r"^:?[^:]*:| ?[(（][^()（）]*+[)）]$|,.*$")
 
 _VARIANT = re.compile(r"-\{([^{}\n]*+)\}-")
 _BREAKING_TAG = re.compile(
@@ -76,7 +76,7 @@ def wikitext_to_text(markup: str) -> str:
     Paragraphs are separated by an empty line; headings and list items are lines of their own, without their marks; a
     section left with no text loses its heading. Never fails; linear in the length of `markup`.
     """
-    text = _without_comments(markup)
+    text = without_comments(markup)
     text = _without_elements(text)
     text = _QUOTES.sub(_quotes, text)  # before what stands between quotes can go: "''{{lang|ar|...}}''"
     text = _without_braces(text)
@@ -86,8 +86,8 @@ def wikitext_to_text(markup: str) -> str:
     return text.translate(_UNSHIELD) if _SHIELDED.search(text) else text
 
 
-def _without_comments(text: str) -> str:
-    """A comment that fills a line goes with the line, as in MediaWiki."""
+def without_comments(text: str) -> str:
+    """Wikitext without its comments; one that fills a line goes with the line, as in MediaWiki."""
     pieces = []
     start = 0
     while (opened := text.find("<!--", start)) >= 0 and (closed := text.find("-->", opened + 4)) >= 0:
@@ -267,7 +267,7 @@ def _label(link: str) -> str:
             return ""
     if not bar:
         return target.strip().lstrip(":")
-    return label if label.strip() else _PIPE_TRICK.sub("", target).strip()
+    return label if label.strip() else _PIPE_TRICK.sub("", target.strip()).strip()
 
 
 def _unclosed(rest: str) -> str:

@@ -108,6 +108,9 @@ HOSTILE = {
     "ampersands": "&a" * 100_000,
     "variants": "-{a;" * 50_000,
     "newlines": "\n" * 200_000,
+    "pipe trick": "[[x" + " " * 200_000 + "x|]]",
+    "pipe trick of brackets": "[[x" + "( " * 100_000 + "x|]]",
+    "file names": "[[x:" + ".jpg " * 50_000 + "x|]]",
 }
 
 
