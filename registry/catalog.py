@@ -110,8 +110,12 @@ class Catalog:
                 f"catalogue {place!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE "
                 f"({_PASSWORD.sub(':***@', str(error))}); set NULLS_CATALOG"
             ) from None
-        with self._translated():
-            self._migrate()
+        try:
+            with self._translated():
+                self._migrate()
+        except BaseException:
+            self.engine.dispose()
+            raise
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[sa.Connection]:

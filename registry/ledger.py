@@ -197,7 +197,7 @@ def _altered(request_id: str) -> DamagedError:
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """As the database will give it back: tuples are lists, keys are text. The digests are over this."""
     try:
-        read: dict[str, Any] = json.loads(_canonical(value))
+        read: dict[str, Any] = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError) as error:
         raise UsageError(f"a ledger entry must be JSON, without NaN or infinity: {error}") from error
     return read

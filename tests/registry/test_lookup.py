@@ -223,11 +223,10 @@ def test_no_query_breaks_a_lookup(small: Snapshot, query: str) -> None:
 QUERIES = ["Anarchism", "https://en.wikipedia.org/wiki/Anarchism", "Anarchsim"]
 PROGRAM = """
 import json, sys, time
-start = time.perf_counter()
 from registry.lookup import lookup
 from registry.snapshot import Registry
 found = lookup(Registry.open(sys.argv[1]).snapshot(), sys.argv[2])
-print(json.dumps({"seconds": time.perf_counter() - start, "modules": sorted(sys.modules), "answer": found.to_dict()}))
+print(json.dumps({"seconds": time.process_time(), "modules": sorted(sys.modules), "answer": found.to_dict()}))
 """
 
 
@@ -253,7 +252,7 @@ def test_a_lookup_starts_fast_and_imports_little(small: Snapshot, query: str) ->
     assert needless.isdisjoint(runs[0]["modules"])
     assert "pyarrow.parquet" in runs[0]["modules"]
     assert runs[0]["answer"]["matches"] or runs[0]["answer"]["suggestions"]
-    assert min(run["seconds"] for run in runs) < 2.0  # 0.4 on an idle core; the bound allows for busy ones
+    assert min(run["seconds"] for run in runs) < 1.5  # of one core, with the start of Python: 0.45 here
 
 
 @pytest.fixture
@@ -294,8 +293,8 @@ def many_titles(registry: Registry) -> Callable[[int], Snapshot]:
 
 def test_not_finding_among_many_titles_is_quick_too(many_titles: Callable[[int], Snapshot]) -> None:
     snapshot = many_titles(60_000)
-    start = time.perf_counter()
+    start = time.process_time()
     answer = lookup.lookup(snapshot, "Artical 0000123 of rivers")
     assert not answer.found
-    assert time.perf_counter() - start < 10  # 60,000 titles through difflib alone take longer than that
+    assert time.process_time() - start < 5  # 60,000 titles through difflib alone take longer than that
     assert lookup.lookup(snapshot, "0000123").suggestions == ("Article 0000123 of rivers",)

@@ -1,0 +1,141 @@
+"""registry <- {pipelines, training} <- orchestration: every import, lazy ones too, runs along an arrow."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import registry
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "registry": {"registry"},
+    "pipelines": {"registry", "pipelines"},
+    "training": {"registry", "training"},
+    "orchestration": {"registry", "pipelines", "training", "orchestration"},
+}
+HEAVY = {"torch", "ray", "apache_beam", "duckdb", "mlflow", "datatrove", "transformers", "pandas"}
+_LOADERS = {"import_module", "__import__", "find_spec", "run_module", "resolve_name"}
+_MODULE = re.compile(r"[A-Za-z_][\w.]*")
+
+
+def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
+    """(line, top-level package) of everything that `source` of `module` ("pipelines.stage") imports, wherever in it."""
+    package = module.split(".")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level] if node.level else []
+            names = [".".join([*base, node.module or ""]).strip(".") or node.names[0].name]
+        elif isinstance(node, ast.Call) and _name_of(node.func) in _LOADERS:
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            texts = [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            names = [text.split(":")[0] for text in texts if _MODULE.match(text)]
+        else:
+            continue
+        yield from ((node.lineno, name.partition(".")[0]) for name in names)
+
+
+def _name_of(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def breaches(source: str, module: str) -> list[str]:
+    """The imports of ours in `source` that `module` may not make."""
+    package = module.partition(".")[0]
+    found = [(line, name) for line, name in imports(source, module) if name in MAY_IMPORT]
+    return [f"{module}:{line} imports {name}" for line, name in found if name not in MAY_IMPORT[package]]
+
+
+def sources(package: str) -> dict[str, str]:
+    """Module name -> source, of every file in a package."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f.read_text() for f in files}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_every_import_runs_along_an_arrow(package: str) -> None:
+    modules = sources(package)
+    assert modules, f"no module in {package}: nothing was checked"
+    assert [breach for name, text in modules.items() for breach in breaches(text, name)] == []
+
+
+def test_the_arrows_that_there_should_be_are_found() -> None:
+    seen = {
+        package: {n for name, text in sources(package).items() for _, n in imports(text, name)}
+        for package in MAY_IMPORT
+    }
+    assert all("registry" in names for names in seen.values())
+    assert len(sources("registry")) >= 12
+    assert "pyarrow" in seen["registry"]
+    assert "tldextract" in seen["registry"]  # named in a string
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import training",
+        "import os, training.masks as masks",
+        "from training.masks import draw",
+        "from training import masks",
+        "def f():\n    import training.masks",
+        "class A:\n    def f(self):\n        from training import masks",
+        "if TYPE_CHECKING:\n    from training import masks",
+        "try:\n    import training\nexcept ImportError:\n    pass",
+        "import importlib\nimportlib.import_module('training.masks')",
+        "from importlib import import_module\nx = lambda: import_module(name='training')",
+        "__import__('training')",
+        "from ..training import masks",
+        "from .. import training",
+    ],
+)
+def test_a_forbidden_import_is_caught_in_any_form(line: str) -> None:
+    for module in ("pipelines.bad", "registry.bad"):
+        assert len(breaches(line, module)) == 1, (module, line)
+        assert "imports training" in breaches(line, module)[0]
+    assert breaches(line, "orchestration.good") == []
+    assert breaches(line, "training.good") == []
+
+
+@pytest.mark.parametrize(
+    "line", ["from registry import ids", "import os", "from . import x", "from .training import x", "'training'"]
+)
+def test_an_allowed_import_is_not(line: str) -> None:
+    assert breaches(line, "pipelines.good") == []
+
+
+def loaded_by(statements: str) -> set[str]:
+    """The top-level packages that a fresh Python holds after `statements`."""
+    program = f"{statements}\nimport json, sys\nprint(json.dumps(sorted({{n.partition('.')[0] for n in sys.modules}})))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_registry_alone_loads_nothing_heavy() -> None:
+    names = [m.name for m in pkgutil.walk_packages(registry.__path__, "registry.") if "migrations" not in m.name]
+    assert {"registry.identity", "registry.snapshot", "registry.lookup", "registry.catalog", "registry.ledger"} <= set(
+        names
+    )
+    loaded = loaded_by("import registry\n" + "\n".join(f"import {name}" for name in names))
+    assert loaded & HEAVY == set()
+    assert {"registry", "pyarrow", "sqlalchemy"} <= loaded
+
+
+@pytest.mark.parametrize("package", ["duckdb", "pandas"])
+def test_a_heavy_package_would_be_seen(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    assert package in loaded_by(f"import registry.ids, {package}") & HEAVY
