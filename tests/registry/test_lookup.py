@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -291,10 +292,18 @@ def many_titles(registry: Registry) -> Callable[[int], Snapshot]:
     return make
 
 
-def test_not_finding_among_many_titles_is_quick_too(many_titles: Callable[[int], Snapshot]) -> None:
-    snapshot = many_titles(60_000)
-    start = time.process_time()
-    answer = lookup.lookup(snapshot, "Artical 0000123 of rivers")
-    assert not answer.found
-    assert time.process_time() - start < 5  # 60,000 titles through difflib alone take longer than that
+def test_help_for_an_unknown_title_compares_few_letter_by_letter(
+    many_titles: Callable[[int], Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    original = difflib.get_close_matches
+
+    def count(word: str, titles: list[str], **options: Any) -> list[str]:
+        compared.append(len(titles))
+        return original(word, titles, **options)
+
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    snapshot = many_titles(30_000)
+    assert lookup.lookup(snapshot, "Artical 0000123 of rivers").suggestions
+    assert compared == [lookup._MAX_COMPARED]  # all 30,000 begin and are as long as the query; 2 s for 60,000
     assert lookup.lookup(snapshot, "0000123").suggestions == ("Article 0000123 of rivers",)
