@@ -1,6 +1,6 @@
 """What a person names -> the input files, each with a name that does not depend on where it lies, and its content hash.
 
-A file that is named is always tried; in a directory only what is called like a dump, and the rest is reported. Names end
+A file that is named is always tried; in a directory only what is called like a dump, the rest is reported. Names end
 up in the snapshot (`documents.input_file`, the manifest), so they must be the same on every machine: the base name, and
 as many parent folders as it takes to tell two files of different content apart. Cost: one read of each file, 1 GB/s.
 """
@@ -125,7 +125,7 @@ def _sha256(path: Path) -> str:
 
 
 def _named(hashed: list[tuple[Path, str]]) -> list[tuple[str, Path, str]]:
-    """(name, path, hash) for each distinct file: contents that share a base name get parent folders until they differ."""
+    """(name, path, hash) of each distinct file: where base names are equal, parent folders tell contents apart."""
     by_base = collections.defaultdict(list)
     for path, sha256 in sorted(hashed):
         by_base[path.name].append((path, sha256))

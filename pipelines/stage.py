@@ -76,9 +76,7 @@ def run_tasks(
             pending.append(task)
     if pending:
         steps = [Read(pending), Clean(filter_config), Fingerprinting(dedup), Store(pending)]
-        executor = LocalExecutor(
-            steps, tasks=len(pending), workers=workers, logging_dir=logging_dir, verbose=verbose
-        )
+        executor = LocalExecutor(steps, tasks=len(pending), workers=workers, logging_dir=logging_dir, verbose=verbose)
         for rank in executor.run():
             yield pending[rank]
 
@@ -162,7 +160,7 @@ class Store(PipelineStep):  # type: ignore[misc]
         with staged.StageWriter(task.folder, task.number) as writer:
             for item, fingerprint in data:
                 if isinstance(item, Document):
-                    writer.document(item, fingerprint)
+                    writer.document(staged.document_row(item), item.text, fingerprint)
                     self.stat_update(item.status.value)
                 elif isinstance(item, Redirect):
                     writer.redirect(item)
@@ -258,22 +256,23 @@ class LocalExecutor(PipelineExecutor):  # type: ignore[misc]
     def _run_pool(self) -> Iterator[int]:
         context = multiprocessing.get_context("forkserver")  # fork would copy the locks of running threads
         theirs, ours = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(
-            min(self.workers, self.tasks), context, initializer=_end_with, initargs=(theirs,)
-        )
+        pool = ProcessPoolExecutor(min(self.workers, self.tasks), context, initializer=_end_with, initargs=(theirs,))
         try:
             futures = [pool.submit(self.run_rank, rank) for rank in range(self.tasks)]
             for future in as_completed(futures):
                 yield future.result()
-        except BrokenProcessPool as error:
+        except BaseException as error:
+            ours.close()  # whoever still works ends now
+            if not isinstance(error, BrokenProcessPool):
+                raise
             raise ServiceError(
                 "a worker process was killed, perhaps because memory ran out; "
                 "run the same command again with fewer --workers: finished files are kept"
             ) from error
         finally:
-            ours.close()  # whoever still works ends now
-            theirs.close()
             pool.shutdown(wait=True, cancel_futures=True)
+            ours.close()
+            theirs.close()
 
 
 def _end_with(parent: Connection) -> None:

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ DOCUMENTS = pa.schema(
         pa.field("origin_id", pa.int64()),
         pa.field("key", pa.string()),
         pa.field("kind", pa.string(), nullable=False),
-        pa.field("locator", pa.string(), nullable=False),
+        pa.field("locator", pa.string()),  # null if a parent snapshot brings the document and does not tell
         pa.field("url", pa.string()),
         pa.field("title", pa.string()),
         pa.field("canonical", pa.string()),  # title as MediaWiki stores it
@@ -58,11 +59,14 @@ DOCUMENTS = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
+        # Of documents that a parent snapshot brings: what was decided there.
+        pa.field("settled", pa.bool_(), nullable=False),  # kept
+        pa.field("survivor_id", pa.int64()),
+        pa.field("jaccard", pa.float32()),
+        pa.field("cluster_id", pa.int64()),
     ]
 )
-TEXTS = pa.schema(
-    [pa.field("row", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)]
-)
+TEXTS = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
 BANDS = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -81,9 +85,7 @@ REDIRECTS = pa.schema(
         pa.field("target_hash", pa.int64(), nullable=False),
     ]
 )
-SITES = pa.schema(
-    [pa.field("scope", pa.string(), nullable=False), pa.field("host", pa.string(), nullable=False)]
-)
+SITES = pa.schema([pa.field("scope", pa.string(), nullable=False), pa.field("host", pa.string(), nullable=False)])
 TABLES = {"documents": DOCUMENTS, "texts": TEXTS, "bands": BANDS, "redirects": REDIRECTS, "sites": SITES}
 
 
@@ -142,13 +144,14 @@ class StageWriter:
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def document(self, document: Document, fingerprint: Fingerprint | None) -> None:
-        """Adds a document; its text is stored if it has a fingerprint."""
+    def document(self, document: Mapping[str, Any], text: str, fingerprint: Fingerprint | None) -> None:
+        """Adds a row of `DOCUMENTS`, without `row` and what a fingerprint tells; `text` is stored if it has one."""
         row, self._next_row = self._next_row, self._next_row + 1
-        self._add("documents", document_row(row, document, fingerprint))
+        words, normal_hash = (fingerprint.num_words, fingerprint.normal_hash) if fingerprint else (0, None)
+        self._add("documents", {"row": row, **document, "num_words": words, "normal_hash": normal_hash})
         if fingerprint:
-            self._add("texts", {"row": row, "text": document.text})
-            self._pending_bytes += len(document.text)
+            self._add("texts", {"row": row, "text": text})
+            self._pending_bytes += len(text)
             for band, value in enumerate(fingerprint.bands.tolist()):
                 self._add("bands", {"row": row, "band": band, "hash": value})
         self._flush_if_full()
@@ -196,8 +199,8 @@ class StageWriter:
         sync_directory(self._folder.parent)
 
 
-def document_row(row: int, document: Document, fingerprint: Fingerprint | None) -> dict[str, Any]:
-    """A document as a row of `DOCUMENTS`.
+def document_row(document: Document) -> dict[str, Any]:
+    """A document that a reader gave, as `StageWriter.document` takes it.
 
     One that failed before it had an identity gets an id by its place, so that it too can be looked up.
     """
@@ -206,7 +209,6 @@ def document_row(row: int, document: Document, fingerprint: Fingerprint | None) 
         key, locator = f"failed:{document.input_file}", str(document.input_offset)
     encoded = document.text.encode()
     return {
-        "row": row,
         "doc_id": ids.doc_id(key, locator),
         "origin_id": None if document.key is None else ids.source_id(document.key),
         "key": document.key,
@@ -221,12 +223,14 @@ def document_row(row: int, document: Document, fingerprint: Fingerprint | None) 
         "input_file": document.input_file,
         "input_offset": document.input_offset,
         "num_bytes": len(encoded),
-        "num_words": fingerprint.num_words if fingerprint else 0,
         "text_sha256": hashlib.sha256(encoded).hexdigest() if encoded else None,
-        "normal_hash": fingerprint.normal_hash if fingerprint else None,
         "status": document.status.value,
         "reason": document.reason,
         "detail": document.detail or None,
+        "settled": False,
+        "survivor_id": None,
+        "jaccard": None,
+        "cluster_id": None,
     }
 
 

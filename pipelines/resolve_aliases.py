@@ -1,0 +1,73 @@
+"""Titles and redirects of all files -> the alias table: every name under which a source can be looked up.
+
+A redirect may stand in one file of a dump and its target in another, so names meet here, by wiki. A target is matched
+on its canonical title first, else without regard to case if only one title fits; through other redirects up to
+`MAX_HOPS` times (MediaWiki itself follows one), which also ends cycles. A redirect that leads nowhere keeps its target
+and has no source. Where dumps disagree, all of what they say is kept: a lookup returns each.
+"""
+
+from __future__ import annotations
+
+import duckdb
+
+from registry.schema import AliasKind
+
+MAX_HOPS = 16
+
+# Every title that any capture of a document had; filtered and failed ones count, so that they can be looked up.
+_TITLES = """
+CREATE TABLE titles AS
+SELECT DISTINCT scope, canonical, alias_hash, title AS alias, origin_id AS source_id
+FROM staged_documents WHERE title IS NOT NULL AND origin_id IS NOT NULL
+"""
+
+_REDIRECTS = """
+CREATE TABLE redirects AS
+SELECT *, row_number() OVER (ORDER BY scope, alias, target) AS link FROM (SELECT DISTINCT * FROM staged_redirects)
+"""
+
+# link -> the title that its target means: as written, or the only one that differs from it in case alone.
+_HOPS = """
+CREATE TABLE hops AS
+WITH names AS (
+    SELECT scope, canonical, alias_hash FROM titles WHERE scope IS NOT NULL
+    UNION
+    SELECT scope, canonical, alias_hash FROM redirects
+),
+unambiguous AS (
+    SELECT scope, alias_hash, min(canonical) AS canonical FROM names GROUP BY scope, alias_hash HAVING count(*) = 1
+)
+SELECT link, r.scope, r.canonical, coalesce(names.canonical, unambiguous.canonical) AS target
+FROM redirects AS r
+LEFT JOIN names ON names.scope = r.scope AND names.canonical = r.target_canonical
+LEFT JOIN unambiguous ON unambiguous.scope = r.scope AND unambiguous.alias_hash = r.target_hash
+WHERE coalesce(names.canonical, unambiguous.canonical) IS NOT NULL
+"""
+
+_REACHED = f"""
+CREATE TABLE reached AS
+WITH RECURSIVE walk AS (
+    SELECT link, scope, target, 1 AS num_hops FROM hops
+    UNION
+    SELECT walk.link, walk.scope, hops.target, num_hops + 1
+    FROM walk JOIN hops ON hops.scope = walk.scope AND hops.canonical = walk.target
+    WHERE num_hops < {MAX_HOPS}
+      AND NOT EXISTS (FROM titles WHERE titles.scope = walk.scope AND titles.canonical = walk.target)
+)
+SELECT DISTINCT link, source_id
+FROM walk JOIN titles ON titles.scope = walk.scope AND titles.canonical = walk.target
+"""
+
+ALIASES = f"""
+SELECT DISTINCT alias_hash, alias, '{AliasKind.TITLE}' AS kind, source_id, scope, NULL AS target FROM titles
+UNION ALL
+SELECT DISTINCT alias_hash, alias, '{AliasKind.REDIRECT}', source_id, scope, target
+FROM redirects LEFT JOIN reached USING (link)
+ORDER BY alias_hash, alias, kind, scope, source_id, target
+"""
+
+
+def create_tables(con: duckdb.DuckDBPyConnection) -> None:
+    """Makes what `ALIASES` reads, from the views `staged_documents` and `staged_redirects`."""
+    for query in (_TITLES, _REDIRECTS, _HOPS, _REACHED):
+        con.execute(query)

@@ -1,0 +1,241 @@
+"""The keyed stage on one machine, out of core: which document stands for which, and what each source is.
+
+Documents of all staged directories meet by key here: captures by document id, equal texts by normal hash, near copies
+by band hash, titles by wiki. DuckDB finds the groups, on compact columns only; `pipelines.dedup` decides; texts are
+read from the staged files where a pair is verified and where shards are written, and never go through a join.
+
+Tables, in the order in which they come about (`pipelines.resolve_sql`):
+    staged_*      views over the staged files
+    docs          the columns that decisions need
+    superseded    row                                              captures that a newer one replaces
+    winners       docs that are kept so far
+    exact         row -> representative, source_id, num_owners, key    groups of equal text
+    reps          representatives, with `rank`, their place in the order of preference
+    pairs         a, b: ranks that share a band
+    near          rank -> survivor, jaccard
+    verdicts      row -> source_id, status, reason, survivor_id, jaccard, cluster_id, displaced_id
+
+Cost: see `benchmarks/`; memory is DuckDB's limit and about 200 MB.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipelines import dedup, resolve_aliases, staged
+from pipelines import resolve_sql as sql
+from pipelines.minhash import DedupConfig
+from pipelines.sqltext import literal
+from pipelines.verify import ShingleFile
+from registry.errors import DamagedError, ServiceError
+from registry.parquet import open_parquet
+from registry.schema import SHARD
+
+DEFAULT_MEMORY_BYTES = 400 << 20
+_BATCH_ROWS = 16_384
+_INSERT_ROWS = 100_000
+
+_RETRIABLE = (duckdb.IOException, duckdb.OutOfMemoryException)
+
+Values: TypeAlias = tuple[Any, ...]
+
+_SUPERSEDED = pa.schema([("row", pa.int64())])
+_EXACT = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("origin_id", pa.int64()),
+        ("representative", pa.int64()),
+        ("source_id", pa.int64()),
+        ("num_owners", pa.int64()),
+        ("key", pa.string()),
+    ]
+)
+_PLACES = pa.schema([("rank", pa.int64()), ("first", pa.int64()), ("count", pa.int64())])
+_NEAR = pa.schema([("rank", pa.int64()), ("survivor", pa.int64()), ("jaccard", pa.float64())])
+
+
+def resolve(
+    folders: Sequence[Path],
+    config: DedupConfig,
+    *,
+    work: Path,
+    threads: int = 1,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+) -> DuckResolution:
+    """Resolves the staged directories `folders`; close what is returned.
+
+    Args:
+        folders: complete, as `pipelines.staged` leaves them; in any order.
+        config: what counts as a near-duplicate.
+        work: an empty directory for the database and what it spills.
+        threads: of DuckDB.
+        memory_bytes: DuckDB's limit.
+
+    Raises:
+        DamagedError: two keys have one id.
+        ServiceError: the disk is full, or memory does not suffice.
+    """
+    try:
+        resolution = DuckResolution(folders, config, work=work, threads=threads, memory_bytes=memory_bytes)
+        resolution.run()
+    except _RETRIABLE as error:
+        raise _service_error(work, error) from error
+    return resolution
+
+
+class DuckResolution:
+    """A `pipelines.resolution.Resolution` in a DuckDB file."""
+
+    def __init__(
+        self, folders: Sequence[Path], config: DedupConfig, *, work: Path, threads: int, memory_bytes: int
+    ) -> None:
+        self._folders, self._config, self._work = folders, config, work
+        self._plan_numbers = itertools.count()
+        settings = {"memory_limit": f"{memory_bytes}B", "threads": threads, "temp_directory": str(work / "spill")}
+        self._con = duckdb.connect(str(work / "resolve.duckdb"), config=settings)
+        for name in staged.TABLES:
+            if name != "texts":
+                files = ", ".join(literal(folder / f"{name}.parquet") for folder in folders)
+                scan = f"read_parquet([{files}], hive_partitioning = false)"
+                self._con.execute(f"CREATE VIEW staged_{name} AS SELECT * FROM {scan}")
+
+    def close(self) -> None:
+        """Closes the database; nothing can be read any more."""
+        self._con.close()
+
+    def run(self) -> None:
+        """All decisions, one table after another."""
+        self._con.execute(sql.DOCS)
+        self._check_ids("doc_id", "key || ' ' || locator", "staged_documents")
+        self._insert("superseded", _SUPERSEDED, self._losers())
+        self._con.execute(sql.WINNERS)
+        self._insert("exact", _EXACT, self._exact_groups())
+        self._con.execute(sql.REPS)
+        self._con.execute(sql.PAIRS.format(bucket_limit=self._config.bucket_limit))
+        self._near_copies()
+        self._con.execute(sql.VERDICTS)
+        self._con.execute(sql.PUBLISHED)
+        self._check_ids("source_id", "key", "published")
+        resolve_aliases.create_tables(self._con)
+
+    def documents(self) -> Iterator[pa.RecordBatch]:
+        """See `pipelines.resolution.Resolution`."""
+        return self._batches(sql.DOCUMENTS)
+
+    def owners(self) -> Iterator[pa.RecordBatch]:
+        """See `pipelines.resolution.Resolution`."""
+        return self._batches(sql.OWNERS)
+
+    def aliases(self) -> Iterator[pa.RecordBatch]:
+        """See `pipelines.resolution.Resolution`."""
+        return self._batches(resolve_aliases.ALIASES)
+
+    def bands(self) -> Iterator[pa.RecordBatch]:
+        """See `pipelines.resolution.Resolution`."""
+        return self._batches(sql.BANDS)
+
+    def sources(self, placements: Path) -> Iterator[pa.RecordBatch]:
+        """See `pipelines.resolution.Resolution`."""
+        return self._batches(sql.SOURCES.format(shards=sql.TEXTS["shards"], placements=literal(placements)))
+
+    def texts(self, folder: str) -> Iterator[pa.RecordBatch]:
+        """See `pipelines.resolution.Resolution`."""
+        for plan, texts in self._planned_texts(sql.TEXTS[folder]):
+            yield pa.record_batch([plan["source_id"], plan["doc_id"], texts], schema=SHARD)
+
+    def source_bytes(self, folder: str) -> Iterator[tuple[int, int]]:
+        """See `pipelines.resolution.Resolution`."""
+        sums = "SELECT source_id, CAST(sum(num_bytes) AS BIGINT)"
+        query = f"{sums} FROM ({sql.TEXTS[folder]}) GROUP BY source_id ORDER BY source_id"
+        yield from ((source_id, num_bytes) for source_id, num_bytes in self._rows(query))
+
+    def _losers(self) -> Iterator[Values]:
+        for _, group in itertools.groupby(self._rows(sql.REPEATED), key=lambda row: row[0]):
+            captures = [dedup.Capture(*row[1:]) for row in group]
+            winner = dedup.newest(captures)
+            yield from ((capture.row,) for capture in captures if capture is not winner)
+
+    def _exact_groups(self) -> Iterator[Values]:
+        for _, rows in itertools.groupby(self._rows(sql.EQUAL), key=lambda row: row[0]):
+            members = [dedup.Member(*row[1:]) for row in rows]
+            group = dedup.exact_group(members)
+            shared = (group.representative, group.source_id, len(group.owners), group.source_key)
+            yield from ((member.row, member.origin_id, *shared) for member in members)
+
+    def _near_copies(self) -> None:
+        with ShingleFile(self._work / "shingles", self._config.ngram) as file:
+            self._insert(
+                "places",
+                _PLACES,
+                (
+                    (rank, *file.add(text))
+                    for plan, texts in self._planned_texts(sql.CANDIDATES)
+                    for rank, text in zip(plan["rank"].tolist(), texts.to_pylist(), strict=True)
+                ),
+            )
+            pairs = ((a, b, (x, nx), (y, ny)) for a, b, x, nx, y, ny in self._rows(sql.PLACED_PAIRS))
+            members = dedup.star_clusters(file.edges(pairs, self._config.threshold))
+            self._insert("near", _NEAR, ((edge.other, edge.preferred, edge.jaccard) for edge in members))
+
+    def _planned_texts(self, plan: str) -> Iterator[tuple[dict[str, Any], pa.Array]]:
+        """The texts of the rows that the query `plan` gives, with its columns: row group by row group of the files."""
+        name = f"plan_{next(self._plan_numbers)}"
+        self._con.execute(f"CREATE OR REPLACE TABLE {name} AS {plan} ORDER BY row")
+        for folder in self._folders:
+            file = open_parquet(folder / "texts.parquet")
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group, columns=["row"])["row"].to_numpy()
+                query = f"SELECT * FROM {name} WHERE row BETWEEN {rows[0]} AND {rows[-1]} ORDER BY row"
+                wanted = self._con.cursor().execute(query).fetchnumpy()
+                if wanted["row"].size:
+                    texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
+                    yield wanted, texts.take(pa.array(np.searchsorted(rows, wanted["row"])))
+
+    def _check_ids(self, column: str, key: str, table: str) -> None:
+        query = f"SELECT {column}, min({key}), max({key}) FROM {table} GROUP BY ALL HAVING min({key}) <> max({key})"
+        for number, first, second in self._rows(f"{query} ORDER BY {column} LIMIT 1"):
+            raise DamagedError(
+                f"{column} {number:016x} is that of both {first!r} and {second!r}: two keys have one id, which a "
+                "snapshot cannot hold; leave one of them out, and report it"
+            )
+
+    def _batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        """A query's rows as they come; `con.sql` streams where `con.execute` would hold all of them in memory."""
+        try:
+            relation = self._con.cursor().sql(query)
+            if relation is not None:
+                yield from relation.to_arrow_reader(_BATCH_ROWS)
+        except _RETRIABLE as error:
+            raise _service_error(self._work, error) from error
+
+    def _rows(self, query: str) -> Iterator[Values]:
+        for batch in self._batches(query):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def _insert(self, table: str, columns: pa.Schema, rows: Iterable[Values]) -> None:
+        """Makes a table of `rows`, some at a time; reading goes on meanwhile, on cursors of their own."""
+        self._con.register("new_rows", columns.empty_table())
+        self._con.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM new_rows")
+        rows = iter(rows)
+        while chunk := list(itertools.islice(rows, _INSERT_ROWS)):
+            arrays = [list(column) for column in zip(*chunk, strict=True)]
+            self._con.register("new_rows", pa.table(arrays, schema=columns))
+            self._con.execute(f"INSERT INTO {table} SELECT * FROM new_rows")
+        self._con.unregister("new_rows")
+
+
+def _service_error(place: Path, error: Exception) -> ServiceError:
+    words = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    advice = (
+        "give it more memory or fewer --workers"
+        if isinstance(error, duckdb.OutOfMemoryException)
+        else "free some space"
+    )
+    return ServiceError(f"cannot resolve documents in {place}: {words}; {advice} and run the same command again")
