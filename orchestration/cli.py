@@ -24,6 +24,7 @@ from registry.schema import Kind
 
 # Typer has its own copy of click since 0.26 and used click's own before; this is ClickException of whichever it uses.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+_NUM_CORES = os.cpu_count() or 1
 _INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h: a bug, none of the documented codes
 
 app = typer.Typer(
@@ -72,7 +73,7 @@ def ingest(
         typer.Option("--wikipedia", metavar="P", help="pages-articles dumps: a file, directory or glob; repeatable."),
     ] = None,
     registry: RegistryOption = None,
-    workers: WorkersOption = os.cpu_count() or 1,
+    workers: WorkersOption = _NUM_CORES,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,9 +1,9 @@
 """A corpus with every relation that an unlearn must know of, and a small model that has really memorised it.
 
-    article 1 .. 24     wiki:testwiki:<n>; a redirect leads to article 1
-    a shared text       published by articles 1 and 2
-    a.example           a site; b.example has a near copy of its page
-    empty.example       a site of which nothing was kept
+article 1 .. 24     wiki:testwiki:<n>; a redirect leads to article 1
+a shared text       published by articles 1 and 2
+a.example           a site; b.example has a near copy of its page
+empty.example       a site of which nothing was kept
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from registry.snapshot import Registry, Snapshot, SnapshotWriter
 NUM_ARTICLES = 24
 SCOPE, HOST = "testwiki", "test.wikipedia.org"
 SHARED = ids.shared_key([ids.source_id(f"wiki:{SCOPE}:1"), ids.source_id(f"wiki:{SCOPE}:2")])
-NEAR_DOC, NEAR_SURVIVOR = ids.doc_id("web:b.example", "http://b.example/"), ids.doc_id("web:a.example", "http://a.example/")
+NEAR_DOC, NEAR_SURVIVOR = (
+    ids.doc_id("web:b.example", "http://b.example/"),
+    ids.doc_id("web:a.example", "http://a.example/"),
+)
 
 
 def key(number: int) -> str:
@@ -82,7 +85,14 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 40) -> Path:
 
     config = TrainConfig.preset(
         "demo",
-        model={"hidden_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "num_backbone": 32, "num_pool": 1024},
+        model={
+            "hidden_size": 64,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_kv_heads": 2,
+            "num_backbone": 32,
+            "num_pool": 1024,
+        },
         optim={"learning_rate": 3e-3},
         epochs=epochs,
         context_length=128,

@@ -281,9 +281,7 @@ def test_unknown_models(deployed: Deployed) -> None:
 
 
 def test_ledger_rows_cannot_be_changed(deployed: Deployed, weights: Path, tmp_path: Path) -> None:
-    act.unlearn(
-        deployed.settings, deployed.uri, [key(trained_articles(weights)[0])], reason="x", measure=False
-    )
+    act.unlearn(deployed.settings, deployed.uri, [key(trained_articles(weights)[0])], reason="x", measure=False)
     with sqlite3.connect(tmp_path / "catalog.db") as connection, pytest.raises(sqlite3.IntegrityError):
         connection.execute("UPDATE events SET state = 'verified'")
 
