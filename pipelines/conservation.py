@@ -96,7 +96,8 @@ class Ledger:
             if status not in by_reason:
                 raise DamagedError(f"{number} documents have status {status!r}; expected one of {', '.join(by_reason)}")
             by_reason[status][reason or ""] = number
-        sources = dict(self._rows("SELECT kind, count(*) FROM sources GROUP BY kind ORDER BY kind"))
+        kinds = self._rows("SELECT kind, count(*) FROM sources GROUP BY kind ORDER BY kind")
+        sources: dict[str, int] = dict(kinds)
         shared = sources.pop(Kind.SHARED.value, 0)
         totals = {status: sum(reasons.values()) for status, reasons in by_reason.items()}
         return Counts(
@@ -172,4 +173,5 @@ class Ledger:
         self._con.execute(f"CREATE OR REPLACE VIEW {name} AS {scan}")
 
     def _rows(self, query: str) -> list[Row]:
-        return self._con.execute(query).fetchall()
+        rows: list[Row] = self._con.execute(query).fetchall()
+        return rows

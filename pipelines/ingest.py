@@ -112,7 +112,7 @@ def ingest(
     if workers < 1:
         raise UsageError(f"--workers: got {workers}, expected at least 1")
     started = time.monotonic()
-    inputs = find_inputs(config.wikipedia, on_file=lambda path: on_progress(f"hashing {path.name}", None))
+    inputs = find_inputs(config.wikipedia, on_file=lambda path: on_progress("hashing the files", None))
     if dry_run:
         return _finished(IngestReport(snapshot=None), inputs, started)
     registry = Registry.open(registry_uri, create=True)

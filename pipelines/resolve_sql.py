@@ -137,19 +137,21 @@ TEXTS = {
     """,
 }
 
-SOURCES = """
+SOURCES = f"""
 WITH trained AS (
     SELECT source_id, count(*) AS num_documents, CAST(sum(num_bytes) AS BIGINT) AS num_bytes
-    FROM ({shards}) GROUP BY source_id
+    FROM ({{shards}}) GROUP BY source_id
 ),
 placed AS (
     SELECT source_id,
            list(struct_pack(shard := shard, row_start := row_start, row_end := row_end) ORDER BY shard) AS placements
-    FROM read_parquet({placements}) GROUP BY source_id
+    FROM read_parquet({{placements}}) GROUP BY source_id
 ),
 titles AS (
-    SELECT origin_id AS source_id, max_by(title, (status <> 'failed', captured, title)) AS title
-    FROM staged_documents WHERE title IS NOT NULL AND locator = key GROUP BY origin_id
+    SELECT origin_id AS source_id,
+           max_by(title, (v.status <> '{Status.SUPERSEDED}', v.status <> '{Status.FAILED}', captured, title)) AS title
+    FROM staged_documents JOIN verdicts AS v USING (row)
+    WHERE title IS NOT NULL AND locator = key GROUP BY origin_id
 )
 SELECT source_id, key, kind, title, coalesce(num_documents, 0) AS num_documents, coalesce(num_bytes, 0) AS num_bytes,
        coalesce(placements, []) AS placements

@@ -135,8 +135,10 @@ class Fingerprinting(PipelineStep):  # type: ignore[misc]
     ) -> Generator[tuple[Item, minhash.Fingerprint | None], None, None]:
         """Yields (item, fingerprint), with None for what is not kept."""
         for item in data:
-            kept = isinstance(item, Document) and item.status is Status.KEPT
-            yield item, minhash.fingerprint(item.text, self.config) if kept else None
+            if isinstance(item, Document) and item.status is Status.KEPT:
+                yield item, minhash.fingerprint(item.text, self.config)
+            else:
+                yield item, None
 
 
 class Store(PipelineStep):  # type: ignore[misc]
