@@ -2,8 +2,8 @@
 
     ingest -> look up by title, redirect and URL -> train through Ray -> generate -> unlearn one article -> audit
 
-Every step calls what the command of the same name calls. About ten minutes on two cores. Everything it makes lies in one
-directory, which it may empty: it does so only where it finds the marker that it left there itself.
+Every step calls what the command of the same name calls. About ten minutes on two cores. Everything it makes lies in
+one directory, which it may empty: it does so only where it finds the marker that it left there itself.
 """
 
 from __future__ import annotations
@@ -83,16 +83,17 @@ class Story:
         off = row["loss_off"]
         found = ", ".join(f"{answer['query']!r}" for answer in self.lookups)
         return [
-            f"read       {counts['read']} articles: {counts['kept']} kept, {sum(counts['filtered'].values())} filtered, "
-            f"{counts['duplicate']} duplicate, {sum(counts['failed'].values())} failed",
+            f"read       {counts['read']} articles: {counts['kept']} kept, "
+            f"{sum(counts['filtered'].values())} filtered, {counts['duplicate']} duplicate, "
+            f"{sum(counts['failed'].values())} failed",
             f"snapshot   {counts['snapshot'][:16]}, {sum(counts['sources'].values())} sources",
             f"looked up  {found} -> {row['key']}",
             f"trained    {self.train['model_uri']} on {self.train['tokens']:,} tokens at "
             f"{self.train['tokens_per_second']:,.0f} tokens/s",
             f"unlearned  {row['title']!r} -> {self.unlearn['model_uri']} in {self.unlearn['seconds']:.2f} s, "
             f"request {self.unlearn['request_id']}",
-            f"its loss   on {row['loss_on']:.2f}; off: placebo {off['placebo']:.2f}, next-closest {off['closest']:.2f}, "
-            f"backbone only {off['backbone']:.2f}",
+            f"its loss   on {row['loss_on']:.2f}; off: placebo {off['placebo']:.2f}, "
+            f"next-closest {off['closest']:.2f}, backbone only {off['backbone']:.2f}",
             f"unseen     placebo {unseen['placebo']:.2f}, next-closest {unseen['closest']:.2f}, backbone only "
             f"{unseen['backbone']:.2f} over {unseen['num_sources']} articles never trained",
             f"closure    placebo {_number(row['closure']['placebo'])}, backbone only "
@@ -279,10 +280,11 @@ def _write_report(story: Story) -> None:
 
     evidence, lineage = story.unlearn["evidence"], story.lineage
     row = evidence["sources"][0]
+    request, snapshot = story.unlearn["request_id"], story.ingest["snapshot"]
     write_report(
         story.report,
         title=f"{row['title']}, unlearned",
-        subtitle=f"{story.unlearn['model_uri']}, request {story.unlearn['request_id']}, snapshot {story.ingest['snapshot']}",
+        subtitle=f"{story.unlearn['model_uri']}, request {request}, snapshot {snapshot}",
         rows=story.audit["sources"],
         heldout=story.audit["summary"]["unseen_loss"],
         evidence=evidence,
