@@ -131,7 +131,8 @@ def split_shared(
     shared: Mapping[int, Collection[int]], *, gone: Collection[int], policy: Policy
 ) -> tuple[list[int], list[int]]:
     """Of shared sources (id -> owners) that are not gone yet: those that go, and those that other owners keep."""
-    removed, kept = [], []
+    removed: list[int] = []
+    kept: list[int] = []
     for number, owners in sorted(shared.items()):
         if number in gone:
             continue
