@@ -5,8 +5,8 @@
 documents of a packed row apart. Without a source the pool is not touched, and the result is that Llama's, bit for bit.
 A plan (`sinks.py`) is made once per forward and handed to the layers as an argument; there is no state in between.
 
-Cost: at the default layout an MLP does 1.25 times the work of the backbone alone, in 1.5 to 2.2 times the
-time on a CPU (`sinks.py`). Packed rows cost a mask of batch * tokens**2 bytes. Importing this module registers the Auto classes. Run:
+Cost: at the default layout an MLP does 1.25 times the work of the backbone alone, in 1.5 to 2.2 times the time on a CPU
+(`sinks.py`). Packed rows cost a mask of batch * tokens**2 bytes. Importing this module registers the Auto classes. Run:
 ``AutoModelForCausalLM.from_pretrained(path).generate(ids_BT, source_ids=ids_B)``.
 
 Shapes: B rows, T tokens of a row, D model width, P pool neurons.
