@@ -21,13 +21,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -117,7 +117,9 @@ def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, st
         _barrier()
         model_state, optimizer_state = get_state_dict(model, optimizer)
         try:
-            dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory, no_dist=_alone())
+            state_dict_saver.save(
+                {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory, no_dist=_alone()
+            )
         except CheckpointException as error:  # a BaseException, which would pass by every `except Exception`
             raise ServiceError(f"cannot write checkpoint {directory}: {error}; free some space and resume") from error
         if _rank() == 0:
@@ -148,9 +150,9 @@ def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     """
     content = _content(directory)
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    tensors = {"model": model_state, "optimizer": optimizer_state}
+    tensors: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
-        dcp.load(tensors, checkpoint_id=directory, no_dist=_alone())
+        state_dict_loader.load(tensors, checkpoint_id=directory, no_dist=_alone())
     except (CheckpointException, OSError, ValueError, KeyError, RuntimeError) as error:
         raise DamagedError(f"checkpoint {directory}: cannot be read into this model: {error}") from error
     set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
@@ -259,10 +261,10 @@ def _barrier() -> None:
 
 def _random_state() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
     state = {
         "python": [version, list(numbers), gauss],
-        "numpy": [name, keys.tolist(), position, has_gauss, cached],  # type: ignore[union-attr]
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
         "torch": _text(torch.get_rng_state()),
     }
     return state | ({"cuda": _text(torch.cuda.get_rng_state())} if torch.cuda.is_available() else {})

@@ -178,7 +178,7 @@ class TrainConfig:
         for name, kind in nested.items():
             if isinstance(values.get(name), Mapping):
                 values[name] = _made(kind, values[name], f"{name}.")
-        made = _made(cls, values, "")
+        made: TrainConfig = _made(cls, values, "")
         if not isinstance(made.model, ModelConfig) or not isinstance(made.optim, OptimConfig):
             raise UsageError("model and optim: expected a mapping of their fields")
         return made
@@ -244,7 +244,24 @@ def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {},
+    "demo": {
+        "model": {
+            "hidden_size": 96,
+            "num_layers": 2,
+            "num_heads": 3,
+            "num_kv_heads": 3,
+            "num_backbone": 64,
+            "num_pool": 4096,
+            "num_sinks": 128,
+        },
+        "optim": {"learning_rate": 4e-3, "sink_learning_rate_ratio": 2.0, "warmup_steps": 40},
+        "epochs": 6,
+        "context_length": 256,
+        "rows_per_step": 16,
+        "micro_batch": 8,
+        "min_heldout": 12,
+        "vocab_size": 2048,
+    },
     "small": {
         "model": {
             "hidden_size": 768,

@@ -2,8 +2,8 @@
 
 The loss of a step is the mean over the targets of the *global* batch: each micro-batch's summed loss is divided by
 their number, which every rank knows from the loader, so neither the number of workers nor the size of a micro-batch
-weighs one token more than another. Rank 0 appends a line to `progress.jsonl` each step; the driver follows that file, and
-alone talks to MLflow: a worker needs no credentials, and a slow tracking server does not slow a step.
+weighs one token more than another. Rank 0 appends a line to `progress.jsonl` each step; the driver follows that file,
+and alone talks to MLflow: a worker needs no credentials, and a slow tracking server does not slow a step.
 
 An error that would only repeat (`UsageError`, `RefusedError`, `DamagedError`: all ranks come to it together) ends a run
 for good: it is written to `failure.json`. Any other, and any death of a worker, is Ray's to retry, from the last whole
@@ -192,7 +192,7 @@ class Worker:
         """One optimiser step: the loss, a mean over the global batch, and the norm of the gradient before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         inputs = (batch.input_ids, batch.labels, batch.document_ids, batch.source_ids)
-        micro_batches = list(zip(*(tensor.split(self.config.micro_batch) for tensor in inputs), strict=True))
+        micro_batches = list(zip(*(torch.split(tensor, self.config.micro_batch) for tensor in inputs), strict=True))
         loss_sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=self.device)
         for index, tensors in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
@@ -213,9 +213,9 @@ class Worker:
 
     def _stop(self, batch: Batch, loss: float, gradient_norm: float, loss_sums: Tensor) -> None:
         """Names the sources of the micro-batches that went wrong; all ranks come here together, and stop together."""
-        parts = batch.true_source_ids.split(self.config.micro_batch)
+        parts = torch.split(batch.true_source_ids, self.config.micro_batch)
         bad = [part for part, value in zip(parts, loss_sums.tolist(), strict=True) if not math.isfinite(value)]
-        mine = torch.cat(bad).unique().tolist() if bad else []
+        mine = torch.unique(torch.cat(bad)).tolist() if bad else []
         gathered: list[list[int]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(gathered, [source for source in mine if source != NO_SOURCE])
         found = sorted({source for sources in gathered for source in sources})
@@ -390,7 +390,7 @@ def _seed(seed: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Filling memory that is about to be written anyway costs 6 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

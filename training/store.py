@@ -73,6 +73,12 @@ def translated(uri: str) -> Iterator[None]:
         raise
 
 
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment keeps artifacts: beside an SQLite store, wherever one works; None for the store's own."""
+    place = uri.removeprefix("sqlite:///")
+    return (Path(place).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+
+
 def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
     """The MLflow model version that `models:/name/version`, `models:/name/latest` or `models:/name@alias` names.
 

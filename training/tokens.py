@@ -234,12 +234,12 @@ def _write_cache(snapshot: Snapshot, tokenizer: PreTrainedTokenizerFast, staging
             file.write(flat.tobytes())
             starts = position + np.cumsum([0, *lengths[:-1]], dtype=np.int64)
             position += len(flat)
-            for name, values in zip(_INDEX, (source_ids, doc_ids, starts, lengths), strict=True):
-                columns[name].extend(int(value) for value in values)
+            for name, values in zip(_INDEX, (source_ids, doc_ids, starts, np.array(lengths)), strict=True):
+                columns[name].frombytes(values.astype(np.int64).tobytes())
         if position == 0:
             raise InputError(f"snapshot {snapshot.id[:12]} holds no text to train on")
-    for name, values in columns.items():
-        np.save(staging / f"{name}.npy", np.frombuffer(values, dtype=np.int64))
+    for name, column in columns.items():
+        np.save(staging / f"{name}.npy", np.frombuffer(column, dtype=np.int64))
     manifest = {
         "format": _FORMAT,
         "snapshot": snapshot.id,

@@ -73,13 +73,18 @@ def start_run(
 
     with store.translated(uri):
         found = client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        experiment_id = found.experiment_id if found else _create_experiment(client, uri, experiment)
         run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
         values = [Param(key, str(value)[:_MAX_PARAM_CHARS]) for key, value in flattened(parameters)]
         client.log_batch(run_id, params=values)
         client.log_inputs(run_id, datasets=[_dataset(snapshot)])
         client.set_tag(run_id, "nulls.snapshot", snapshot.id)
     return run_id
+
+
+def _create_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    created: str = client.create_experiment(name, artifact_location=store.artifact_location(uri))
+    return created
 
 
 def _dataset(snapshot: Snapshot) -> Any:

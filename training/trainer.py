@@ -19,14 +19,15 @@ Cost: TO_MEASURE.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +246,7 @@ class _Run:
             facts={"registry": self.facts["registry"], "run_id": self.run_id},
         )
         progress = self.run_dir / loop.PROGRESS
-        with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address):
+        with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address, num_workers):
             _fit(job, attempt, num_workers)
         self._raise_failure()
 
@@ -279,7 +280,7 @@ class _Run:
         write_atomic(self.run_dir / DONE_JSON, json.dumps(dataclasses.asdict(done)).encode())
         return done
 
-    @contextmanager
+    @contextlib.contextmanager
     def status(self) -> Iterator[None]:
         """Keeps the status of the MLflow run what it is: running, finished, failed or killed."""
         with store.translated(self.uri):
@@ -297,27 +298,29 @@ class _Run:
             self.client.set_terminated(self.run_id, status="FINISHED")
 
 
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
+@contextlib.contextmanager
+def _ray(address: str | None, num_workers: int) -> Iterator[None]:
     """A Ray session: the one that is connected, or one of our own that ends with the block."""
     # Both are read when ray is imported or started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(
-            address=address, include_dashboard=None if address else False, log_to_driver=False, logging_level="ERROR"
-        )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ServiceError(f"Ray at {address or 'this machine'}: {error}; check --ray-address") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray prints what its processes complain of to stdout, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        if ray.is_initialized():
+            yield
+            return
+        # On a machine with fewer cores than workers, these would otherwise wait for cores for ever.
+        own = {} if address else {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise ServiceError(f"Ray at {address or 'this machine'}: {error}; check --ray-address") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _fit(job: loop.Job, attempt: Path, num_workers: int) -> None:
@@ -358,7 +361,7 @@ def _fit(job: loop.Job, attempt: Path, num_workers: int) -> None:
         ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _own_interrupt_handler() -> Iterator[None]:
     """Puts back the handler of Ctrl-C that Ray Train replaces, and would leave replaced."""
     if threading.current_thread() is not threading.main_thread():

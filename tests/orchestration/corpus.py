@@ -73,7 +73,7 @@ def write_corpus(root: Path) -> Snapshot:
     return writer.commit(configuration={"test": True}, inputs=[], wikis=[{"scope": SCOPE, "host": HOST}])
 
 
-def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 40) -> Path:
+def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
     """Trains a small model on the corpus in this process, as a worker would, and exports it to `folder`."""
     from training import checkpoint
     from training.config import TrainConfig

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from registry import ids
 from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
 from registry.snapshot import Registry, Snapshot
-from training import checkpoint, loop, trainer
+from training import checkpoint, loop, tracking, trainer
 from training.config import TrainConfig
 from training.store import tracking_uri
 from training.tracking import DIGEST_CHARS, loss_curve
@@ -58,16 +58,19 @@ class Run:
     def train(self, config: TrainConfig = TINY, **changes: Any) -> TrainResult:
         return train(config, on_progress=self.progress.append, **(self.arguments | changes))
 
-    def train_killing(self, steps: list[int], **changes: Any) -> TrainResult:
-        """Trains, and kills the worker of rank 1 when these steps are seen."""
+    def train_killing(self, steps: list[int]) -> TrainResult:
+        """Trains, and kills the worker of rank 1 at these steps: each time another process, after a restart."""
+        killed: set[int] = set()
 
         def kill(progress: dict[str, Any]) -> None:
             self.progress.append(progress)
-            if steps and progress["step"] >= steps[0]:
+            victim = self.worker_pids()[1]
+            if steps and progress["step"] >= steps[0] and victim not in killed:
                 steps.pop(0)
-                os.kill(self.worker_pids()[1], signal.SIGKILL)
+                killed.add(victim)
+                os.kill(victim, signal.SIGKILL)
 
-        return train(TINY, on_progress=kill, **(self.arguments | changes))
+        return train(TINY, on_progress=kill, **self.arguments)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.dir / loop.PROGRESS).read_text().splitlines()]
@@ -85,6 +88,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(path)
         # Train looks after its workers every 2 s; these runs are over in a few.
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        # And a worker is to be killed at a step, not half a second and ten steps later.
+        patch.setattr(tracking, "_POLL_S", 0.01)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield path
         ray.shutdown()
