@@ -37,6 +37,7 @@ from pipelines.verify import ShingleFile
 from registry.errors import DamagedError, ServiceError
 from registry.parquet import open_parquet
 from registry.schema import SHARD
+from registry.storage import translate_os_errors
 
 DEFAULT_MEMORY_BYTES = 400 << 20
 _BATCH_ROWS = 16_384
@@ -74,7 +75,7 @@ def resolve(
     Args:
         folders: complete, as `pipelines.staged` leaves them; in any order.
         config: what counts as a near-duplicate.
-        work: an empty directory for the database and what it spills.
+        work: an empty directory for what does not fit memory.
         threads: of DuckDB.
         memory_bytes: DuckDB's limit.
 
@@ -84,14 +85,15 @@ def resolve(
     """
     try:
         resolution = DuckResolution(folders, config, work=work, threads=threads, memory_bytes=memory_bytes)
-        resolution.run()
+        with translate_os_errors(work):
+            resolution.run()
     except _RETRIABLE as error:
         raise _service_error(work, error) from error
     return resolution
 
 
 class DuckResolution:
-    """A `pipelines.resolution.Resolution` in a DuckDB file."""
+    """A `pipelines.resolution.Resolution` in DuckDB."""
 
     def __init__(
         self, folders: Sequence[Path], config: DedupConfig, *, work: Path, threads: int, memory_bytes: int
@@ -99,7 +101,7 @@ class DuckResolution:
         self._folders, self._config, self._work = folders, config, work
         self._plan_numbers = itertools.count()
         settings = {"memory_limit": f"{memory_bytes}B", "threads": threads, "temp_directory": str(work / "spill")}
-        self._con = duckdb.connect(str(work / "resolve.duckdb"), config=settings)
+        self._con = duckdb.connect(config=settings)  # in memory, which spills: nothing of it outlives the process
         for name in staged.TABLES:
             if name != "texts":
                 files = ", ".join(literal(folder / f"{name}.parquet") for folder in folders)

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow.parquet as pq
 import pytest
 
@@ -299,12 +298,11 @@ def test_two_keys_of_one_id_are_refused_by_name(tmp_path: Path, monkeypatch: pyt
 
 def test_a_bucket_of_boilerplate_is_linear(tmp_path: Path) -> None:
     items = [article(page, f"{text_of(1)} tail {page} {page}") for page in range(120)]
-    config = DedupConfig(bucket_limit=3)
-    tables = resolved(tmp_path, items, config=config)
-    with duckdb.connect(str(tmp_path / "work" / "resolve.duckdb")) as con:
-        (pairs,) = con.execute("SELECT count(*) FROM pairs").fetchone() or (0,)
+    with contextlib.closing(resolve([stage(tmp_path, items)], DedupConfig(bucket_limit=3), work=tmp_path)) as found:
+        ((pairs,),) = found._rows("SELECT count(*) FROM pairs")
+        statuses = [row["status"] for batch in found.documents() for row in batch.to_pylist()]
     assert 119 <= pairs <= 3 * 14 * 120
-    assert [row["status"] for row in tables["documents"]].count(Status.KEPT) == 1
+    assert statuses.count(Status.KEPT) == 1
 
 
 def test_nothing_to_resolve_is_an_empty_snapshot(tmp_path: Path) -> None:
