@@ -92,6 +92,7 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
             "num_kv_heads": 2,
             "num_backbone": 32,
             "num_pool": 1024,
+            "num_sinks": 64,
         },
         optim={"learning_rate": 3e-3},
         epochs=epochs,
