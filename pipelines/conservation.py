@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import duckdb
-
+from pipelines import duck
 from pipelines.report import MAX_NAMED, Failure, Wipeout
-from pipelines.sqltext import literal
 from registry.errors import DamagedError
 from registry.schema import Kind, Status
 
 WIPEOUT_SHARE = 0.5  # of a source's text; one that loses more to near copies elsewhere is named
-_MEMORY = "300MB"
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -47,7 +44,7 @@ class Ledger:
     """
 
     def __init__(self, snapshot: Path, work: Path) -> None:
-        self._con = duckdb.connect(config={"memory_limit": _MEMORY, "temp_directory": str(work / "spill")})
+        self._work, self._con = work, duck.connect(work)
         for name in ("documents", "sources"):
             self._view(name, [snapshot / f"{name}.parquet"])
         for folder in ("shards", "displaced"):
@@ -165,13 +162,11 @@ class Ledger:
         )
 
     def _view(self, name: str, paths: Sequence[Path]) -> None:
-        if paths:
-            files = ", ".join(literal(path) for path in paths)
-            scan = f"SELECT * FROM read_parquet([{files}], hive_partitioning = false)"
-        else:
-            scan = "SELECT NULL::BIGINT AS source_id, NULL::BIGINT AS doc_id WHERE false"
-        self._con.execute(f"CREATE OR REPLACE VIEW {name} AS {scan}")
+        nothing = "(SELECT 0::BIGINT AS source_id, 0::BIGINT AS doc_id WHERE false)"
+        table = duck.scan(list(paths)) if paths else nothing
+        self._con.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {table}")
 
     def _rows(self, query: str) -> list[Row]:
-        rows: list[Row] = self._con.execute(query).fetchall()
+        with duck.service_errors(self._work):
+            rows: list[Row] = self._con.execute(query).fetchall()
         return rows

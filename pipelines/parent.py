@@ -16,17 +16,15 @@ from typing import Any
 
 import duckdb
 
+from pipelines import duck
 from pipelines.dedup import EXACT, NEAR
 from pipelines.document import Redirect, WikiSite
 from pipelines.minhash import DedupConfig, fingerprint
-from pipelines.sqltext import literal
 from pipelines.staged import StageWriter, is_complete, title_hash
 from registry import identity, ids
 from registry.parquet import read_batches
 from registry.schema import AliasKind, Kind, Status
 from registry.snapshot import Snapshot
-
-_MEMORY = "300MB"
 
 # `text_id` is the document whose text stands for this one, if the snapshot has it: its own, that of its equal, or, for
 # equals of a displaced document, which share its similarity and its publisher's source, that one's.
@@ -70,15 +68,13 @@ def stage_parent(snapshot: Snapshot, folder: Path, *, number: int, config: Dedup
         work: where to spill.
 
     Raises:
-        DamagedError: a file of the snapshot cannot be read.
+        DamagedError: a file of the snapshot is not what was written.
         ServiceError: the output cannot be written.
     """
     if is_complete(folder):
         return
-    with (
-        duckdb.connect(config={"memory_limit": _MEMORY, "temp_directory": str(work / "spill")}) as con,
-        StageWriter(folder, number) as writer,
-    ):
+    snapshot.verify()  # what is damaged must not be copied into a child that then verifies
+    with duck.service_errors(work), duck.connect(work) as con, StageWriter(folder, number) as writer:
         _load(con, snapshot)
         for text, rows in _texts(con, snapshot):
             found = fingerprint(text, config)
@@ -91,10 +87,10 @@ def stage_parent(snapshot: Snapshot, folder: Path, *, number: int, config: Dedup
 
 def _load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
     for name in ("documents", "sources", "owners"):
-        con.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({literal(snapshot.file(name))})")
-    files = ", ".join(literal(snapshot.file(name)) for name in snapshot.shards("displaced"))
-    scan = f"read_parquet([{files}])" if files else "(SELECT 0 AS source_id, 0 AS doc_id WHERE false)"
-    con.execute(_DOCUMENTS.format(displaced=f"SELECT source_id, doc_id FROM {scan}"))
+        con.execute(f"CREATE VIEW {name} AS SELECT * FROM {duck.scan([snapshot.file(name)])}")
+    files = [snapshot.file(name) for name in snapshot.shards("displaced")]
+    table = duck.scan(files) if files else "(SELECT 0 AS source_id, 0 AS doc_id WHERE false)"
+    con.execute(_DOCUMENTS.format(displaced=f"SELECT source_id, doc_id FROM {table}"))
     con.execute("CREATE INDEX by_text ON carried (text_id)")
 
 
