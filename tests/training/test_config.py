@@ -62,7 +62,7 @@ def test_yaml_over_a_preset(tmp_path: Path) -> None:
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"speed": 1}, "unknown field speed"),
         ({"model": {"width": 1}}, r"unknown field model\.width"),
-        ({"model": {"num_sinks": 4000}}, "num_sinks"),
+        ({"model": {"num_sinks": 100_000}}, "num_sinks"),
         ({"model": {"hidden_size": 130}}, r"model\.hidden_size=130"),
         ({"model": {"num_heads": 3, "hidden_size": 96, "num_kv_heads": 2}}, r"model\.num_kv_heads=2"),
         ({"optim": {"learning_rate": -1.0}}, "learning_rate"),
