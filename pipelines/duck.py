@@ -32,7 +32,7 @@ def scan(paths: list[Path]) -> str:
 
 @contextlib.contextmanager
 def service_errors(work: Path) -> Iterator[None]:
-    """Context: a full disk, or memory that does not suffice, becomes a ServiceError. Other errors are bugs, and stay."""
+    """Context: a full disk, or too little memory, becomes a ServiceError. Other errors are bugs, and stay."""
     try:
         yield
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:

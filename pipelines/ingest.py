@@ -5,7 +5,7 @@
 Each step can be killed and run again: staged files are kept in `<registry>/work/<fingerprint>/` and are done once,
 the rest starts over, and the commit is one rename. The snapshot depends on the inputs' names and content, the
 configuration and the parent alone; not on workers, order, place or crashes. Cost: nine tenths is extraction, 2 MB/s of
-markup per worker; memory is about 150 MB a worker and 600 MB for resolving.
+markup per worker; memory is about 150 MB a worker, and up to 660 MB for resolving millions of documents.
 
     ingest(IngestConfig(wikipedia=("enwiki.xml.bz2",)), registry_uri="./nulls-registry", workers=4)
 """

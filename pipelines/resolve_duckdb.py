@@ -15,8 +15,8 @@ Tables, in the order in which they come about (`pipelines.resolve_sql`):
     near          rank -> survivor, jaccard
     verdicts      row -> source_id, status, reason, survivor_id, jaccard, cluster_id, displaced_id
 
-Cost: a million documents, a tenth of them near copies, in about 70 s of one core, half of it writing the snapshot; 660 MB
-of memory at DuckDB's default limit of 400 MB.
+Cost: a million documents, a tenth of them near copies, in about 70 s of one core, half of it writing the snapshot;
+660 MB of memory at DuckDB's default limit of 400 MB.
 """
 
 from __future__ import annotations

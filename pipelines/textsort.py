@@ -2,7 +2,7 @@
 
 Snapshots are clustered by source, the per-file stage leaves texts in file order, and document text must not go through
 a database's sort (DuckDB 2.0 runs out of memory at 400 MB where texts are 1.6 GB). Runs of `RUN_BYTES` are sorted in
-memory, written, and merged, at most `_FAN_IN` at a time. Memory: about six runs, 200 MB. Cost: 150 MB of text a second and core.
+memory, written, and merged, at most `_FAN_IN` at a time. Cost: 150 MB of text a second and core; 200 MB of memory.
 """
 
 from __future__ import annotations

@@ -375,6 +375,14 @@ class TestChildren:
         assert again.snapshot == first.snapshot
         assert_whole(again, mended)
 
+    def test_a_damaged_parent_is_not_continued(self, dumps: Path, tmp_path: Path) -> None:
+        _, parent = run(tmp_path / "registry", dumps / "enwiki.xml")
+        shard = parent.file(parent.shards()[0])
+        shard.write_bytes(shard.read_bytes()[:-9])
+        with pytest.raises(DamagedError, match="part-00000"):
+            run(tmp_path / "registry", dumps / "dewiki.xml.bz2")
+        assert Registry.open(tmp_path / "registry").ids() == [parent.id]
+
     def test_what_a_crash_after_the_commit_left_is_removed(self, dumps: Path, tmp_path: Path) -> None:
         _, snapshot = run(tmp_path / "registry", dumps)
         left = tmp_path / "registry" / "work" / snapshot.manifest["ingest"] / "stage"
