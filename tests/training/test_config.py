@@ -37,6 +37,15 @@ def test_small_is_about_125_million_parameters() -> None:
     assert 50e6 < active < 125e6 < stored < 350e6
 
 
+def test_flops_count_active_weights_only() -> None:
+    shape = ModelConfig()
+    more = dataclasses.replace(shape, num_pool=2 * shape.num_pool)
+    assert more.flops_per_token(4096, 512) == shape.flops_per_token(4096, 512)
+    wider = dataclasses.replace(shape, num_sinks=shape.num_sinks + 16)
+    extra = wider.flops_per_token(4096, 512) - shape.flops_per_token(4096, 512)
+    assert extra == 6 * 3 * 16 * shape.hidden_size * shape.num_layers
+
+
 def test_yaml_over_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("preset: small\nepochs: 2\nmodel:\n  num_sinks: 32\noptim: {betas: [0.8, 0.9]}\n")

@@ -88,6 +88,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(path)
         # Train looks after its workers every 2 s; these runs are over in a few.
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # And a worker is to be killed at a step, not half a second and ten steps later.
         patch.setattr(tracking, "_POLL_S", 0.01)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
