@@ -3,7 +3,8 @@
     Read -> Clean -> Fingerprinting -> Store        one task per input file, one document in memory at a time
 
 A task's output depends on its file and the configuration alone (`pipelines.staged`), so tasks can run in any order, on
-any number of workers, twice, or again after a crash; what is complete is not done again. Cost: 4.3 MB of wikitext a second and core: half of it extraction, a quarter fingerprints, the rest reading and storing.
+any number of workers, twice, or again after a crash; what is complete is not done again.
+Cost: 4.3 MB of wikitext a second and core: half of it extraction, a quarter fingerprints, the rest reading and storing.
 
     tasks = tasks_for(find_inputs(["dumps/"]).files, Path("work/stage"))
     for task in run_tasks(tasks, filter_config=FilterConfig(), dedup=DedupConfig(), workers=4, logging_dir=logs): ...
