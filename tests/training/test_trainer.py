@@ -171,7 +171,7 @@ def test_mlflow_holds_parameters_curve_dataset_and_checkpoint(
         logged = client.get_run(result.run_id)
         assert logged.info.status == "FINISHED"
         assert logged.data.params["model.num_sinks"] == "16"
-        assert logged.data.params["sink_dropout"] == "0.25"
+        assert logged.data.params["sink_dropout"] == str(TINY.sink_dropout)
         history = client.get_metric_history(result.run_id, "loss")
         assert {metric.step: metric.value for metric in history} == loss_curve(run.dir / loop.PROGRESS)
         assert len(history) == run.progress[-1]["total_steps"]  # each step once, repeated ones included
