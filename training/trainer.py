@@ -15,7 +15,7 @@ A worker that dies is restarted by Ray, a driver that dies by `resume=True`; eit
 whole checkpoint and ends with the same weights, bit for bit. Resuming a run that is done returns its result again.
 
 Cost: the first step comes about 30 s after the call on two idle cores (Ray 8 s, MLflow's first database 5 s, torch and
-transformers in each worker), a restart after a death about 20 s.
+transformers in each worker), a restart after a death about 15 s.
 """
 
 from __future__ import annotations
