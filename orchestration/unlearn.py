@@ -101,7 +101,9 @@ def unlearn(
     snapshot = snapshot_of(settings, base)
     targets = list({source.source_id: source for source in (resolve(snapshot, q) for q in queries)}.values())
     if dry_run:
-        plan = _plan(snapshot, base, targets, policy, request_id=None)
+        plan = make_plan(
+            snapshot, targets, policy=policy, heldout=base.heldout, revoked=_revoked_by(base, request_id=None)
+        )
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -201,10 +203,10 @@ def _act(
 
     try:
         with catalog.exclusive(f"model:{base.name}") as transaction:
-            plan = _plan(snapshot, base, targets, policy, request_id=request_id)
+            revoked = _revoked_by(base, request_id)
+            plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
             ledger.append(request_id, State.PLANNED, detail={"plan": plan.to_dict()}, within=transaction)
-            revoked = set(_revoked_by(base, request_id)) | plan.revoked
-            uri = flavor.derive(base, revoked=revoked, request_id=request_id)
+            uri = flavor.derive(base, revoked=plan.revoked.union(revoked), request_id=request_id)
             ledger.append(request_id, State.APPLIED, model_after=uri, within=transaction)
     except RefusedError as error:
         ledger.append(request_id, State.REFUSED, detail={"error": str(error)})
@@ -216,13 +218,6 @@ def _act(
         raise
     catalog.record_model(uri, snapshot_id=base.snapshot, weights=str(base.weights), run_id=base.run_id)
     return plan, uri
-
-
-def _plan(
-    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, *, request_id: str | None
-) -> Plan:
-    revoked = _revoked_by(base, request_id)
-    return make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
 
 
 def _revoked_by(base: ModelVersion, request_id: str | None) -> dict[int, str]:

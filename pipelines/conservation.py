@@ -35,7 +35,7 @@ class Counts:
     shared_sources: int
 
 
-class Ledger:
+class Accounts:
     """A written snapshot's tables, for counting; a context manager.
 
     Args:
@@ -50,7 +50,7 @@ class Ledger:
         for folder in ("shards", "displaced"):
             self._view(folder, sorted((snapshot / folder).glob("*.parquet")))
 
-    def __enter__(self) -> Ledger:
+    def __enter__(self) -> Accounts:
         return self
 
     def __exit__(self, *exc: object) -> None:

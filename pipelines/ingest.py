@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipelines import lineage, minhash, stage, staged
-from pipelines.conservation import Ledger
+from pipelines.conservation import Accounts
 from pipelines.filters import FilterConfig
 from pipelines.inputs import Input, Inputs, find_inputs
 from pipelines.locking import exclusive
@@ -181,10 +181,10 @@ class _Run:
             on_progress("writing the snapshot", None)
             write_resolution(resolution, writer, scratch, shard_bytes=self.config.shard_bytes)
         on_progress("checking that nothing was lost", None)
-        with Ledger(writer.staging, scratch) as ledger:
-            ledger.check(folders)
-            failures = ledger.failures(folders)
-            snapshot = self._commit(writer, folders, ledger)
+        with Accounts(writer.staging, scratch) as accounts:
+            accounts.check(folders)
+            failures = accounts.failures(folders)
+            snapshot = self._commit(writer, folders, accounts)
         report = _report(snapshot, failures=failures, is_new=True)
         shutil.rmtree(self.work, ignore_errors=True)
         return report
@@ -221,7 +221,7 @@ class _Run:
             folders.append(folder)
         return folders
 
-    def _commit(self, writer: SnapshotWriter, folders: Sequence[Path], ledger: Ledger) -> Snapshot:
+    def _commit(self, writer: SnapshotWriter, folders: Sequence[Path], accounts: Accounts) -> Snapshot:
         new = [
             {"name": file.name, "sha256": file.sha256, "bytes": file.num_bytes, "kind": file.kind}
             for file in self.inputs
@@ -230,10 +230,10 @@ class _Run:
             configuration=self.config.shaping(),
             inputs=new + (list(self.parent.manifest["inputs"]) if self.parent else []),
             parent=self.parent.id if self.parent else None,
-            counts=dataclasses.asdict(ledger.counts()),
-            conservation=ledger.by_kind(),
+            counts=dataclasses.asdict(accounts.counts()),
+            conservation=accounts.by_kind(),
             wikis=_wikis(folders),
-            wipeouts=[dataclasses.asdict(wipeout) for wipeout in ledger.wipeouts()],
+            wipeouts=[dataclasses.asdict(wipeout) for wipeout in accounts.wipeouts()],
             ingest=self.fingerprint,
         )
 
@@ -249,8 +249,8 @@ def _report(snapshot: Snapshot, *, failures: tuple[Failure, ...], is_new: bool) 
 def _held_already(registry: Registry, snapshot: Snapshot) -> IngestReport:
     """The report of a snapshot that holds all of it; what a crash right after its commit left is removed."""
     shutil.rmtree(registry.root / "work" / snapshot.manifest["ingest"], ignore_errors=True)
-    with Ledger(snapshot.path, registry.root / "work") as ledger:
-        return _report(snapshot, failures=ledger.failures(), is_new=False)
+    with Accounts(snapshot.path, registry.root / "work") as accounts:
+        return _report(snapshot, failures=accounts.failures(), is_new=False)
 
 
 def _finished(report: IngestReport, inputs: Inputs, started: float) -> IngestReport:

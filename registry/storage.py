@@ -69,6 +69,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
+                os.fchmod(
+                    file.fileno(), 0o666 & ~_umask()
+                )  # mkstemp's file is its owner's alone; a registry is a team's
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -77,6 +80,12 @@ def write_atomic(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def _umask() -> int:
+    """The process's umask, read without changing it (setting it to learn it would race with other threads)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("Umask:")[2].split()[0], 8)
 
 
 def sync_directory(directory: Path) -> None:

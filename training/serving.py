@@ -49,9 +49,11 @@ class ServedModel:
             DamagedError: they are missing, or not those that were registered.
         """
         from transformers import AutoTokenizer
+        from transformers.utils import logging
 
         from training.model import NullsForCausalLM
 
+        logging.disable_progress_bar()  # of reading a file; a command shows its own
         folder = _checked_weights(version)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = NullsForCausalLM.from_pretrained(folder).eval().to(device)

@@ -35,7 +35,6 @@ def test_revoke_makes_a_version_that_refuses_the_source_and_changes_no_other(
     number = trained_articles(weights)[0]
     result = act.unlearn(deployed.settings, deployed.uri, [title(number)], reason="asked")
     assert result.model_uri == "models:/m/2"
-    assert result.seconds < 20
     evidence = result.evidence
     assert evidence is not None
     (row,) = evidence["sources"]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import ingest as module
-from pipelines.conservation import Ledger
+from pipelines.conservation import Accounts
 from pipelines.filters import FilterConfig
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.inputs import find_inputs
@@ -393,8 +393,8 @@ class TestChildren:
 
 def test_a_ledger_counts_by_kind(dumps: Path, tmp_path: Path) -> None:
     _, snapshot = run(tmp_path / "registry", dumps, dumps / "README.txt")
-    with Ledger(snapshot.path, tmp_path) as ledger:
-        assert ledger.by_kind() == {
+    with Accounts(snapshot.path, tmp_path) as accounts:
+        assert accounts.by_kind() == {
             "unknown": {"read": 1, "failed": 1},
             "wiki": {"read": 7, "kept": 4, "duplicate": 2, "filtered": 1},
         }

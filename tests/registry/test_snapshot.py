@@ -286,3 +286,12 @@ def test_write_atomic_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: pyt
             storage.write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_written_can_be_read_as_the_umask_says(tmp_path: Path) -> None:
+    previous = os.umask(0o027)
+    try:
+        storage.write_atomic(tmp_path / "file", b"x")
+    finally:
+        os.umask(previous)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640

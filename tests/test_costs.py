@@ -1,0 +1,13 @@
+"""The check of growth can fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.costs import assert_linear
+
+
+def test_quadratic_work_is_caught_and_linear_work_is_not() -> None:
+    assert_linear(lambda n: sum(range(2000 * n)))
+    with pytest.raises(AssertionError):
+        assert_linear(lambda n: [sum(range(2 * n)) for _ in range(2 * n)])
