@@ -6,11 +6,14 @@ A document is named by its id, or by anything that names an article, a book or a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+import pyarrow.compute as pc
 
 from registry import ids
 from registry.errors import NotFoundError, RecordError
-from registry.identity import canonical_url, web_key
+from registry.identity import url_spellings, web_key
 from registry.lookup import lookup, read_sources
 from registry.parquet import read_rows
 from registry.schema import Kind, Status
@@ -29,6 +32,8 @@ def explain(snapshot: Snapshot, query: str) -> dict[str, Any]:
             rows.sort(key=lambda row: (row["status"] == Status.SUPERSEDED, row["status"] == Status.FAILED))
             first, *others = (_described(snapshot, row) for row in rows)
             return {**first, "captures": others}
+    for row in _by_url(snapshot, query):
+        return {**_described(snapshot, row), "captures": []}
     raise NotFoundError(
         f"no document {query!r} in snapshot {snapshot.id[:12]}: it was not in the inputs; name it by URL, title or id"
     )
@@ -40,11 +45,17 @@ def _doc_ids(snapshot: Snapshot, query: str) -> list[int]:
     if number is not None:
         found.append(number)
     with contextlib.suppress(RecordError):  # not a URL: it may be a title
-        found.append(ids.doc_id(web_key(query), canonical_url(query)))
+        found += [ids.doc_id(web_key(url, snapshot.web_source), url) for url in url_spellings(query)]
     for match in lookup(snapshot, query).matches:
         if match.source.kind in (Kind.WIKI, Kind.BOOK):
             found.append(ids.doc_id(match.source.key, match.source.key))
     return found
+
+
+def _by_url(snapshot: Snapshot, url: str) -> Iterator[dict[str, Any]]:
+    """Documents that have an address and no identity (a DNS answer, a host that is none): only a scan finds them."""
+    for batch in snapshot.batches("documents"):
+        yield from batch.filter(pc.equal(batch["url"], url)).to_pylist()
 
 
 def _described(snapshot: Snapshot, row: dict[str, Any]) -> dict[str, Any]:
@@ -61,10 +72,13 @@ def _described(snapshot: Snapshot, row: dict[str, Any]) -> dict[str, Any]:
         "origin": origin.key if origin else None,
         "survivor": None if survivor is None else ids.format_id(survivor),
         "jaccard": None if row["jaccard"] is None else round(row["jaccard"], 4),
+        "language": row["language"],
         "captured": row["captured"],
         "num_bytes": row["num_bytes"],
         "input_file": row["input_file"],
         "input_offset": row["input_offset"],
+        "input_length": row["input_length"],
+        "input_stored": row["input_stored"],
         "shard": _shard(snapshot, row) if row["status"] == Status.KEPT else None,
     }
 

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 
 from pipelines import lineage, minhash, stage, staged
 from pipelines.conservation import Accounts
+from pipelines.extract import HtmlExtractor
 from pipelines.filters import FilterConfig
-from pipelines.inputs import Input, Inputs, find_inputs
+from pipelines.inputs import Input, InputKind, Inputs, find_inputs
 from pipelines.locking import exclusive
 from pipelines.minhash import DedupConfig
 from pipelines.parent import stage_parent
@@ -38,12 +39,21 @@ from pipelines.resolve_duckdb import resolve
 from pipelines.shards import DEFAULT_SHARD_BYTES
 from registry import identity
 from registry.errors import InputError, UsageError
-from registry.parquet import read_table
+from registry.identity import WebSource
+from registry.parquet import read_batches, read_table
+from registry.schema import Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import check_writable, translate_os_errors
 
 EXTRACTOR = "wikitext-v1"  # to be raised when a reader or the extractor gives other text for the same input
 KEY_SCHEME = "keys-v1"  # likewise for registry.identity
+_WIKI_KEYS = "wiki:<wiki>:<page id>"
+_WEB_KEYS = {
+    WebSource.DOMAIN: "web:<registrable domain>",
+    WebSource.HOST: "web:<host>",
+    WebSource.PAGE: "web:<canonical URL>",
+}
+_BOOK_KEYS = "book:gutenberg:<n>, else book:isbn:<13 digits>, else book:sha256:<16 hex>"
 
 Progress = Callable[[str, float | None], None]
 
@@ -54,30 +64,49 @@ class IngestConfig:
 
     Attributes:
         wikipedia: MediaWiki dumps: files, directories, globs.
+        web: web archives.
+        books: books.
+        web_source: what a web source is: a registrable domain, a host or a page.
+        html: what makes text of HTML.
         filters: which documents are dropped.
         dedup: what counts as a near-duplicate.
         shard_bytes: text in a shard.
     """
 
     wikipedia: tuple[str, ...] = ()
+    web: tuple[str, ...] = ()
+    books: tuple[str, ...] = ()
+    web_source: WebSource = WebSource.DOMAIN
+    html: HtmlExtractor = HtmlExtractor.RESILIPARSE
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     dedup: DedupConfig = dataclasses.field(default_factory=DedupConfig)
     shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def __post_init__(self) -> None:
-        if not self.wikipedia:
-            raise UsageError("nothing to ingest; name dumps with --wikipedia P")
+        if not any(self.patterns.values()):
+            raise UsageError("nothing to ingest; name inputs with --wikipedia P, --web P or --books P")
         if self.shard_bytes < 1:
             raise UsageError(f"shard_bytes: got {self.shard_bytes}, expected at least 1")
+
+    @property
+    def patterns(self) -> dict[InputKind, tuple[str, ...]]:
+        """What was named, by the reader that it is for."""
+        return {InputKind.WIKIPEDIA: self.wikipedia, InputKind.WEB: self.web, InputKind.BOOKS: self.books}
+
+    @property
+    def stage(self) -> stage.StageConfig:
+        """What the per-file stage needs of it."""
+        return stage.StageConfig(filters=self.filters, dedup=self.dedup, web_source=self.web_source, html=self.html)
 
     def shaping(self) -> dict[str, Any]:
         """What the content of a snapshot depends on beside its inputs; part of its id."""
         return {
-            "granularity": {"wiki": "article"},
-            "filters": dataclasses.asdict(self.filters),
+            "granularity": {"wiki": "article", "web": self.web_source.value, "book": "book"},
+            "key_schemes": {"wiki": _WIKI_KEYS, "web": _WEB_KEYS[self.web_source], "book": _BOOK_KEYS},
+            "filters": dataclasses.asdict(self.filters) | {"languages": list(self.filters.languages)},
             "dedup": dataclasses.asdict(self.dedup),
             "shard_bytes": self.shard_bytes,
-            "extractor": EXTRACTOR,
+            "extractors": {"wikitext": EXTRACTOR, "html": self.html.version()},
             "words": minhash.WORDS_SCHEME,
             "keys": KEY_SCHEME,
             "suffix_list": identity.suffix_list_digest(),
@@ -113,7 +142,7 @@ def ingest(
     if workers < 1:
         raise UsageError(f"--workers: got {workers}, expected at least 1")
     started = time.monotonic()
-    inputs = find_inputs(config.wikipedia, on_file=lambda path: on_progress("hashing the files", None))
+    inputs = find_inputs(config.patterns, on_file=lambda path: on_progress("hashing the files", None))
     if dry_run:
         return _finished(IngestReport(snapshot=None), inputs, started)
     registry = Registry.open(registry_uri, create=True)
@@ -199,8 +228,7 @@ class _Run:
         total, done = sum(task.input.num_bytes for task in tasks), 0
         finished = stage.run_tasks(
             tasks,
-            filter_config=self.config.filters,
-            dedup=self.config.dedup,
+            config=self.config.stage,
             workers=self.workers,
             logging_dir=self.work / "logs",
             verbose=self.verbose,
@@ -210,14 +238,14 @@ class _Run:
             done += task.input.num_bytes
             on_progress(f"reading {len(tasks)} files ({number} done)", done / total if total else 1.0)
         folders = [task.folder for task in tasks]
-        if not any(pq.read_metadata(folder / "sites.parquet").num_rows for folder in folders):
+        if not any(_has_content(folder) for folder in folders):
             problems = _problems(folders)
             shutil.rmtree(self.work, ignore_errors=True)
             raise InputError(f"nothing here can be ingested: {'; '.join(problems)}")
         if self.parent:
             on_progress("reading the parent snapshot", None)
             folder = self.work / "stage" / staged.folder_name(len(tasks), self.parent.id)
-            stage_parent(self.parent, folder, number=len(tasks), config=self.config.dedup, work=self.work)
+            stage_parent(self.parent, folder, number=len(tasks), work=self.work)
             folders.append(folder)
         return folders
 
@@ -261,6 +289,14 @@ def _finished(report: IngestReport, inputs: Inputs, started: float) -> IngestRep
         num_input_bytes=inputs.num_bytes,
         left_out=inputs.left_out,
     )
+
+
+def _has_content(folder: Path) -> bool:
+    """Whether an input was what it should be: it names its wiki, or holds a document that did not fail."""
+    if pq.read_metadata(folder / "sites.parquet").num_rows:
+        return True
+    batches = read_batches(folder / "documents.parquet", columns=["status"])
+    return any(status != Status.FAILED for batch in batches for status in batch["status"].to_pylist())
 
 
 def _problems(folders: Sequence[Path]) -> list[str]:

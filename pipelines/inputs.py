@@ -1,6 +1,6 @@
-"""What a person names -> the input files, each with a name that does not depend on where it lies, and its content hash.
+"""What a person names -> the input files, each with a name that does not depend on its place, and its content hash.
 
-A file that is named is always tried; in a directory only what is called like a dump, the rest is reported. Names end
+A file that is named is always tried; in a directory only what is called like one, the rest is reported. Names end
 up in the snapshot (`documents.input_file`, the manifest), so they must be the same on every machine: the base name, and
 as many parent folders as it takes to tell two files of different content apart. Cost: one read of each file, 1 GB/s.
 """
@@ -9,17 +9,60 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from registry.errors import InputError
+from registry.errors import InputError, UsageError
 from registry.parquet import sha256_file
 
-_DUMP_NAME = re.compile(r".+\.xml(\.gz|\.bz2|\.xz)?", re.IGNORECASE)
-_INDEX_NAME = re.compile(r".*-index\d*\.(txt|xml)(\.\w+)?", re.IGNORECASE)
+
+class InputKind(enum.StrEnum):
+    """Which reader an input is for."""
+
+    WIKIPEDIA = "wikipedia"
+    WEB = "web"
+    BOOKS = "books"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Look:
+    """How the files of a kind are called.
+
+    Attributes:
+        what: for messages.
+        names: of files in a directory that are read.
+        expected: the same in words.
+    """
+
+    what: str
+    names: re.Pattern[str]
+    expected: str
+
+
+_LOOKS = {
+    InputKind.WIKIPEDIA: _Look(
+        what="dump",
+        # pages-articles, but no index of one; WikiExtractor's AA/wiki_00; Hugging Face's train-00000-of-00041.parquet
+        names=re.compile(
+            r"(?!.*-index\d*\.)(.+\.xml(\.gz|\.bz2|\.xz)?|(.+[._-])?wiki_\d+(\.\w+)*|.+\.parquet)", re.IGNORECASE
+        ),
+        expected="*.xml, *.xml.gz, *.xml.bz2, *.xml.xz, wiki_00 and *.parquet",
+    ),
+    InputKind.WEB: _Look(
+        what="web archive",
+        names=re.compile(r"(.+\.(warc|arc|wet|wat)(\.gz|\.zst)?|[^.]+\.gz)", re.IGNORECASE),
+        expected="*.warc, *.wet, *.wat and *.arc, as they are or with .gz or .zst",
+    ),
+    InputKind.BOOKS: _Look(
+        what="book",
+        names=re.compile(r".+\.(txt|text|epub)(\.gz|\.bz2|\.xz)?", re.IGNORECASE),
+        expected="*.txt and *.epub",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,19 +74,19 @@ class Input:
         path: where it is now; not part of any snapshot.
         sha256: of its content, 64 hex digits.
         num_bytes: its size.
-        kind: which reader it is for ("wikipedia").
+        kind: which reader it is for.
     """
 
     name: str
     path: Path
     sha256: str
     num_bytes: int
-    kind: str
+    kind: InputKind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was found: the files in the order of their names, and what was in a directory but is no dump."""
+    """What was found: the files in the order of their names, and what was in a directory but is not called like one."""
 
     files: tuple[Input, ...]
     left_out: tuple[str, ...] = ()
@@ -55,66 +98,68 @@ class Inputs:
 
 
 def find_inputs(
-    patterns: Iterable[str], kind: str = "wikipedia", on_file: Callable[[Path], None] = lambda path: None
+    patterns: Mapping[InputKind, Sequence[str]], on_file: Callable[[Path], None] = lambda path: None
 ) -> Inputs:
     """The input files that `patterns` (files, directories, globs) name. The same content under one name counts once.
 
     Args:
-        patterns: as a person gives them.
-        kind: which reader they are for.
+        patterns: as a person gives them, by the reader that they are for.
         on_file: called with each file before it is read for its hash.
 
     Raises:
-        InputError: a path does not exist, a glob matches nothing, or a directory holds no dump.
+        InputError: a path does not exist, a glob matches nothing, or a directory holds nothing of the kind.
+        UsageError: a file is named for two readers.
     """
-    paths: dict[Path, None] = {}
+    kinds: dict[Path, InputKind] = {}
     left_out: set[str] = set()
-    for pattern in patterns:
-        found, others = _expand(pattern)
-        paths |= dict.fromkeys(Path(os.path.abspath(path)) for path in found)
+    for kind, pattern in ((kind, pattern) for kind, named in patterns.items() for pattern in named):
+        found, others = _expand(pattern, _LOOKS[kind])
+        for path in (Path(os.path.abspath(path)) for path in found):
+            if kinds.setdefault(path, kind) is not kind:
+                raise UsageError(f"{path}: named with both --{kinds[path]} and --{kind}; it can be read as one only")
         left_out |= {os.path.abspath(path) for path in others}
     hashed = []
-    for path in paths:
+    for path in kinds:
         on_file(path)
         hashed.append((path, _sha256(path)))
     files = [
-        Input(name=name, path=path, sha256=sha256, num_bytes=path.stat().st_size, kind=kind)
+        Input(name=name, path=path, sha256=sha256, num_bytes=path.stat().st_size, kind=kinds[path])
         for name, path, sha256 in _named(hashed)
     ]
-    left_out -= {str(path) for path in paths}
+    left_out -= {str(path) for path in kinds}
     files.sort(key=lambda file: file.name)
     return Inputs(files=tuple(files), left_out=tuple(sorted(left_out)))
 
 
-def _expand(pattern: str) -> tuple[list[Path], list[Path]]:
+def _expand(pattern: str, look: _Look) -> tuple[list[Path], list[Path]]:
     """The files that a pattern means, and those that it passes over."""
     path = Path(pattern.removeprefix("file://")).expanduser()
     if path.is_dir():
-        return _dumps_in(path)
+        return _files_in(path, look)
     if path.exists():
         return [path], []
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if not matches:
         wildcard = glob.has_magic(str(path))
         what = "a glob that matches no file" if wildcard else "no such file or directory"
-        raise InputError(f"{pattern}: {what}; expected a dump, a directory of dumps or a glob")
+        raise InputError(f"{pattern}: {what}; expected a {look.what}, a directory of them or a glob")
     found, others = [match for match in matches if match.is_file()], list[Path]()
     for folder in [match for match in matches if match.is_dir()]:
-        inside, passed = _dumps_in(folder)
+        inside, passed = _files_in(folder, look)
         found, others = found + inside, others + passed
     return found, others
 
 
-def _dumps_in(folder: Path) -> tuple[list[Path], list[Path]]:
+def _files_in(folder: Path, look: _Look) -> tuple[list[Path], list[Path]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    dumps = [path for path in files if _DUMP_NAME.fullmatch(path.name) and not _INDEX_NAME.fullmatch(path.name)]
-    if not dumps:
+    found = [path for path in files if look.names.fullmatch(path.name)]
+    if not found:
         raise InputError(
-            f"{folder}: no dump in this directory; looked for *.xml, *.xml.gz, *.xml.bz2 and *.xml.xz "
+            f"{folder}: no {look.what} in this directory; looked for {look.expected} "
             f"among {len(files)} files; name a file to have it tried whatever it is called"
         )
-    chosen = set(dumps)
-    return dumps, [path for path in files if path not in chosen]
+    chosen = set(found)
+    return found, [path for path in files if path not in chosen]
 
 
 def _sha256(path: Path) -> str:

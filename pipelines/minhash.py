@@ -95,12 +95,10 @@ class Fingerprint:
 
     Attributes:
         normal_hash: 16 bytes; equal if and only if the texts' words are equal.
-        num_words: after the normalisation.
         bands: one hash per band; empty for a text shorter than a shingle.
     """
 
     normal_hash: bytes
-    num_words: int
     bands: Int64Array
 
 
@@ -108,7 +106,7 @@ def fingerprint(text: str, config: DedupConfig) -> Fingerprint:
     """Everything at once; cheaper than `normal_hash` and `bands`, since the text is normalised once."""
     words = _Words(text)
     hashes = words.shingles(config.ngram)
-    return Fingerprint(words.normal_hash(), words.num_words, bands(signature(hashes, config), config))
+    return Fingerprint(words.normal_hash(), bands(signature(hashes, config), config))
 
 
 def normal_hash(text: str) -> bytes:

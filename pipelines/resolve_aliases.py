@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import duckdb
 
-from registry.schema import AliasKind
+from registry.schema import AliasKind, Kind
 
 MAX_HOPS = 16
 
-# Every title that any capture of a document had; filtered and failed ones count, so that they can be looked up.
-_TITLES = """
+# Every title that any capture of a document had; filtered and failed ones count, so that they can be looked up. The
+# title of a web page is no name of its site: "Home" would name a million of them.
+_TITLES = f"""
 CREATE TABLE titles AS
 SELECT DISTINCT scope, canonical, alias_hash, title AS alias, origin_id AS source_id
-FROM staged_documents WHERE title IS NOT NULL AND origin_id IS NOT NULL
+FROM staged_documents WHERE title IS NOT NULL AND origin_id IS NOT NULL AND kind <> '{Kind.WEB}'
 """
 
 _REDIRECTS = """
@@ -60,6 +61,8 @@ FROM walk JOIN titles ON titles.scope = walk.scope AND titles.canonical = walk.t
 
 ALIASES = f"""
 SELECT DISTINCT alias_hash, alias, '{AliasKind.TITLE}' AS kind, source_id, scope, NULL AS target FROM titles
+UNION
+SELECT alias_hash, alias, kind, source_id, NULL, NULL FROM staged_names
 UNION ALL
 SELECT DISTINCT alias_hash, alias, '{AliasKind.REDIRECT}', source_id, scope, target
 FROM redirects LEFT JOIN reached USING (link)

@@ -6,15 +6,16 @@ Names of statuses and reasons come from where they are defined. No query depends
 from __future__ import annotations
 
 from pipelines.dedup import EXACT, NEAR, NEWER_CAPTURE
+from pipelines.document import NO_CAPTURE
 from registry.schema import Kind, Status
 
 DOCS = """
 CREATE TABLE docs AS
-SELECT row, doc_id, origin_id, num_bytes, normal_hash, settled, status FROM staged_documents
+SELECT row, doc_id, origin_id, num_bytes, normal_hash, settled, status, reason FROM staged_documents
 """
 
-# Failed captures replace nothing, and what was superseded in the parent stays so.
-_COMPETES = f"status NOT IN ('{Status.FAILED}', '{Status.SUPERSEDED}')"
+# Failed captures and answers without text replace nothing, and what was superseded in the parent stays so.
+_COMPETES = f"status NOT IN ('{Status.FAILED}', '{Status.SUPERSEDED}') AND coalesce(reason, '') NOT IN {NO_CAPTURE}"
 REPEATED = f"""
 SELECT doc_id, row, captured, coalesce(text_sha256, ''), input_file, input_offset
 FROM staged_documents
@@ -24,7 +25,7 @@ ORDER BY doc_id
 
 WINNERS = f"""
 CREATE TABLE winners AS
-SELECT docs.* EXCLUDE (status) FROM docs ANTI JOIN superseded USING (row) WHERE status = '{Status.KEPT}'
+SELECT docs.* EXCLUDE (status, reason) FROM docs ANTI JOIN superseded USING (row) WHERE status = '{Status.KEPT}'
 """
 
 EQUAL = """
@@ -109,8 +110,9 @@ SELECT source_id, key, '{Kind.SHARED}' FROM exact WHERE key IS NOT NULL
 """
 
 DOCUMENTS = """
-SELECT doc_id, v.source_id, origin_id, url, title, num_bytes, text_sha256, nullif(captured, '') AS captured, v.status,
-       v.reason, v.survivor_id, CAST(v.jaccard AS FLOAT) AS jaccard, v.cluster_id, input_file, input_offset
+SELECT doc_id, v.source_id, origin_id, url, title, num_bytes, text_sha256, normal_hash, language,
+       nullif(captured, '') AS captured, v.status, v.reason, v.survivor_id, CAST(v.jaccard AS FLOAT) AS jaccard,
+       v.cluster_id, input_file, input_offset, input_length, input_stored
 FROM staged_documents AS s JOIN verdicts AS v USING (row)
 ORDER BY doc_id, v.status, captured, input_file, input_offset, text_sha256, title, url, v.reason
 """

@@ -6,13 +6,14 @@ A task's output depends on its file and the configuration alone (`pipelines.stag
 any number of workers, twice, or again after a crash; what is complete is not done again.
 Cost: 4.3 MB of wikitext a second and core: half of it extraction, a quarter fingerprints, the rest reading and storing.
 
-    tasks = tasks_for(find_inputs(["dumps/"]).files, Path("work/stage"))
-    for task in run_tasks(tasks, filter_config=FilterConfig(), dedup=DedupConfig(), workers=4, logging_dir=logs): ...
+    tasks = tasks_for(find_inputs({InputKind.WIKIPEDIA: ["dumps/"]}).files, Path("work/stage"))
+    for task in run_tasks(tasks, config=StageConfig(), workers=4, logging_dir=logs): ...
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import os
 import threading
@@ -29,8 +30,9 @@ from loguru import logger
 
 from pipelines import extract, filters, minhash, staged
 from pipelines.document import Document, Redirect, WikiSite
-from pipelines.inputs import Input
+from pipelines.inputs import Input, InputKind
 from registry.errors import InputError, RecordError, ServiceError
+from registry.identity import WebSource
 from registry.schema import Kind, Status
 
 Item: TypeAlias = Document | Redirect | WikiSite
@@ -46,6 +48,23 @@ class Task:
     folder: Path
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What the stage's output depends on beside the file.
+
+    Attributes:
+        filters: which documents are dropped.
+        dedup: what is fingerprinted.
+        web_source: what a web source is.
+        html: what makes text of HTML.
+    """
+
+    filters: filters.FilterConfig = dataclasses.field(default_factory=filters.FilterConfig)
+    dedup: minhash.DedupConfig = dataclasses.field(default_factory=minhash.DedupConfig)
+    web_source: WebSource = WebSource.DOMAIN
+    html: extract.HtmlExtractor = extract.HtmlExtractor.RESILIPARSE
+
+
 def tasks_for(inputs: Sequence[Input], stage: Path) -> list[Task]:
     """A task per input, with its directory in `stage`."""
     return [
@@ -57,8 +76,7 @@ def tasks_for(inputs: Sequence[Input], stage: Path) -> list[Task]:
 def run_tasks(
     tasks: Sequence[Task],
     *,
-    filter_config: filters.FilterConfig,
-    dedup: minhash.DedupConfig,
+    config: StageConfig,
     workers: int,
     logging_dir: Path,
     verbose: bool = False,
@@ -75,7 +93,7 @@ def run_tasks(
         else:
             pending.append(task)
     if pending:
-        steps = [Read(pending), Clean(filter_config), Fingerprinting(dedup), Store(pending)]
+        steps = [Read(pending, config.web_source), Clean(config), Fingerprinting(config.dedup), Store(pending)]
         executor = LocalExecutor(steps, tasks=len(pending), workers=workers, logging_dir=logging_dir, verbose=verbose)
         for rank in executor.run():
             yield pending[rank]
@@ -87,17 +105,17 @@ class Read(PipelineStep):  # type: ignore[misc]
     type = "Reader"
     name = "input files"
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], web_source: WebSource) -> None:
         super().__init__()
-        self.tasks = tasks
+        self.tasks, self.web_source = tasks, web_source
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Items:
         """Yields everything in the file of task `rank`."""
         file = self.tasks[rank].input
         try:
-            yield from _reader(file.kind)(file.path, file.name)
+            yield from _reader(file.kind, self.web_source)(file.path, file.name)
         except InputError as error:
-            yield _failed_file(file, "not-a-dump", str(error))
+            yield _failed_file(file, str(error))
         except OSError as error:
             raise ServiceError(f"cannot read {file.path}: {error.strerror}; run the same command again") from error
 
@@ -108,7 +126,7 @@ class Clean(PipelineStep):  # type: ignore[misc]
     type = "Filter"
     name = "extract and filter"
 
-    def __init__(self, config: filters.FilterConfig) -> None:
+    def __init__(self, config: StageConfig) -> None:
         super().__init__()
         self.config = config
 
@@ -162,7 +180,10 @@ class Store(PipelineStep):  # type: ignore[misc]
         with staged.StageWriter(task.folder, task.number) as writer:
             for item, fingerprint in data:
                 if isinstance(item, Document):
-                    writer.document(staged.document_row(item), item.text, fingerprint)
+                    row = staged.document_row(item)
+                    writer.document(row, item.text, fingerprint)
+                    for kind, alias in item.aliases if item.key else ():
+                        writer.name(row["origin_id"], kind, alias)
                     self.stat_update(item.status.value)
                 elif isinstance(item, Redirect):
                     writer.redirect(item)
@@ -171,27 +192,40 @@ class Store(PipelineStep):  # type: ignore[misc]
         yield from ()
 
 
-def _reader(kind: str) -> Callable[[Path, str], Iterator[Item]]:
+def _reader(kind: InputKind, web_source: WebSource) -> Callable[[Path, str], Iterator[Item]]:
+    """What reads inputs of `kind`: yields items from a path and the input's name; InputError if it is none of its."""
+    if kind is InputKind.WEB:
+        from pipelines.readers.warc import read_archive
+
+        return functools.partial(read_archive, web_source=web_source)
     from pipelines.readers.wikipedia import read_wikipedia
 
-    return {"wikipedia": read_wikipedia}[kind]
+    return read_wikipedia
 
 
-def _failed_file(file: Input, reason: str, detail: str) -> Document:
-    document = Document(kind=Kind.WIKI, key=None, locator="0", input_file=file.name)
-    document.end(Status.FAILED, reason, detail)
+_KINDS = {InputKind.WIKIPEDIA: Kind.WIKI, InputKind.WEB: Kind.WEB, InputKind.BOOKS: Kind.BOOK}
+_REFUSED = {
+    InputKind.WIKIPEDIA: "not-a-dump",
+    InputKind.WEB: "not-an-archive",
+    InputKind.BOOKS: "not-a-book",
+}
+
+
+def _failed_file(file: Input, detail: str) -> Document:
+    document = Document(kind=_KINDS[file.kind], key=None, locator="0", input_file=file.name)
+    document.end(Status.FAILED, _REFUSED[file.kind], detail)
     return document
 
 
-def _clean(document: Document, config: filters.FilterConfig) -> None:
+def _clean(document: Document, config: StageConfig) -> None:
     try:
-        extract.extract(document)
+        extract.extract(document, config.html)
     except RecordError as error:
         document.end(Status.FAILED, error.reason, error.detail)
     except Exception as error:  # one page must not cost the run; it is counted, named and can be looked up
         document.end(Status.FAILED, "extract-error", f"{type(error).__name__}: {error}")
     else:
-        filters.apply(document, config)
+        filters.apply(document, config.filters)
     document.markup = ""
 
 

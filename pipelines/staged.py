@@ -5,6 +5,7 @@
         texts.parquet        row -> text, for the kept ones; in file order, zstd
         bands.parquet        row, band, hash
         redirects.parquet    titles that only name another title
+        names.parquet        more names of a source: "title / author", an ISBN
         sites.parquet        the wikis that the file is of
         done.json            bytes and SHA-256 of each; written last
 
@@ -29,6 +30,7 @@ from pipelines.document import Document, Redirect, WikiSite
 from pipelines.minhash import Fingerprint
 from registry import identity, ids
 from registry.parquet import ParquetFileWriter, sha256_file
+from registry.schema import AliasKind
 from registry.storage import sync_directory, translate_os_errors, write_atomic
 
 DONE = "done.json"
@@ -52,8 +54,10 @@ DOCUMENTS = pa.schema(
         pa.field("captured", pa.string(), nullable=False),
         pa.field("input_file", pa.string(), nullable=False),
         pa.field("input_offset", pa.int64(), nullable=False),
+        pa.field("input_length", pa.int64(), nullable=False),
+        pa.field("input_stored", pa.bool_(), nullable=False),
+        pa.field("language", pa.string()),
         pa.field("num_bytes", pa.int64(), nullable=False),
-        pa.field("num_words", pa.int64(), nullable=False),
         pa.field("text_sha256", pa.string()),
         pa.field("normal_hash", pa.binary()),  # null unless kept
         pa.field("status", pa.string(), nullable=False),
@@ -85,8 +89,23 @@ REDIRECTS = pa.schema(
         pa.field("target_hash", pa.int64(), nullable=False),
     ]
 )
+NAMES = pa.schema(
+    [
+        pa.field("source_id", pa.int64(), nullable=False),
+        pa.field("alias", pa.string(), nullable=False),
+        pa.field("alias_hash", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+    ]
+)
 SITES = pa.schema([pa.field("scope", pa.string(), nullable=False), pa.field("host", pa.string(), nullable=False)])
-TABLES = {"documents": DOCUMENTS, "texts": TEXTS, "bands": BANDS, "redirects": REDIRECTS, "sites": SITES}
+TABLES = {
+    "documents": DOCUMENTS,
+    "texts": TEXTS,
+    "bands": BANDS,
+    "redirects": REDIRECTS,
+    "names": NAMES,
+    "sites": SITES,
+}
 
 
 def folder_name(number: int, sha256: str) -> str:
@@ -147,8 +166,8 @@ class StageWriter:
     def document(self, document: Mapping[str, Any], text: str, fingerprint: Fingerprint | None) -> None:
         """Adds a row of `DOCUMENTS`, without `row` and what a fingerprint tells; `text` is stored if it has one."""
         row, self._next_row = self._next_row, self._next_row + 1
-        words, normal_hash = (fingerprint.num_words, fingerprint.normal_hash) if fingerprint else (0, None)
-        self._add("documents", {"row": row, **document, "num_words": words, "normal_hash": normal_hash})
+        known = {"normal_hash": fingerprint.normal_hash} if fingerprint else {}
+        self._add("documents", {"normal_hash": None, **document, **known, "row": row})
         if fingerprint:
             self._add("texts", {"row": row, "text": text})
             self._pending_bytes += len(text)
@@ -160,6 +179,11 @@ class StageWriter:
         """Adds a redirect."""
         self._add("redirects", redirect_row(redirect))
         self._flush_if_full()
+
+    def name(self, source_id: int, kind: AliasKind, alias: str) -> None:
+        """Adds a name of a source that is no title of a document."""
+        row = {"source_id": source_id, "alias": alias, "alias_hash": title_hash(alias), "kind": kind.value}
+        self._add("names", row)
 
     def site(self, site: WikiSite) -> None:
         """Adds a wiki."""
@@ -202,12 +226,12 @@ class StageWriter:
 def document_row(document: Document) -> dict[str, Any]:
     """A document that a reader gave, as `StageWriter.document` takes it.
 
-    One that failed before it had an identity gets an id by its place, so that it too can be looked up.
+    One that ended before it had an identity gets an id by its place, so that it too can be looked up.
     """
     key, locator = document.key, document.locator
     if key is None:
         key, locator = f"failed:{document.input_file}", str(document.input_offset)
-    encoded = document.text.encode()
+    encoded = document.text.encode("utf-8", "surrogatepass")
     return {
         "doc_id": ids.doc_id(key, locator),
         "origin_id": None if document.key is None else ids.source_id(document.key),
@@ -222,6 +246,9 @@ def document_row(document: Document) -> dict[str, Any]:
         "captured": document.captured,
         "input_file": document.input_file,
         "input_offset": document.input_offset,
+        "input_length": document.input_length,
+        "input_stored": document.input_stored,
+        "language": document.language or None,
         "num_bytes": len(encoded),
         "text_sha256": hashlib.sha256(encoded).hexdigest() if encoded else None,
         "status": document.status.value,

@@ -11,6 +11,7 @@ versioned with the public-suffix snapshot (`registry.hosts.suffix_list_digest`),
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import re
 import unicodedata
@@ -30,6 +31,7 @@ from registry.urls import SCHEME, canonical_url, host_of, split_url
 
 __all__ = [
     "Candidate",
+    "WebSource",
     "article_url",
     "book_key",
     "candidates",
@@ -41,6 +43,7 @@ __all__ = [
     "desktop_host",
     "fold_title",
     "suffix_list_digest",
+    "url_spellings",
     "web_key",
     "wiki_key",
     "wiki_scope_of_host",
@@ -84,13 +87,24 @@ class Candidate:
     scope: str | None = None
 
 
-def web_key(url: str) -> str:
+class WebSource(enum.StrEnum):
+    """What a web source is; a snapshot has sources of one of these only, and its manifest says which."""
+
+    DOMAIN = "domain"  # web:<registrable domain>
+    HOST = "host"  # web:<host>
+    PAGE = "page"  # web:<canonical URL>
+
+
+def web_key(url: str, source: WebSource = WebSource.DOMAIN) -> str:
     """The key of the web source that `url` is on; `url` may lack its scheme.
 
     Raises:
         RecordError: `bad-url` or `bad-host`.
     """
-    return "web:" + registrable_domain(canonical_host(host_of(split_url(url))))
+    if source is WebSource.PAGE:
+        return "web:" + canonical_url(url)
+    host = canonical_host(host_of(split_url(url)))
+    return "web:" + (host if source is WebSource.HOST else registrable_domain(host))
 
 
 def wiki_key(scope: str, page_id: int) -> str:
@@ -149,12 +163,15 @@ def article_url(host: str, title: str) -> str:
     return f"https://{host}/wiki/{path}"
 
 
-def candidates(query: str, wikis: Mapping[str, Sequence[str]] | None = None) -> list[Candidate]:
+def candidates(
+    query: str, wikis: Mapping[str, Sequence[str]] | None = None, web: WebSource = WebSource.DOMAIN
+) -> list[Candidate]:
     """Everything that `query` can mean, the narrowest first: id, key, ISBN, article or book, site, title.
 
     Args:
         query: a URL, title, ISBN, key or id, as a person would type it.
         wikis: host -> the wikis that a snapshot holds of it, for wikis that are not Wikimedia's or go by another name.
+        web: what a web source is in the snapshot.
     """
     text = query.strip()
     if not text:
@@ -163,7 +180,7 @@ def candidates(query: str, wikis: Mapping[str, Sequence[str]] | None = None) -> 
     number = ids.parse_id(text)
     if number is not None:
         found.append(Candidate(matched_by="id", source_id=number))
-    key = canonical_key(text)
+    key = canonical_key(text, web)
     if key:
         found.append(Candidate(matched_by="key", source_id=ids.source_id(key)))
     isbn = canonical_isbn(text)
@@ -174,24 +191,24 @@ def candidates(query: str, wikis: Mapping[str, Sequence[str]] | None = None) -> 
     if not explicit_url and not key:
         found.extend(Candidate(matched_by="title", alias=alias) for alias in _titles_in(text))
     if explicit_url or (not key and _BARE_HOST.fullmatch(text)):
-        found.extend(_url_candidates(text, wikis or {}))
+        found.extend(_url_candidates(text, wikis or {}, web))
     return found
 
 
-def canonical_key(text: str) -> str | None:
+def canonical_key(text: str, web: WebSource = WebSource.DOMAIN) -> str | None:
     """`text` as a canonical key if it is one (in any case; a web key's host in any spelling), else None."""
     match = _KEY.fullmatch(text.strip())
     if not match:
         return None
     if match["web"]:
         try:
-            return web_key(match[0][len("web:") :])
+            return web_key(match[0][len("web:") :], web)
         except RecordError:
             return None
     return match["stem"].lower() + match["number"] if match["stem"] else match[0].lower()
 
 
-def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]]) -> list[Candidate]:
+def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]], web: WebSource) -> list[Candidate]:
     try:
         parts = split_url(url)
         host = canonical_host(host_of(parts))
@@ -205,8 +222,21 @@ def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]]) -> list[Candid
     if book:
         key = book_key(gutenberg=int(book.group(1)))
         found.append(Candidate(matched_by="url", source_id=ids.source_id(key)))
-    found.append(Candidate(matched_by="url", source_id=ids.source_id("web:" + domain)))
+    for spelling in url_spellings(url) if web is WebSource.PAGE else [url]:
+        found.append(Candidate(matched_by="url", source_id=ids.source_id(web_key(spelling, web))))
     return found
+
+
+def url_spellings(url: str) -> list[str]:
+    """`url` as a page's canonical URL may have it: as given, or `http` where it names no scheme; then the other one.
+
+    Raises:
+        RecordError: `bad-url` or `bad-host`.
+    """
+    first = canonical_url(url)
+    scheme, rest = first.split("://", 1)
+    other = {"http": "https", "https": "http"}.get(scheme)
+    return [first, f"{other}://{rest}"] if other else [first]
 
 
 def _titles_in(text: str) -> list[str]:

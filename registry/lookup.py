@@ -84,7 +84,7 @@ def lookup(snapshot: Snapshot, query: str) -> Answer:
     """Resolves one query against a snapshot."""
     hits: dict[int, str] = {}
     notes: list[str] = []
-    for candidate in candidates(query, snapshot.wikis):
+    for candidate in candidates(query, snapshot.wikis, snapshot.web_source):
         if candidate.source_id is not None:
             hits.setdefault(candidate.source_id, candidate.matched_by)
         else:

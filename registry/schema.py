@@ -11,7 +11,7 @@ import enum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Kind(enum.StrEnum):
@@ -92,6 +92,8 @@ DOCUMENTS = pa.schema(
         pa.field("title", pa.string()),
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("text_sha256", pa.string()),
+        pa.field("normal_hash", pa.binary()),  # of the words alone; a later ingest finds equal texts by it
+        pa.field("language", pa.string()),  # ISO 639-1, as detected or as the input says; null if neither
         pa.field("captured", pa.string()),
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
@@ -100,6 +102,8 @@ DOCUMENTS = pa.schema(
         pa.field("cluster_id", pa.int64()),
         pa.field("input_file", pa.string(), nullable=False),
         pa.field("input_offset", pa.int64(), nullable=False),
+        pa.field("input_length", pa.int64(), nullable=False),  # 0 if not known
+        pa.field("input_stored", pa.bool_(), nullable=False),  # offset and length are of the file as it lies
     ]
 )
 

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from registry import parquet, schema
 from registry.errors import DamagedError, NotFoundError, ServiceError, UsageError
+from registry.identity import WebSource
 from registry.ids import ID_SCHEME
 from registry.storage import open_root, sync_directory, translate_os_errors, write_atomic
 
@@ -60,6 +61,12 @@ class Snapshot:
         for site in self.manifest.get("wikis", ()):
             hosts.setdefault(site["host"], []).append(site["scope"])
         return hosts
+
+    @property
+    def web_source(self) -> WebSource:
+        """What a web source is here."""
+        granularity = self.manifest["configuration"].get("granularity") or {}
+        return WebSource(granularity.get("web") or WebSource.DOMAIN)
 
     def file(self, name: str) -> Path:
         """The path of the table `name`, or of `shards/part-00000` and the like."""

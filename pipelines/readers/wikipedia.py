@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 from lxml import etree
 
 from pipelines.disambiguation import is_disambiguation
-from pipelines.document import Document, Redirect, WikiSite
+from pipelines.document import Document, Form, Redirect, WikiSite
 from pipelines.readers.pages import HEAD_BYTES, Fragment, PageSplitter, root_tag
 from pipelines.readers.streams import open_stream
 from pipelines.wikinames import REDIRECT_WORDS
@@ -231,7 +231,7 @@ def _read_page(page: etree._Element, fragment: Fragment, dump: _Dump) -> Documen
     if model not in ("", "wikitext") or format_ not in ("", "text/x-wiki"):
         document.end(Status.FILTERED, "not-wikitext", f"{model} ({format_})")
         return document
-    document.markup = markup
+    document.form, document.markup = Form.WIKITEXT, markup
     document.is_disambiguation = is_disambiguation(markup, dump.site.scope)
     return document
 

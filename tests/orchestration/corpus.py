@@ -185,6 +185,8 @@ def _document(source_key: str, **fields: Any) -> dict[str, Any]:
         "captured": "2020-01-01T00:00:00Z",
         "input_file": "test",
         "input_offset": 0,
+        "input_length": 1,
+        "input_stored": True,
         **fields,
     }
 

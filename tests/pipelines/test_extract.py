@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.document import Document
+from pipelines.document import Document, Form
 from pipelines.extract import extract, wikitext_to_text
 from pipelines.readers.wikipedia import read_wikipedia
 from registry.schema import Kind, Status
@@ -156,7 +156,7 @@ def test_plain_text_is_left_alone(words: list[str]) -> None:
 
 
 def test_extract_fills_the_text_and_drops_the_markup() -> None:
-    document = Document(kind=Kind.WIKI, key="wiki:enwiki:1", locator="", markup="'''A''' [[b]]")
+    document = Document(kind=Kind.WIKI, key="wiki:enwiki:1", locator="", form=Form.WIKITEXT, markup="'''A''' [[b]]")
     extract(document)
     assert (document.text, document.markup) == ("A b", "")
 

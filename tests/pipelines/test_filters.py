@@ -64,5 +64,5 @@ def test_disambiguation_pages_can_be_kept() -> None:
 
 
 def test_a_bad_bound_names_its_flag() -> None:
-    with pytest.raises(UsageError, match="--min-words must be 0 or more, got -1"):
+    with pytest.raises(UsageError, match="min_words must be 0 or more, got -1"):
         FilterConfig(min_words=-1)

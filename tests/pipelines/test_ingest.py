@@ -17,7 +17,7 @@ from pipelines import ingest as module
 from pipelines.conservation import Accounts
 from pipelines.filters import FilterConfig
 from pipelines.ingest import IngestConfig, ingest
-from pipelines.inputs import find_inputs
+from pipelines.inputs import InputKind, find_inputs
 from pipelines.minhash import DedupConfig
 from pipelines.report import IngestReport
 from registry import ids
@@ -277,23 +277,23 @@ class TestInputs:
         (tmp_path / "notes.txt").write_text("x")
         (tmp_path / "enwiki-index.txt.bz2").write_text("x")
         with pytest.raises(InputError, match=r"no dump.*\*\.xml\.bz2"):
-            find_inputs([str(tmp_path)])
+            find_inputs({InputKind.WIKIPEDIA: [str(tmp_path)]})
         with pytest.raises(InputError, match="no such file"):
-            find_inputs([str(tmp_path / "missing.xml")])
+            find_inputs({InputKind.WIKIPEDIA: [str(tmp_path / "missing.xml")]})
         with pytest.raises(InputError, match="matches no file"):
-            find_inputs([str(tmp_path / "*.xml")])
+            find_inputs({InputKind.WIKIPEDIA: [str(tmp_path / "*.xml")]})
 
     def test_equal_names_are_told_apart_by_folders_and_equal_files_count_once(self, tmp_path: Path) -> None:
         for place, content in {"a/x": "1", "b/x": "2", "c/x": "2", "a/y": "3"}.items():
             folder, name = place.split("/")
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{name}.xml").write_text(content)
-        found = find_inputs([str(tmp_path), str(tmp_path / "a" / "x.xml")])
+        found = find_inputs({InputKind.WIKIPEDIA: [str(tmp_path), str(tmp_path / "a" / "x.xml")]})
         assert [file.name for file in found.files] == ["a/x.xml", "b/x.xml", "y.xml"]
 
     def test_a_file_given_by_name_is_taken_whatever_it_is_called(self, tmp_path: Path) -> None:
         (tmp_path / "dump").write_text("x")
-        assert [file.name for file in find_inputs([f"file://{tmp_path}/dump"]).files] == ["dump"]
+        assert [file.name for file in find_inputs({InputKind.WIKIPEDIA: [f"file://{tmp_path}/dump"]}).files] == ["dump"]
 
 
 class TestChildren:
