@@ -20,6 +20,7 @@ from orchestration.output import Output
 from orchestration.plan import Policy
 from orchestration.settings import DEFAULT_REGISTRY, Settings
 from registry.errors import NullsError
+from registry.identity import WebSource
 from registry.schema import Kind
 
 # Typer has its own copy of click since 0.26 and used click's own before; this is ClickException of whichever it uses.
@@ -70,16 +71,46 @@ def demo(
 def ingest(
     wikipedia: Annotated[
         list[str] | None,
-        typer.Option("--wikipedia", metavar="P", help="pages-articles dumps: a file, directory or glob; repeatable."),
+        typer.Option(
+            "--wikipedia",
+            metavar="P",
+            help="pages-articles dumps, WikiExtractor's output or Hugging Face's Parquet: a file, directory or glob; "
+            "repeatable, as are --web and --books.",
+        ),
     ] = None,
+    web: Annotated[list[str] | None, typer.Option("--web", metavar="P", help="WARC, WET and ARC files.")] = None,
+    books: Annotated[
+        list[str] | None, typer.Option("--books", metavar="P", help="Gutenberg and other plain texts, EPUB.")
+    ] = None,
+    web_source: Annotated[WebSource, typer.Option("--web-source", help="What one web source is.")] = WebSource.DOMAIN,
+    filters: Annotated[
+        str,
+        typer.Option("--filters", metavar="none|light|fineweb", help="How much is dropped; it stays on record."),
+    ] = "light",
+    languages: Annotated[
+        list[str] | None,
+        typer.Option("--language", metavar="CODE", help="Keep this language (ISO 639-1) alone; repeatable."),
+    ] = None,
+    html: Annotated[
+        str, typer.Option("--html", metavar="resiliparse|trafilatura", help="What makes text of HTML.")
+    ] = "resiliparse",
     registry: RegistryOption = None,
     workers: WorkersOption = _NUM_CORES,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Read dumps into a new snapshot of the registry; run again after a crash, it goes on where it was."""
-    settings = Settings(registry=registry)
-    corpus.ingest(Output(as_json=as_json), settings, wikipedia=wikipedia or [], workers=workers, dry_run=dry_run)
+    """Read dumps, archives and books into a new snapshot; run again after a crash, it goes on where it was."""
+    corpus.ingest(
+        Output(as_json=as_json),
+        Settings(registry=registry),
+        inputs={"wikipedia": wikipedia or [], "web": web or [], "books": books or []},
+        web_source=web_source,
+        filters=filters,
+        languages=languages or [],
+        html=html,
+        workers=workers,
+        dry_run=dry_run,
+    )
 
 
 @app.command()

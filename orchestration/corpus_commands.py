@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from orchestration.output import Output, size, table
 from orchestration.settings import Settings
 from registry import ids
 from registry.errors import UsageError
+from registry.identity import WebSource
 from registry.schema import Kind
 
+Choice = TypeVar("Choice", bound=enum.StrEnum)
 
-def ingest(output: Output, settings: Settings, *, wikipedia: list[str], workers: int, dry_run: bool) -> None:
-    """`nulls ingest`."""
+
+def ingest(
+    output: Output,
+    settings: Settings,
+    *,
+    inputs: Mapping[str, Sequence[str]],
+    web_source: WebSource,
+    filters: str,
+    languages: list[str],
+    html: str,
+    workers: int,
+    dry_run: bool,
+) -> None:
+    """`nulls ingest`; `inputs` by kind: wikipedia, web, books."""
+    if not any(inputs.values()):
+        raise UsageError("nothing to ingest; name inputs with --wikipedia P, --web P or --books P")
+    from pipelines.extract import HtmlExtractor
+    from pipelines.filters import FilterConfig, FilterLevel
     from pipelines.ingest import IngestConfig
     from pipelines.ingest import ingest as run
 
-    if not wikipedia:
-        raise UsageError("nothing to ingest; name dumps with --wikipedia P")
-    config = IngestConfig(wikipedia=tuple(wikipedia))
+    config = IngestConfig(
+        wikipedia=tuple(inputs["wikipedia"]),
+        web=tuple(inputs["web"]),
+        books=tuple(inputs["books"]),
+        web_source=web_source,
+        html=_one_of(HtmlExtractor, html, "--html"),
+        filters=FilterConfig(level=_one_of(FilterLevel, filters, "--filters"), languages=tuple(languages)),
+    )
     with output.progress("ingest") as update:
         report = run(config, registry_uri=settings.registry_uri, workers=workers, on_progress=update, dry_run=dry_run)
     if not dry_run:
@@ -27,6 +52,13 @@ def ingest(output: Output, settings: Settings, *, wikipedia: list[str], workers:
             snapshot.id, registry=str(settings.open_registry().root), parent=snapshot.parent
         )
     output.result(report.to_dict(), report.lines)
+
+
+def _one_of(choices: type[Choice], text: str, flag: str) -> Choice:
+    try:
+        return choices(text)
+    except ValueError:
+        raise UsageError(f"{flag} {text!r}: expected one of {', '.join(choices)}") from None
 
 
 def lookup(output: Output, settings: Settings, queries: list[str]) -> None:
