@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from pipelines import lineage, minhash, stage, staged
 from pipelines.conservation import Accounts
+from pipelines.executors import Execution
 from pipelines.extract import HtmlExtractor
 from pipelines.filters import FilterConfig
 from pipelines.inputs import Input, InputKind, Inputs, find_inputs
@@ -120,7 +121,7 @@ def ingest(
     workers: int = 1,
     on_progress: Progress = lambda words, share: None,
     dry_run: bool = False,
-    verbose: bool = False,
+    execution: Execution = Execution(),  # noqa: B008 - immutable
 ) -> IngestReport:
     """Ingests into a registry; what it holds already is continued, by a child of its newest snapshot.
 
@@ -130,7 +131,7 @@ def ingest(
         workers: processes for the per-file stage, threads for the rest.
         on_progress: called with words and the share that is done (0 to 1; None if not known).
         dry_run: only says what would be read.
-        verbose: lets datatrove log to stderr.
+        execution: where the per-file stage runs.
 
     Raises:
         InputError: a path is not there, or no input can be used.
@@ -158,7 +159,7 @@ def ingest(
         inputs=tuple(lineage.not_in(parent, inputs.files)),
         parent=parent,
         workers=workers,
-        verbose=verbose,
+        execution=execution,
     )
     with exclusive(run.work.with_suffix(".lock")):
         report = run.execute(on_progress)
@@ -179,7 +180,7 @@ class _Run:
     inputs: tuple[Input, ...]
     parent: Snapshot | None
     workers: int
-    verbose: bool
+    execution: Execution
 
     @property
     def fingerprint(self) -> str:
@@ -231,7 +232,7 @@ class _Run:
             config=self.config.stage,
             workers=self.workers,
             logging_dir=self.work / "logs",
-            verbose=self.verbose,
+            execution=self.execution,
         )
         on_progress(f"reading {len(tasks)} files", 0.0)
         for number, task in enumerate(finished, start=1):

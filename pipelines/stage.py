@@ -3,7 +3,7 @@
     Read -> Clean -> Fingerprinting -> Store        one task per input file, one document in memory at a time
 
 A task's output depends on its file and the configuration alone (`pipelines.staged`), so tasks can run in any order, on
-any number of workers, twice, or again after a crash; what is complete is not done again.
+any workers (`pipelines.executors`), twice, or again after a crash; what is complete is not done again.
 Cost: 4.3 MB of wikitext a second and core: half of it extraction, a quarter fingerprints, the rest reading and storing.
 
     tasks = tasks_for(find_inputs({InputKind.WIKIPEDIA: ["dumps/"]}).files, Path("work/stage"))
@@ -14,22 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from loguru import logger
 
 from pipelines import extract, filters, minhash, staged
 from pipelines.document import Document, Redirect, WikiSite
+from pipelines.executors import Execution
 from pipelines.inputs import Input, InputKind
 from registry.errors import InputError, RecordError, ServiceError
 from registry.identity import WebSource
@@ -79,7 +72,7 @@ def run_tasks(
     config: StageConfig,
     workers: int,
     logging_dir: Path,
-    verbose: bool = False,
+    execution: Execution = Execution(),  # noqa: B008 - immutable
 ) -> Iterator[Task]:
     """Does the tasks that are not yet complete; yields each task when it is done, in any order.
 
@@ -93,9 +86,13 @@ def run_tasks(
         else:
             pending.append(task)
     if pending:
+        pending.sort(key=lambda task: -task.input.num_bytes)  # the last to end is then a small one
         steps = [Read(pending, config.web_source), Clean(config), Fingerprinting(config.dedup), Store(pending)]
-        executor = LocalExecutor(steps, tasks=len(pending), workers=workers, logging_dir=logging_dir, verbose=verbose)
+        executor = execution.executor(steps, tasks=len(pending), workers=workers, logging_dir=logging_dir)
         for rank in executor.run():
+            if not (pending[rank].folder / staged.DONE).is_file():
+                name = pending[rank].input.name
+                raise ServiceError(f"{name}: its task left no output, see {logging_dir}; run the same command again")
             yield pending[rank]
 
 
@@ -227,97 +224,3 @@ def _clean(document: Document, config: StageConfig) -> None:
     else:
         filters.apply(document, config.filters)
     document.markup = ""
-
-
-class LocalExecutor(PipelineExecutor):  # type: ignore[misc]
-    """datatrove's local executor, for tasks that resume by themselves.
-
-    The stock one waits forever for a worker that the system killed (out of memory), leaves processes behind when it is
-    killed itself, and trusts markers of finished tasks more than their output. Here a lost worker is an error, workers
-    end with their parent, and the tasks given are the tasks run.
-
-    Args:
-        pipeline: steps; pickled for each worker.
-        tasks: how many ranks there are.
-        workers: processes; 1 runs in this one.
-        logging_dir: for datatrove's logs and statistics.
-        verbose: lets datatrove log, to stderr too.
-    """
-
-    def __init__(
-        self,
-        pipeline: list[PipelineStep],
-        *,
-        tasks: int,
-        workers: int,
-        logging_dir: Path,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(pipeline, str(logging_dir), skip_completed=False)
-        self.tasks, self.workers, self.verbose = tasks, workers, verbose
-
-    @property
-    def world_size(self) -> int:
-        """The number of tasks."""
-        return self.tasks
-
-    def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
-        """What datatrove tells its steps about the machine."""
-        return DistributedEnvVars(
-            datatrove_node_ips="localhost",
-            datatrove_cpus_per_task="-1",
-            datatrove_mem_per_cpu="-1",
-            datatrove_gpus_on_node="-1",
-            datatrove_executor="LOCAL",
-        )
-
-    def run(self) -> Iterator[int]:
-        """Runs all tasks; yields each rank when it is done.
-
-        Raises:
-            ServiceError: a worker process was killed.
-        """
-        if min(self.workers, self.tasks) <= 1:
-            for rank in range(self.tasks):
-                yield self.run_rank(rank)
-        else:
-            yield from self._run_pool()
-
-    def run_rank(self, rank: int) -> int:
-        """Runs one task; returns its rank."""
-        (logger.enable if self.verbose else logger.disable)("datatrove")
-        self._run_for_rank(rank, local_rank=rank % self.workers)
-        return rank
-
-    def _run_pool(self) -> Iterator[int]:
-        context = multiprocessing.get_context("forkserver")  # fork would copy the locks of running threads
-        theirs, ours = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(min(self.workers, self.tasks), context, initializer=_end_with, initargs=(theirs,))
-        try:
-            futures = [pool.submit(self.run_rank, rank) for rank in range(self.tasks)]
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException as error:
-            ours.close()  # whoever still works ends now
-            if not isinstance(error, BrokenProcessPool):
-                raise
-            raise ServiceError(
-                "a worker process was killed, perhaps because memory ran out; "
-                "run the same command again with fewer --workers: finished files are kept"
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            ours.close()
-            theirs.close()
-
-
-def _end_with(parent: Connection) -> None:
-    """Ends this worker when the other end of `parent` is closed, be it that the parent was killed or gave up."""
-
-    def watch() -> None:
-        try:
-            parent.recv_bytes()
-        except (EOFError, OSError):
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -14,10 +14,10 @@ import pytest
 from datatrove.pipeline.base import PipelineStep
 
 from pipelines import extract, staged
+from pipelines.executors import LocalExecutor
 from pipelines.inputs import InputKind, find_inputs
-from pipelines.stage import LocalExecutor, StageConfig, Task, run_tasks, tasks_for
+from pipelines.stage import StageConfig, Task, run_tasks, tasks_for
 from registry import ids
-from registry.errors import ServiceError
 from tests.pipelines.dumps import Page, write_dump
 
 SENTENCE = "The history of this place is long and has been told many times by the people who live in it. "
@@ -130,12 +130,6 @@ class Killed(PipelineStep):  # type: ignore[misc]
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         yield
-
-
-def test_a_killed_worker_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
-    executor = LocalExecutor([Killed()], tasks=3, workers=2, logging_dir=tmp_path)
-    with pytest.raises(ServiceError, match="killed"):
-        list(executor.run())
 
 
 def test_datatrove_is_quiet(dumps: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
