@@ -109,6 +109,7 @@ class IngestConfig:
             "shard_bytes": self.shard_bytes,
             "extractors": {"wikitext": EXTRACTOR, "html": self.html.version()},
             "words": minhash.WORDS_SCHEME,
+            "signatures": minhash.SIGNATURE_SCHEME,
             "keys": KEY_SCHEME,
             "suffix_list": identity.suffix_list_digest(),
         }
