@@ -12,11 +12,15 @@ import dataclasses
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 from registry.errors import InputError
-from registry.parquet import sha256_file
+from registry.s3 import S3Path
+from registry.storage import Location, is_remote, list_inputs, open_input, sha256_of
+
+P = TypeVar("P", Path, S3Path)
 
 _DUMP_NAME = re.compile(r".+\.xml(\.gz|\.bz2|\.xz)?", re.IGNORECASE)
 _INDEX_NAME = re.compile(r".*-index\d*\.(txt|xml)(\.\w+)?", re.IGNORECASE)
@@ -35,10 +39,14 @@ class Input:
     """
 
     name: str
-    path: Path
+    path: Location
     sha256: str
     num_bytes: int
     kind: str
+
+    def open(self) -> BinaryIO:
+        """The file for reading, local or at s3://; see `registry.storage.open_input`."""
+        return open_input(self.path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,9 +63,9 @@ class Inputs:
 
 
 def find_inputs(
-    patterns: Iterable[str], kind: str = "wikipedia", on_file: Callable[[Path], None] = lambda path: None
+    patterns: Iterable[str], kind: str = "wikipedia", on_file: Callable[[Location], None] = lambda path: None
 ) -> Inputs:
-    """The input files that `patterns` (files, directories, globs) name. The same content under one name counts once.
+    """The input files that `patterns` (files, directories, globs, at s3:// too) name; the same content and name once.
 
     Args:
         patterns: as a person gives them.
@@ -66,13 +74,14 @@ def find_inputs(
 
     Raises:
         InputError: a path does not exist, a glob matches nothing, or a directory holds no dump.
+        ServiceError: S3 cannot be reached.
     """
-    paths: dict[Path, None] = {}
+    paths: dict[Location, None] = {}
     left_out: set[str] = set()
     for pattern in patterns:
         found, others = _expand(pattern)
-        paths |= dict.fromkeys(Path(os.path.abspath(path)) for path in found)
-        left_out |= {os.path.abspath(path) for path in others}
+        paths |= dict.fromkeys(map(_absolute, found))
+        left_out |= {str(_absolute(path)) for path in others}
     hashed = []
     for path in paths:
         on_file(path)
@@ -86,8 +95,14 @@ def find_inputs(
     return Inputs(files=tuple(files), left_out=tuple(sorted(left_out)))
 
 
-def _expand(pattern: str) -> tuple[list[Path], list[Path]]:
+def _absolute(path: Location) -> Location:
+    return Path(os.path.abspath(path)) if isinstance(path, Path) else path
+
+
+def _expand(pattern: str) -> tuple[Sequence[Location], Sequence[Location]]:
     """The files that a pattern means, and those that it passes over."""
+    if is_remote(pattern):
+        return _expand_remote(pattern)
     path = Path(pattern.removeprefix("file://")).expanduser()
     if path.is_dir():
         return _dumps_in(path)
@@ -105,8 +120,20 @@ def _expand(pattern: str) -> tuple[list[Path], list[Path]]:
     return found, others
 
 
+def _expand_remote(uri: str) -> tuple[list[S3Path], list[S3Path]]:
+    """The same at s3://: what is below a prefix is as in a directory, an object or what a glob matches is as named."""
+    found = [path for path, _ in list_inputs(uri)]
+    if glob.has_magic(uri) or found == [S3Path.parse(uri)]:
+        return found, []
+    return _dumps_among(uri, found)
+
+
 def _dumps_in(folder: Path) -> tuple[list[Path], list[Path]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return _dumps_among(folder, sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def _dumps_among(folder: object, files: list[P]) -> tuple[list[P], list[P]]:
+    files = [path for path in files if not path.name.startswith(".")]
     dumps = [path for path in files if _DUMP_NAME.fullmatch(path.name) and not _INDEX_NAME.fullmatch(path.name)]
     if not dumps:
         raise InputError(
@@ -117,17 +144,17 @@ def _dumps_in(folder: Path) -> tuple[list[Path], list[Path]]:
     return dumps, [path for path in files if path not in chosen]
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Location) -> str:
     try:
-        return sha256_file(path)
+        return sha256_of(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _named(hashed: list[tuple[Path, str]]) -> list[tuple[str, Path, str]]:
+def _named(hashed: list[tuple[Location, str]]) -> list[tuple[str, Location, str]]:
     """(name, path, hash) of each distinct file: where base names are equal, parent folders tell contents apart."""
     by_base = collections.defaultdict(list)
-    for path, sha256 in sorted(hashed):
+    for path, sha256 in sorted(hashed, key=lambda pair: (pair[0].parts, pair[1])):
         by_base[path.name].append((path, sha256))
     named = []
     for group in by_base.values():
@@ -139,5 +166,5 @@ def _named(hashed: list[tuple[Path, str]]) -> list[tuple[str, Path, str]]:
     return named
 
 
-def _tail(path: Path, depth: int) -> str:
+def _tail(path: Location, depth: int) -> str:
     return "/".join(path.parts[1:][-depth:])

@@ -65,18 +65,19 @@ def stage_parent(snapshot: Snapshot, folder: Path, *, number: int, config: Dedup
         folder: the directory to publish.
         number: of the directory among those to be resolved together.
         config: the snapshot's own.
-        work: where to spill.
+        work: where to spill, and to download a snapshot at s3:// to.
 
     Raises:
         DamagedError: a file of the snapshot is not what was written.
-        ServiceError: the output cannot be written.
+        ServiceError: the output cannot be written, or S3 not be reached.
     """
     if is_complete(folder):
         return
-    snapshot.verify()  # what is damaged must not be copied into a child that then verifies
+    place = snapshot.local(work / "parent")
+    Snapshot(place, snapshot.manifest).verify()  # what is damaged must not be copied into a child that then verifies
     with duck.service_errors(work), duck.connect(work) as con, StageWriter(folder, number) as writer:
-        _load(con, snapshot)
-        for text, rows in _texts(con, snapshot):
+        _load(con, snapshot, place)
+        for text, rows in _texts(con, snapshot, place):
             found = fingerprint(text, config)
             for row in rows:
                 writer.document(_again(row, text), text, found)
@@ -85,19 +86,21 @@ def stage_parent(snapshot: Snapshot, folder: Path, *, number: int, config: Dedup
         _names(snapshot, writer)
 
 
-def _load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+def _load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path) -> None:
     for name in ("documents", "sources", "owners"):
-        con.execute(f"CREATE VIEW {name} AS SELECT * FROM {duck.scan([snapshot.file(name)])}")
-    files = [snapshot.file(name) for name in snapshot.shards("displaced")]
+        con.execute(f"CREATE VIEW {name} AS SELECT * FROM {duck.scan([place / f'{name}.parquet'])}")
+    files = [place / f"{name}.parquet" for name in snapshot.shards("displaced")]
     table = duck.scan(files) if files else "(SELECT 0 AS source_id, 0 AS doc_id WHERE false)"
     con.execute(_DOCUMENTS.format(displaced=f"SELECT source_id, doc_id FROM {table}"))
     con.execute("CREATE INDEX by_text ON carried (text_id)")
 
 
-def _texts(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _texts(
+    con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Every text that the snapshot has, with the documents that it stands for."""
     for name in [*snapshot.shards(), *snapshot.shards("displaced")]:
-        for batch in read_batches(snapshot.file(name), columns=["doc_id", "text"], batch_size=256):
+        for batch in read_batches(place / f"{name}.parquet", columns=["doc_id", "text"], batch_size=256):
             wanted = ", ".join(map(str, batch["doc_id"].to_pylist()))
             standing: dict[int, list[dict[str, Any]]] = {}
             for row in _rows(con, f"SELECT * FROM carried WHERE text_id IN ({wanted}) ORDER BY doc_id"):

@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -95,7 +95,8 @@ class Read(PipelineStep):  # type: ignore[misc]
         """Yields everything in the file of task `rank`."""
         file = self.tasks[rank].input
         try:
-            yield from _reader(file.kind)(file.path, file.name)
+            with file.open() as opened:
+                yield from _reader(file.kind)(opened, file.name)
         except InputError as error:
             yield _failed_file(file, "not-a-dump", str(error))
         except OSError as error:
@@ -171,7 +172,7 @@ class Store(PipelineStep):  # type: ignore[misc]
         yield from ()
 
 
-def _reader(kind: str) -> Callable[[Path, str], Iterator[Item]]:
+def _reader(kind: str) -> Callable[[BinaryIO, str], Iterator[Item]]:
     from pipelines.readers.wikipedia import read_wikipedia
 
     return {"wikipedia": read_wikipedia}[kind]

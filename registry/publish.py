@@ -1,0 +1,91 @@
+"""A staged snapshot -> its place in a registry at s3://, where no rename can publish a directory.
+
+    every file, compared after it is stored -> manifest.json, on condition -> newest, on condition
+
+What has no manifest is no snapshot, so the manifest is the commit, and S3 lets one writer alone create it. Ids are
+hashes of content: whoever comes second finds the snapshot that it was about to make, stored whole. A writer that is
+killed leaves files which the next run finds, compares and does not send again. Cost: one HEAD a file beside what is
+sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from registry.errors import ServiceError
+from registry.s3 import S3Path
+
+_NUM_UPLOADS = 4  # at once; each holds a part of 16 MiB in memory
+_MAX_RACES = 8  # rounds that are lost to others before giving up
+
+
+def publish(
+    root: S3Path,
+    snapshot_id: str,
+    *,
+    staging: Path,
+    manifest: str,
+    is_sound: Callable[[bytes], bool],
+    check_newest: Callable[[bytes | None], None],
+) -> None:
+    """Stores a staged snapshot in the registry at `root`, and makes it the newest.
+
+    Args:
+        root: the registry.
+        snapshot_id: of the snapshot.
+        staging: its files and its manifest.
+        manifest: the name of the manifest among them.
+        is_sound: tells whether a manifest that is there already is that of this snapshot; a damaged one is replaced.
+        check_newest: raises if what `newest` holds may not be replaced; asked before anything is sent, and again at
+            the replacement, when the snapshot is there already.
+
+    Raises:
+        ServiceError: something cannot be stored. What was stays, for the next attempt.
+    """
+    found = (root / "newest").fetch()
+    check_newest(found and found[0])
+    target, data = root / "snapshots" / snapshot_id, (staging / manifest).read_bytes()
+    _upload(staging, target, json.loads(data))
+    _swap(target / manifest, lambda there: None if there is not None and is_sound(there) else data)
+
+    def point(there: bytes | None) -> bytes:
+        check_newest(there)
+        return snapshot_id.encode()
+
+    _swap(root / "newest", point)
+
+
+def _upload(staging: Path, target: S3Path, manifest: Mapping[str, Any]) -> None:
+
+    def send(name: str) -> None:
+        (target / name).upload(staging / name, manifest["files"][name]["sha256"])
+
+    pool = ThreadPoolExecutor(_NUM_UPLOADS)
+    try:
+        for done in [pool.submit(send, name) for name in manifest["files"]]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _swap(place: S3Path, decide: Callable[[bytes | None], bytes | None]) -> None:
+    """Replaces an object by compare-and-swap.
+
+    Args:
+        place: the object.
+        decide: from what is there (None: nothing) to what is to be there, or None to leave it; may raise. It is asked
+            again when another writer came between.
+
+    Raises:
+        ServiceError: it cannot be stored, or others keep coming between.
+    """
+    for _ in range(_MAX_RACES):
+        found = place.fetch()
+        data = decide(found and found[0])
+        if data is None or place.replace(data, found and found[1]):
+            return
+    raise ServiceError(f"{place}: others write it all the time; run the same command again")
