@@ -149,10 +149,11 @@ class Snapshot:
         num_bytes = 0
         for name, entry in self.manifest["files"].items():
             path = self.path / name
-            if not path.is_file():
+            try:
+                if path.stat().st_size != entry["bytes"] or parquet.sha256_file(path) != entry["sha256"]:
+                    damaged.append(f"{name} (content differs)")
+            except (FileNotFoundError, NotADirectoryError):
                 damaged.append(f"{name} (missing)")
-            elif path.stat().st_size != entry["bytes"] or parquet.sha256_file(path) != entry["sha256"]:
-                damaged.append(f"{name} (content differs)")
             num_bytes += entry["bytes"]
         if damaged:
             raise DamagedError(

@@ -67,16 +67,22 @@ class Proxy:
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
-        self.calls: list[Call] = []
-        self.faulted: list[tuple[str, Call]] = []
-        self.fault: Fault = lambda call: None
-        self.before: Callable[[Call], None] = lambda call: None
-        self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body
+        self.reset()
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def reset(self) -> None:
+        """Forgets all calls, and passes on what comes as it is."""
+        self.calls: list[Call] = []
+        self.faulted: list[tuple[str, Call]] = []
+        self.fault: Fault = lambda call: None
+        self.before: Callable[[Call], None] = lambda call: None
+        self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body
+        self.answer: Callable[[Call], tuple[int, bytes] | None] = lambda call: None  # instead of the store's
+        self.keeps_checksums = True  # older S3-compatible stores do not
 
     def close(self) -> None:
         self.closing.set()
@@ -116,6 +122,9 @@ class Proxy:
             return self._hang_up(handler)
         if kind in ("500", "503"):
             return self._answer(handler, int(kind), [("Content-Type", "text/html")], b"<html>out of order</html>")
+        instead = self.answer(call)
+        if instead:
+            return self._answer(handler, instead[0], [], instead[1])
         self.before(call)
         connection = http.client.HTTPConnection(self.backend, timeout=60)
         try:
@@ -139,6 +148,8 @@ class Proxy:
         data: bytes,
         kind: str | None = None,
     ) -> None:
+        if not self.keeps_checksums:
+            headers = [header for header in headers if "checksum" not in header[0].lower()]
         handler.send_response_only(status)
         has_length = any(name.lower() == "content-length" for name, _ in headers)
         for name, value in headers if has_length else [*headers, ("Content-Length", str(len(data)))]:
@@ -176,10 +187,19 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The way to the store, as the environment names it; waits are short."""
+@pytest.fixture(scope="session")
+def s3_proxy(s3_server: str) -> Iterator[Proxy]:
+    """The way to it."""
     proxy = Proxy(s3_server)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def proxy(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The way to the store, as the environment names it, without a fault yet; waits are short."""
+    proxy = s3_proxy
+    proxy.reset()
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
@@ -192,9 +212,14 @@ def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setattr(s3faults, "BASE_DELAY_S", 0.002)
     monkeypatch.setattr(s3faults, "READ_TIMEOUT_S", 5)
+    return proxy
+
+
+@pytest.fixture
+def fresh_client() -> Iterator[None]:
+    """For tests that change what a client is made of: none is kept from before, or for after."""
     s3faults._client.cache_clear()
-    yield proxy
-    proxy.close()
+    yield
     s3faults._client.cache_clear()
 
 

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -25,7 +24,7 @@ from registry.snapshot import MANIFEST, Registry, Snapshot, SnapshotWriter
 from tests.registry.conftest import rows, write
 from tests.s3 import Call, Proxy, always, keys, once_each, put
 
-FAULTS = ("500", "503", "refused", "lost", "cut", "slow")
+FAULTS = ("500", "refused", "lost", "cut", "slow")
 QUERIES = ("Anarchism", "https://en.wikipedia.org/wiki/Anarchy_(politics)", "Mercury", "9780141439518", "Anarchsim")
 
 
@@ -59,9 +58,9 @@ class TestSameAsLocal:
         for source in rows()["sources"]:
             assert found.texts(source["source_id"]) == small.texts(source["source_id"])
 
-    @pytest.mark.parametrize("query", QUERIES)
-    def test_lookup(self, stored: Snapshot, small: Snapshot, query: str) -> None:
-        assert lookup(stored, query).to_dict() == lookup(small, query).to_dict()
+    def test_lookup(self, stored: Snapshot, small: Snapshot) -> None:
+        for query in QUERIES:
+            assert lookup(stored, query).to_dict() == lookup(small, query).to_dict()
 
     def test_explain_and_sources(self, remote: Registry, tmp_path: Path) -> None:
         document = {
@@ -251,10 +250,7 @@ class TestFaults:
         assert {k for k, _ in proxy.faulted} == {kind}
 
     def test_a_body_that_stalls_is_asked_for_again(
-        self,
-        proxy: Proxy,
-        bucket: S3Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, proxy: Proxy, bucket: S3Path, monkeypatch: pytest.MonkeyPatch, fresh_client: None
     ) -> None:
         data = bytes(range(256)) * 1000
         put(bucket / "x", data)
@@ -279,18 +275,18 @@ class TestFaults:
         assert second.headers["if-match"] == first.headers["if-match"]
 
     @pytest.mark.parametrize(
-        ("method", "suffix"),
+        ("kind", "method", "suffix"),
         [
-            ("PUT", MANIFEST),
-            ("PUT", "part-00000.parquet"),
-            ("PUT", "sources.parquet"),
-            ("HEAD", "owners.parquet"),
-            ("PUT", "newest"),
-            ("GET", MANIFEST),
-            ("GET", "newest"),
+            ("500", "PUT", MANIFEST),
+            ("refused", "PUT", MANIFEST),
+            ("500", "PUT", "part-00000.parquet"),
+            ("refused", "PUT", "sources.parquet"),
+            ("500", "HEAD", "owners.parquet"),
+            ("refused", "PUT", "newest"),
+            ("500", "GET", MANIFEST),
+            ("500", "GET", "newest"),
         ],
     )
-    @pytest.mark.parametrize("kind", ["500", "refused"])
     def test_a_fault_that_stays_is_an_error_and_no_half_snapshot(
         self,
         proxy: Proxy,
@@ -332,20 +328,10 @@ class TestFaults:
             return body[:-1] + b"?" if call.method == "PUT" and call.key.endswith("sources.parquet") else body
 
         proxy.tampered = truncated
-        drop_checksums(proxy)
+        proxy.keeps_checksums = False
         with pytest.raises(ServiceError, match="not what was sent"):
             write(remote, tmp_path / "staging")
         assert remote.ids() == []
-
-
-def drop_checksums(proxy: Proxy) -> None:
-    """Makes the store one that keeps no checksums, as older S3-compatible ones do."""
-    original = proxy._answer
-
-    def answer(handler: Any, status: int, headers: list[tuple[str, str]], *rest: Any) -> None:
-        original(handler, status, [h for h in headers if "checksum" not in h[0].lower()], *rest)
-
-    proxy._answer = answer  # type: ignore[method-assign]
 
 
 class TestUploads:
@@ -368,7 +354,7 @@ class TestUploads:
         keeps_checksums: bool,
     ) -> None:
         if not keeps_checksums:
-            drop_checksums(proxy)
+            proxy.keeps_checksums = False
         if kind:
             proxy.fault = once_each(kind)
         place, sha256 = bucket / "deep" / "big", storage.sha256_of(big)
@@ -499,10 +485,6 @@ class TestRaces:
 
 
 class TestMessages:
-    @pytest.fixture
-    def once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(s3faults, "MAX_ATTEMPTS", 2)
-
     def test_a_registry_that_is_not_there(self, bucket: S3Path) -> None:
         with pytest.raises(UsageError, match="nothing is there; run `nulls ingest` first"):
             Registry.open(bucket / "none")
@@ -515,37 +497,35 @@ class TestMessages:
         with pytest.raises(ServiceError, match="bucket does not exist: make it"):
             Registry.open("s3://no-such-bucket/x", create=True)
 
-    def test_access_denied(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-        proxy.fault = lambda call: "403"
-        original = proxy._answer
-        monkeypatch.setattr(proxy, "_serve", lambda handler: original(handler, 403, [], b""))
+    def test_access_denied(self, proxy: Proxy) -> None:
+        proxy.answer = lambda call: (403, b"")
         with pytest.raises(ServiceError, match="access is denied: check the credentials"):
             Registry.open("s3://bucket/x")
         with pytest.raises(ServiceError, match="access is denied"):
             S3Path("bucket", "x").stat()
 
-    def test_nobody_at_the_endpoint(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, once: None) -> None:
+    @pytest.mark.usefixtures("proxy")
+    def test_nobody_at_the_endpoint(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(s3faults, "MAX_ATTEMPTS", 2)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         with pytest.raises(ServiceError, match=r"in 2 attempts.*check the network and AWS_ENDPOINT_URL"):
             Registry.open("s3://bucket/x")
 
-    def test_no_credentials(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.usefixtures("proxy", "fresh_client")
+    def test_no_credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         with pytest.raises(ServiceError, match="credentials"):
             Registry.open("s3://bucket/x")
 
-    def test_a_profile_that_is_none(self, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.usefixtures("proxy", "fresh_client")
+    def test_a_profile_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_PROFILE", "nobody")
         with pytest.raises(ServiceError, match=r"nobody.*check AWS_PROFILE"):
             Registry.open("s3://bucket/x")
 
     def test_a_store_without_conditional_writes(self, proxy: Proxy, bucket: S3Path) -> None:
-        def answer(handler: Any) -> None:
-            body = b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>"
-            Proxy._answer(proxy, handler, 501, [], body)
-
-        proxy._serve = answer  # type: ignore[method-assign]
+        proxy.answer = lambda call: (501, b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
         with pytest.raises(ServiceError, match="no conditional writes"):
             (bucket / "x").replace(b"x", None)
 
