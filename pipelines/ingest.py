@@ -190,6 +190,7 @@ class _Run:
         with Accounts(writer.staging, scratch) as accounts:
             accounts.check(folders)
             failures = accounts.failures(folders)
+            on_progress("committing the snapshot", None)
             try:
                 snapshot = self._commit(writer, folders, accounts)
             except RefusedError:  # what is newest now will be the parent, so nothing of this can be used

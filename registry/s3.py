@@ -144,6 +144,14 @@ class S3Path:
             return found is not None and found[0] == data
         return True
 
+    def keeps(self, data: bytes) -> bool:
+        """Whether the store refuses to replace this object, whose content is `data`, when told not to."""
+        try:
+            request(self, "put_object", **self._place, Body=data, IfNoneMatch="*", ChecksumSHA256=_base64(data))
+        except Precondition:
+            return True
+        return False
+
     def folders(self) -> list[str]:
         """The names one level below, that have more below them."""
         pages = self._pages(Delimiter="/")

@@ -1,6 +1,6 @@
 """An immutable snapshot of sources: commit, open, verify. A registry is a directory of them, or a prefix at s3://.
 
-    <registry>/newest                    the id of the newest snapshot
+    <registry>/newest                    the id of the newest snapshot (and newest.lock, held while it changes)
     <registry>/snapshots/<id>/           manifest.json, sources.parquet, ..., shards/part-00000.parquet
     <registry>/work/                     where ingests keep what they can resume from; may be deleted
     <registry>/catalog.db                the catalogue, unless NULLS_CATALOG names another

@@ -62,6 +62,11 @@ def always(kind: str, *, method: str, suffix: str = "") -> Fault:
     return lambda call: kind if call.method == method and call.key.partition("?")[0].endswith(suffix) else None
 
 
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed, or hung up, is no news."""
+
+
 class Proxy:
     """Passes requests on to `backend` ("host:port"), with faults; `calls` has all that were made."""
 
@@ -69,7 +74,7 @@ class Proxy:
         self.backend = backend
         self.reset()
         self.closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _QuietServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -82,6 +87,7 @@ class Proxy:
         self.before: Callable[[Call], None] = lambda call: None
         self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body
         self.answer: Callable[[Call], tuple[int, bytes] | None] = lambda call: None  # instead of the store's
+        self.keeps_conditions = True
         self.keeps_checksums = True  # older S3-compatible stores do not
 
     def close(self) -> None:
@@ -129,6 +135,8 @@ class Proxy:
         connection = http.client.HTTPConnection(self.backend, timeout=60)
         try:
             passed = {k: v for k, v in handler.headers.items() if k.lower() not in ("expect", "connection")}
+            if not self.keeps_conditions:
+                passed = {k: v for k, v in passed.items() if k.lower() not in ("if-match", "if-none-match")}
             connection.request(handler.command, handler.path, body=self.tampered(call, body), headers=passed)
             response = connection.getresponse()
             data = response.read()

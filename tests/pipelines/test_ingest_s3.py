@@ -132,12 +132,12 @@ class TestRegistry:
             run(bucket / "registry", dumps)
         proxy.fault = lambda call: None
         assert Registry.open(bucket / "registry").ids() == []
-        sent = {call.key for call in proxy.made("PUT")}
+        sent = {call.key for call in proxy.made("PUT") if call.status == 200}
         proxy.calls.clear()
         monkeypatch.setattr(stage.LocalExecutor, "run", lambda self: pytest.fail("read a file again"))
         assert run(bucket / "registry", dumps).snapshot == expected
         assert sent
-        assert sent.isdisjoint(call.key for call in proxy.made("PUT"))
+        assert sent.isdisjoint(call.key for call in proxy.made("PUT") if call.status == 200)
 
     @pytest.mark.parametrize("place", ["local", "s3"])
     def test_of_two_that_continue_one_snapshot_the_second_goes_on_from_the_first(
@@ -185,12 +185,15 @@ class TestRegistry:
         assert run(bucket / "registry", dumps).snapshot == expected
         assert Registry.open(bucket / "registry").ids() == [expected]
 
-    @pytest.mark.parametrize("moment", [0, 3, 7])
+    @pytest.mark.parametrize("moment", [0, 3, 8])  # 8 is the manifest: it arrives
     def test_killed_during_the_upload_and_run_again_it_gives_the_same_snapshot(
         self, bucket: S3Path, dumps: Path, expected: str, tmp_path: Path, proxy: Proxy, moment: int
     ) -> None:
+        stored: set[str] = set()
+
         def kill(call: Call) -> None:
             if call.method == "PUT" and len(proxy.made("PUT")) >= moment:
+                stored.update(call.key for call in proxy.made("PUT"))
                 os.kill(process.pid, signal.SIGKILL)
 
         proxy.before = kill
@@ -200,12 +203,12 @@ class TestRegistry:
         proxy.before = lambda call: None
         registry = Registry.open(bucket / "registry")
         assert keys(bucket / "registry")  # what was on its way may have arrived; without a manifest it is nothing
-        assert registry.ids() in ([], [expected])
-        assert moment == 7 or registry.ids() == []
+        assert registry.ids() == ([expected] if moment == 8 else [])
         proxy.calls.clear()
         assert run(bucket / "registry", dumps).snapshot == expected
         assert registry.snapshot().verify() > 0
-        assert len(proxy.made("PUT")) < len(registry.snapshot().manifest["files"]) + 2
+        assert len(stored) >= min(moment, 7)  # of seven files
+        assert stored.isdisjoint(call.key for call in proxy.made("PUT") if call.status == 200)
 
 
 class TestInputs:
@@ -289,4 +292,3 @@ class TestCommands:
         s3faults.client().delete_object(Bucket=bucket.bucket, Key=documents.key)
         assert "documents.parquet: missing" in self.nulls("explain", "Page 3", *where, code=3)
         assert "the bucket does not exist" in self.nulls("lookup", "x", "--registry", "s3://no-such-bucket/x", code=2)
-        assert "nothing is there" in self.nulls("lookup", "x", "--registry", f"{bucket}/nothing", code=2)

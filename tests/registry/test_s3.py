@@ -101,7 +101,7 @@ class TestSameAsLocal:
         tmp_path: Path,
         proxy: Proxy,
     ) -> None:
-        assert len(proxy.made("PUT")) == len(stored.manifest["files"]) + 2
+        assert len(proxy.made("PUT")) == len(stored.manifest["files"]) + 3  # manifest, newest, and one that must fail
         proxy.calls.clear()
         assert write(remote, tmp_path / "staging").manifest == stored.manifest
         assert [call.key for call in proxy.made("PUT")] == ["some/where/newest"]
@@ -528,6 +528,14 @@ class TestMessages:
         proxy.answer = lambda call: (501, b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
         with pytest.raises(ServiceError, match="no conditional writes"):
             (bucket / "x").replace(b"x", None)
+
+    def test_a_store_that_ignores_conditions(self, proxy: Proxy, remote: Registry, tmp_path: Path) -> None:
+        proxy.keeps_conditions = False
+        with pytest.raises(ServiceError, match="ignores If-None-Match"):
+            write(remote, tmp_path / "staging")
+        proxy.keeps_conditions = True
+        assert remote.ids() == []
+        assert write(remote, tmp_path / "staging").verify() > 0
 
     def test_without_boto3(self, tmp_path: Path) -> None:
         program = """
