@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,8 @@ def publish(
 
 
 def _upload(staging: Path, target: S3Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms that a lookup does not need
 
     def send(name: str) -> None:
         (target / name).upload(staging / name, files[name]["sha256"])

@@ -310,6 +310,31 @@ class TestFaults:
         assert write(remote, tmp_path / "staging").id == small.id
         assert remote.snapshot().verify() == small.verify()
 
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [(409, "ConditionalRequestConflict"), (429, "TooManyRequests"), (503, "SlowDown"), (400, "RequestTimeout")],
+    )
+    def test_answers_that_may_pass(self, proxy: Proxy, bucket: S3Path, status: int, code: str) -> None:
+        answers = iter([(status, f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode())] * 2)
+        proxy.answer = lambda call: next(answers, None)
+        assert (bucket / "x").replace(b"x", None)
+        assert next(answers, None) is None
+
+    @pytest.mark.parametrize(
+        ("status", "code", "advice"),
+        [
+            (400, "ExpiredToken", "renew them"),
+            (403, "InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"),
+            (400, "InvalidRequest", "see the message of the store"),
+        ],
+    )
+    def test_answers_that_do_not(self, proxy: Proxy, bucket: S3Path, status: int, code: str, advice: str) -> None:
+        answers = [(status, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode())]
+        proxy.answer = lambda call: answers.pop()
+        with pytest.raises(ServiceError, match=advice):
+            (bucket / "x").replace(b"x", None)
+        assert answers == []
+
     @pytest.mark.parametrize("kind", ["500", "refused", "cut"])
     def test_reading_gives_up_with_an_error(self, proxy: Proxy, stored: Snapshot, kind: str) -> None:
         proxy.fault = always(kind, method="GET", suffix="aliases.parquet")
