@@ -67,7 +67,7 @@ def publish(
 
 
 def _upload(staging: Path, target: S3Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-
+    """Stores what is not there already; what was stored before an error stays, for the next attempt."""
     from concurrent.futures import ThreadPoolExecutor  # 10 ms that a lookup does not need
 
     def send(name: str) -> None:
