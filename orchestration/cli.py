@@ -44,7 +44,11 @@ app.add_typer(snapshots_app, name="snapshots")
 
 RegistryOption = Annotated[
     str | None,
-    typer.Option("--registry", help=f"Directory of snapshots; NULLS_REGISTRY, else {DEFAULT_REGISTRY}.", metavar="DIR"),
+    typer.Option(
+        "--registry",
+        help=f"Directory or s3:// prefix of snapshots; NULLS_REGISTRY, else {DEFAULT_REGISTRY}.",
+        metavar="DIR",
+    ),
 ]
 SnapshotOption = Annotated[
     str | None, typer.Option("--snapshot", help="Id, or its beginning; by default the newest.", metavar="ID")

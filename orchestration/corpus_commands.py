@@ -47,10 +47,10 @@ def ingest(
     with output.progress("ingest") as update:
         report = run(config, registry_uri=settings.registry_uri, workers=workers, on_progress=update, dry_run=dry_run)
     if not dry_run:
-        snapshot = settings.open_registry().snapshot(report.snapshot)
-        settings.open_catalog().record_snapshot(
-            snapshot.id, registry=str(settings.open_registry().root), parent=snapshot.parent
-        )
+        registry = settings.open_registry()
+        snapshot, catalog = registry.snapshot(report.snapshot), settings.find_catalog(registry)
+        if catalog is not None:  # a registry at s3:// can do without
+            catalog.record_snapshot(snapshot.id, registry=str(registry.root), parent=snapshot.parent)
     output.result(report.to_dict(), report.lines)
 
 
@@ -131,8 +131,9 @@ def sources(output: Output, settings: Settings, *, kind: Kind | None, match: str
 def snapshots(output: Output, settings: Settings) -> None:
     """`nulls snapshots`."""
     registry = settings.open_registry()
-    newest = registry.snapshot().id if registry.ids() else None
-    times = settings.open_catalog(registry.root).snapshot_times()
+    newest = registry.newest_id()
+    catalog = settings.find_catalog(registry)
+    times = catalog.snapshot_times() if catalog else {name: registry.committed_at(name) for name in registry.ids()}
     data: list[dict[str, Any]] = []
     for snapshot_id in registry.ids():
         snapshot = registry.snapshot(snapshot_id)

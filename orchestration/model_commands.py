@@ -48,7 +48,7 @@ def train(
     with output.progress("train") as update:
         result = run(
             config,
-            registry_uri=settings.open_registry().root,
+            registry_uri=str(settings.open_registry().root),
             snapshot_ref=snapshot.id,
             model_name=model_name,
             num_workers=workers,
@@ -62,9 +62,11 @@ def train(
     from training.flavor import describe
 
     version = describe(result.model_uri, tracking_uri=settings.tracking_uri)
-    settings.open_catalog().record_model(
-        result.model_uri, snapshot_id=result.snapshot, weights=str(version.weights), run_id=result.run_id
-    )
+    catalog = settings.find_catalog(settings.open_registry())
+    if catalog is not None:
+        catalog.record_model(
+            result.model_uri, snapshot_id=result.snapshot, weights=str(version.weights), run_id=result.run_id
+        )
     data = dataclasses.asdict(result)
     output.result(
         data,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry.errors import UsageError
 from registry.snapshot import Registry, Snapshot
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Settings:
     Attributes:
         registry: `--registry`, else NULLS_REGISTRY, else ./nulls-registry.
         snapshot: `--snapshot`: an id or a prefix of one; None for the newest.
-        catalog: an SQLAlchemy URL; None for NULLS_CATALOG, else SQLite inside the registry.
+        catalog: an SQLAlchemy URL; None for NULLS_CATALOG, else SQLite inside the registry if that is local.
         tracking: an MLflow tracking URI; None for MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.
     """
 
@@ -51,8 +51,23 @@ class Settings:
         """The snapshot that the flags name, else the newest."""
         return self.open_registry().snapshot(self.snapshot)
 
-    def open_catalog(self, root: Path | None = None) -> Catalog:
-        """The catalogue, made if it is not there; `root` is the registry's directory if it is open already."""
+    def open_catalog(self) -> Catalog:
+        """The catalogue, made if it is not there.
+
+        Raises:
+            UsageError: the registry is at s3://, where no SQLite can be, and NULLS_CATALOG names no other place.
+        """
+        catalog = self.find_catalog(self.open_registry())
+        if catalog is None:
+            raise UsageError(
+                f"registry {self.registry_uri} holds no catalogue, which this needs; set NULLS_CATALOG to a database, "
+                "e.g. postgresql+psycopg://USER@HOST/DATABASE or sqlite:////absolute/catalog.db"
+            )
+        return catalog
+
+    def find_catalog(self, registry: Registry) -> Catalog | None:
+        """The catalogue, made if it is not there; None for a registry at s3:// without NULLS_CATALOG."""
         from registry.catalog import Catalog, catalog_url
 
-        return Catalog(catalog_url(root or self.open_registry().root, self.catalog))
+        url = catalog_url(registry.root, self.catalog)
+        return Catalog(url) if url else None

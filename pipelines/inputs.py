@@ -15,9 +15,13 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 from registry.errors import InputError, UsageError
-from registry.parquet import sha256_file
+from registry.s3 import S3Path
+from registry.storage import Location, is_remote, list_inputs, open_input, sha256_of
+
+P = TypeVar("P", Path, S3Path)
 
 
 class InputKind(enum.StrEnum):
@@ -78,10 +82,14 @@ class Input:
     """
 
     name: str
-    path: Path
+    path: Location
     sha256: str
     num_bytes: int
     kind: InputKind
+
+    def open(self) -> BinaryIO:
+        """The file for reading, local or at s3://; see `registry.storage.open_input`."""
+        return open_input(self.path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,9 +106,9 @@ class Inputs:
 
 
 def find_inputs(
-    patterns: Mapping[InputKind, Sequence[str]], on_file: Callable[[Path], None] = lambda path: None
+    patterns: Mapping[InputKind, Sequence[str]], on_file: Callable[[Location], None] = lambda path: None
 ) -> Inputs:
-    """The input files that `patterns` (files, directories, globs) name. The same content under one name counts once.
+    """The input files that `patterns` (files, directories, globs, at s3:// too) name; the same content and name once.
 
     Args:
         patterns: as a person gives them, by the reader that they are for.
@@ -109,15 +117,16 @@ def find_inputs(
     Raises:
         InputError: a path does not exist, a glob matches nothing, or a directory holds nothing of the kind.
         UsageError: a file is named for two readers.
+        ServiceError: S3 cannot be reached.
     """
-    kinds: dict[Path, InputKind] = {}
+    kinds: dict[Location, InputKind] = {}
     left_out: set[str] = set()
     for kind, pattern in ((kind, pattern) for kind, named in patterns.items() for pattern in named):
         found, others = _expand(pattern, _LOOKS[kind])
-        for path in (Path(os.path.abspath(path)) for path in found):
+        for path in map(_absolute, found):
             if kinds.setdefault(path, kind) is not kind:
                 raise UsageError(f"{path}: named with both --{kinds[path]} and --{kind}; it can be read as one only")
-        left_out |= {os.path.abspath(path) for path in others}
+        left_out |= {str(_absolute(path)) for path in others}
     hashed = []
     for path in kinds:
         on_file(path)
@@ -131,8 +140,14 @@ def find_inputs(
     return Inputs(files=tuple(files), left_out=tuple(sorted(left_out)))
 
 
-def _expand(pattern: str, look: _Look) -> tuple[list[Path], list[Path]]:
+def _absolute(path: Location) -> Location:
+    return Path(os.path.abspath(path)) if isinstance(path, Path) else path
+
+
+def _expand(pattern: str, look: _Look) -> tuple[Sequence[Location], Sequence[Location]]:
     """The files that a pattern means, and those that it passes over."""
+    if is_remote(pattern):
+        return _expand_remote(pattern, look)
     path = Path(pattern.removeprefix("file://")).expanduser()
     if path.is_dir():
         return _files_in(path, look)
@@ -150,8 +165,20 @@ def _expand(pattern: str, look: _Look) -> tuple[list[Path], list[Path]]:
     return found, others
 
 
+def _expand_remote(uri: str, look: _Look) -> tuple[list[S3Path], list[S3Path]]:
+    """The same at s3://: what is below a prefix is as in a directory, an object or what a glob matches is as named."""
+    found = [path for path, _ in list_inputs(uri)]
+    if glob.has_magic(uri) or found == [S3Path.parse(uri)]:
+        return found, []
+    return _files_among(uri, found, look)
+
+
 def _files_in(folder: Path, look: _Look) -> tuple[list[Path], list[Path]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return _files_among(folder, sorted(path for path in folder.rglob("*") if path.is_file()), look)
+
+
+def _files_among(folder: object, files: list[P], look: _Look) -> tuple[list[P], list[P]]:
+    files = [path for path in files if not path.name.startswith(".")]
     found = [path for path in files if look.names.fullmatch(path.name)]
     if not found:
         raise InputError(
@@ -162,17 +189,17 @@ def _files_in(folder: Path, look: _Look) -> tuple[list[Path], list[Path]]:
     return found, [path for path in files if path not in chosen]
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Location) -> str:
     try:
-        return sha256_file(path)
+        return sha256_of(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _named(hashed: list[tuple[Path, str]]) -> list[tuple[str, Path, str]]:
+def _named(hashed: list[tuple[Location, str]]) -> list[tuple[str, Location, str]]:
     """(name, path, hash) of each distinct file: where base names are equal, parent folders tell contents apart."""
     by_base = collections.defaultdict(list)
-    for path, sha256 in sorted(hashed):
+    for path, sha256 in sorted(hashed, key=lambda pair: (pair[0].parts, pair[1])):
         by_base[path.name].append((path, sha256))
     named = []
     for group in by_base.values():
@@ -184,5 +211,5 @@ def _named(hashed: list[tuple[Path, str]]) -> list[tuple[str, Path, str]]:
     return named
 
 
-def _tail(path: Path, depth: int) -> str:
+def _tail(path: Location, depth: int) -> str:
     return "/".join(path.parts[1:][-depth:])

@@ -79,18 +79,19 @@ def stage_parent(snapshot: Snapshot, folder: Path, *, number: int, work: Path) -
         snapshot: what to continue.
         folder: the directory to publish.
         number: of the directory among those to be resolved together.
-        work: where to spill.
+        work: where to spill, and to download a snapshot at s3:// to.
 
     Raises:
         DamagedError: a file of the snapshot is not what was written.
-        ServiceError: the output cannot be written.
+        ServiceError: the output cannot be written, or S3 not be reached.
     """
     if is_complete(folder):
         return
-    snapshot.verify()  # what is damaged must not be copied into a child that then verifies
+    place = snapshot.local(work / "parent")
+    Snapshot(place, snapshot.manifest).verify()  # what is damaged must not be copied into a child that then verifies
     with duck.service_errors(work), duck.connect(work) as con, StageWriter(folder, number) as writer:
-        _load(con, snapshot)
-        for text, rows in _texts(con, snapshot):
+        _load(con, snapshot, place)
+        for text, rows in _texts(con, snapshot, place):
             for row in rows:
                 writer.document(_again(row, text), text, _fingerprint(row))
         for row in _rows(con, "SELECT * FROM carried WHERE text_id IS NULL ORDER BY doc_id, input_file, input_offset"):
@@ -98,21 +99,23 @@ def stage_parent(snapshot: Snapshot, folder: Path, *, number: int, work: Path) -
         _names(snapshot, writer)
 
 
-def _load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+def _load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path) -> None:
     for name in ("documents", "sources", "owners"):
-        con.execute(f"CREATE VIEW {name} AS SELECT * FROM {duck.scan([snapshot.file(name)])}")
-    files = [snapshot.file(name) for name in snapshot.shards("displaced")]
+        con.execute(f"CREATE VIEW {name} AS SELECT * FROM {duck.scan([place / f'{name}.parquet'])}")
+    files = [place / f"{name}.parquet" for name in snapshot.shards("displaced")]
     table = duck.scan(files) if files else "(SELECT 0 AS source_id, 0 AS doc_id WHERE false)"
     con.execute(_DOCUMENTS.format(displaced=f"SELECT source_id, doc_id FROM {table}"))
     con.execute("CREATE INDEX by_text ON carried (text_id)")
-    con.execute(_BANDS.format(bands=duck.scan([snapshot.file("bands")])))
+    con.execute(_BANDS.format(bands=duck.scan([place / "bands.parquet"])))
     con.execute("CREATE INDEX by_document ON fingerprints (doc_id)")
 
 
-def _texts(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _texts(
+    con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Every text that the snapshot has, with the documents that it stands for."""
     for name in [*snapshot.shards(), *snapshot.shards("displaced")]:
-        for batch in read_batches(snapshot.file(name), columns=["doc_id", "text"], batch_size=256):
+        for batch in read_batches(place / f"{name}.parquet", columns=["doc_id", "text"], batch_size=256):
             wanted = ", ".join(map(str, batch["doc_id"].to_pylist()))
             standing: dict[int, list[dict[str, Any]]] = {}
             for row in _rows(con, _STANDING.format(wanted=wanted)):

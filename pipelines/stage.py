@@ -16,7 +16,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from datatrove.pipeline.base import PipelineStep
 
@@ -110,7 +110,8 @@ class Read(PipelineStep):  # type: ignore[misc]
         """Yields everything in the file of task `rank`."""
         file = self.tasks[rank].input
         try:
-            yield from _reader(file.kind, self.web_source)(file.path, file.name)
+            with file.open() as opened:
+                yield from _reader(file.kind, self.web_source)(opened, file.name)
         except InputError as error:
             yield _failed_file(file, str(error))
         except OSError as error:
@@ -189,8 +190,8 @@ class Store(PipelineStep):  # type: ignore[misc]
         yield from ()
 
 
-def _reader(kind: InputKind, web_source: WebSource) -> Callable[[Path, str], Iterator[Item]]:
-    """What reads inputs of `kind`: yields items from a path and the input's name; InputError if it is none of its."""
+def _reader(kind: InputKind, web_source: WebSource) -> Callable[[BinaryIO, str], Iterator[Item]]:
+    """What reads inputs of `kind`: yields items from a file and its name; InputError if it is none of its."""
     if kind is InputKind.WEB:
         from pipelines.readers.warc import read_archive
 

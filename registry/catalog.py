@@ -22,7 +22,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from registry.errors import DamagedError, ServiceError, UsageError
-from registry.storage import translate_os_errors
+from registry.storage import Location, translate_os_errors
 
 HEAD_REVISION = "0001"  # the newest migration; a test compares it with the scripts
 _BACKENDS = ("sqlite", "postgresql")
@@ -84,9 +84,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def catalog_url(registry_root: Path, configured: str | None = None) -> str:
-    """Where the catalogue is: `configured` (NULLS_CATALOG), else SQLite inside the registry."""
-    return configured or os.environ.get("NULLS_CATALOG") or f"sqlite:///{registry_root / 'catalog.db'}"
+def catalog_url(registry_root: Location, configured: str | None = None) -> str | None:
+    """Where the catalogue is: `configured` (NULLS_CATALOG), else SQLite inside the registry; None if that is remote."""
+    if configured or os.environ.get("NULLS_CATALOG"):
+        return configured or os.environ["NULLS_CATALOG"]
+    return f"sqlite:///{registry_root / 'catalog.db'}" if isinstance(registry_root, Path) else None
 
 
 class Catalog:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import bisect
 import contextlib
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from registry.errors import DamagedError
-from registry.storage import translate_os_errors
+from registry.storage import Location, sha256_of, translate_os_errors
 
 ROWS_PER_GROUP = 16_384
 TEXT_BYTES_PER_GROUP = 8 << 20
@@ -116,24 +115,25 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Opens `path` for reading.
+def open_parquet(path: Location) -> pq.ParquetFile:
+    """Opens `path` for reading; in S3, only the footer and what is asked for later is fetched.
 
     Raises:
         DamagedError: it is missing or not Parquet.
+        ServiceError: S3 cannot be reached, now or while it is read.
     """
     with translate_damage(path):
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path if isinstance(path, Path) else path.open())
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: Location) -> pa.Table:
     """A whole file."""
     file = open_parquet(path)
     with translate_damage(path):
         return file.read()
 
 
-def read_batches(path: Path, **options: Any) -> Iterator[pa.RecordBatch]:
+def read_batches(path: Location, **options: Any) -> Iterator[pa.RecordBatch]:
     """A file in pieces; `options` are those of `pyarrow.parquet.ParquetFile.iter_batches`."""
     batches = open_parquet(path).iter_batches(**options)
     while True:
@@ -145,7 +145,7 @@ def read_batches(path: Path, **options: Any) -> Iterator[pa.RecordBatch]:
 
 
 @contextlib.contextmanager
-def translate_damage(path: Path) -> Iterator[None]:
+def translate_damage(path: Location) -> Iterator[None]:
     """Context: what pyarrow raises while reading `path` becomes a DamagedError that names it."""
     try:
         yield
@@ -155,7 +155,7 @@ def translate_damage(path: Path) -> Iterator[None]:
         raise DamagedError(f"{path}: not readable as Parquet ({error}); restore it from a copy") from error
 
 
-def read_where(path: Path, column: str, values: Sequence[int]) -> pa.Table:
+def read_where(path: Location, column: str, values: Sequence[int]) -> pa.Table:
     """The rows of a file sorted by the int64 `column` whose value is one of `values`."""
     file = open_parquet(path)
     wanted = sorted(set(values))
@@ -179,7 +179,7 @@ def _may_hold(file: pq.ParquetFile, group: int, column: str, wanted: list[int]) 
     return first < len(wanted) and wanted[first] <= statistics.max
 
 
-def read_rows(path: Path, start: int, end: int) -> pa.Table:
+def read_rows(path: Location, start: int, end: int) -> pa.Table:
     """Rows `start` to `end` (exclusive) of a file, reading only the row groups that hold them."""
     file = open_parquet(path)
     first, pieces = 0, []
@@ -193,10 +193,6 @@ def read_rows(path: Path, start: int, end: int) -> pa.Table:
     return pa.concat_tables(pieces) if pieces else file.read_row_groups([])
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: Location) -> str:
     """SHA-256 of a file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256_of(path)

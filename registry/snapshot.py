@@ -1,37 +1,49 @@
-"""An immutable snapshot of sources: commit, open, verify. A registry is a directory of them.
+"""An immutable snapshot of sources: commit, open, verify. A registry is a directory of them, or a prefix at s3://.
 
-    <registry>/newest                    the id of the newest snapshot
+    <registry>/newest                    the id of the newest snapshot (and newest.lock, held while it changes)
     <registry>/snapshots/<id>/           manifest.json, sources.parquet, ..., shards/part-00000.parquet
     <registry>/work/                     where ingests keep what they can resume from; may be deleted
     <registry>/catalog.db                the catalogue, unless NULLS_CATALOG names another
 
-The manifest is written last, and the directory is published by one rename. The id is the SHA-256 over the files'
-hashes, the inputs' names and hashes, and the configuration: nothing of place, clock, workers or engine is in it, so
-the same input gives the same snapshot. Opening costs one small JSON file; verifying reads every byte.
+The manifest is written last, and the directory is published by one rename; at s3://, where `work` and the catalogue
+are elsewhere, by storing the manifest after all files (`registry.publish`). The id is the SHA-256 over the files'
+hashes, the inputs' names and hashes, and the configuration: nothing of place, clock, workers or engine is in it, so the
+same input gives the same snapshot. Opening costs one small JSON file; verifying reads every byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from registry import parquet, schema
-from registry.errors import DamagedError, NotFoundError, ServiceError, UsageError
+from registry import parquet, publish, schema
+from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.identity import WebSource
 from registry.ids import ID_SCHEME
-from registry.storage import open_root, sync_directory, translate_os_errors, write_atomic
+from registry.storage import (
+    Location,
+    copy_verified,
+    locked,
+    open_root,
+    sync_directory,
+    translate_os_errors,
+    work_directory,
+    write_atomic,
+)
 
 MANIFEST = "manifest.json"
+ANY = "any"  # of the newest snapshot: whichever it is
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
 _REQUIRED = ("snapshot", "schema_version", "configuration", "inputs", "files")
 _ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files", "parent")
@@ -41,7 +53,7 @@ _ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files",
 class Snapshot:
     """A committed snapshot. Cheap to make; tables are read when asked for."""
 
-    path: Path
+    path: Location
     manifest: Mapping[str, Any]
 
     @property
@@ -68,9 +80,30 @@ class Snapshot:
         granularity = self.manifest["configuration"].get("granularity") or {}
         return WebSource(granularity.get("web") or WebSource.DOMAIN)
 
-    def file(self, name: str) -> Path:
-        """The path of the table `name`, or of `shards/part-00000` and the like."""
+    def file(self, name: str) -> Location:
+        """Where the table `name` is, or `shards/part-00000` and the like."""
         return self.path / f"{name}.parquet"
+
+    def local(self, folder: Path, names: Iterable[str] | None = None) -> Path:
+        """A local directory with the snapshot's files, for engines that read nothing else.
+
+        Args:
+            folder: where to download to, if the snapshot is at s3://; what is there and right is kept.
+            names: tables to download; by default every file.
+
+        Returns:
+            The snapshot's own directory if it is local; nothing was read then.
+
+        Raises:
+            DamagedError: a file is missing, or not what was written.
+            ServiceError: S3 cannot be reached, or the folder not be written.
+        """
+        if isinstance(self.path, Path):
+            return self.path
+        chosen = self.manifest["files"] if names is None else [f"{name}.parquet" for name in names]
+        for name in chosen:
+            copy_verified(self.path / name, folder / name, self.manifest["files"][name]["sha256"])
+        return folder
 
     def table(self, name: str) -> pa.Table:
         """A whole table of `registry.schema.TABLES`; for `documents` and `bands` of a large snapshot, rather stream."""
@@ -123,10 +156,11 @@ class Snapshot:
         num_bytes = 0
         for name, entry in self.manifest["files"].items():
             path = self.path / name
-            if not path.is_file():
+            try:
+                if path.stat().st_size != entry["bytes"] or parquet.sha256_file(path) != entry["sha256"]:
+                    damaged.append(f"{name} (content differs)")
+            except (FileNotFoundError, NotADirectoryError):
                 damaged.append(f"{name} (missing)")
-            elif path.stat().st_size != entry["bytes"] or parquet.sha256_file(path) != entry["sha256"]:
-                damaged.append(f"{name} (content differs)")
             num_bytes += entry["bytes"]
         if damaged:
             raise DamagedError(
@@ -155,7 +189,7 @@ class SnapshotWriter:
 
     Args:
         registry: where to commit.
-        staging: an empty or new directory on the registry's file system; emptied if it is not.
+        staging: an empty or new local directory, on the registry's file system if that is local; emptied if it is not.
     """
 
     def __init__(self, registry: Registry, staging: Path) -> None:
@@ -179,6 +213,7 @@ class SnapshotWriter:
         configuration: Mapping[str, Any],
         inputs: list[dict[str, Any]],
         parent: str | None = None,
+        follows: str | None = ANY,
         **facts: Any,
     ) -> Snapshot:
         """Hashes the files, writes the manifest and publishes the directory; the snapshot is then the newest.
@@ -187,10 +222,15 @@ class SnapshotWriter:
             configuration: what shapes the content; part of the id, as are the inputs' names and hashes.
             inputs: one {"name", "sha256", "bytes", ...} each.
             parent: the snapshot that this one continues.
+            follows: the id of the newest snapshot when this one was begun (None: there was none).
             facts: more of the manifest, not part of the id: counts, conservation, wikis.
 
         Returns:
             The snapshot; if the same one was there already, that one.
+
+        Raises:
+            RefusedError: another snapshot became the newest meanwhile, which this one would drop.
+            ServiceError: the registry cannot be written.
         """
         files = {}
         for path in sorted(self.staging.rglob("*.parquet")):
@@ -212,19 +252,24 @@ class SnapshotWriter:
         manifest["facts_sha256"] = _facts_digest(manifest)
         with translate_os_errors(self.staging):
             write_atomic(self.staging / MANIFEST, json.dumps(manifest, indent=1).encode())
-            return self.registry.publish(self.staging, manifest["snapshot"])
+            return self.registry.publish(self.staging, manifest["snapshot"], follows)
 
 
 class Registry:
-    """A directory of snapshots."""
+    """A directory of snapshots, or a prefix at s3://."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Location) -> None:
         self.root = root
 
     @classmethod
-    def open(cls, uri: str | Path, *, create: bool = False) -> Registry:
+    def open(cls, uri: str | Location, *, create: bool = False) -> Registry:
         """The registry at `uri`; see `registry.storage.open_root` for the errors."""
         return cls(open_root(uri, create=create))
+
+    @property
+    def work(self) -> Path:
+        """A local directory for what can be resumed; see `registry.storage.work_directory`."""
+        return work_directory(self.root)
 
     def snapshot(self, ref: str | None = None) -> Snapshot:
         """The snapshot whose id is, or starts with, `ref`; by default the newest.
@@ -235,58 +280,111 @@ class Registry:
             DamagedError: its manifest cannot be read.
         """
         if ref is None:
-            ref = self._newest_id()
-        known = [name for name in self.ids() if name.startswith(ref)]
+            ref = self.newest_id()
+        if ref is None:
+            raise NotFoundError(f"registry {self.root} holds no snapshot yet; run `nulls ingest` first")
+        known = self.ids(ref)
         if not known:
             raise NotFoundError(f"no snapshot {ref!r} in {self.root}; `nulls snapshots` lists what is there")
         if len(known) > 1:
             raise UsageError(f"snapshot {ref!r} is ambiguous: {', '.join(name[:16] for name in known)}")
         return self._open(known[0])
 
-    def ids(self) -> list[str]:
-        """The ids of all committed snapshots."""
+    def ids(self, prefix: str = "") -> list[str]:
+        """The ids of all committed snapshots, of those that begin with `prefix`."""
         folder = self.root / "snapshots"
-        names = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
-        return sorted(name for name in names if _SNAPSHOT_ID.fullmatch(name))
+        if isinstance(folder, Path):
+            names = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
+        else:
+            known = [prefix] if _SNAPSHOT_ID.fullmatch(prefix) else folder.folders()
+            names = [name for name in known if name.startswith(prefix) and (folder / name / MANIFEST).is_file()]
+        return sorted(name for name in names if _SNAPSHOT_ID.fullmatch(name) and name.startswith(prefix))
 
-    def publish(self, staging: Path, snapshot_id: str) -> Snapshot:
-        """Moves a staged snapshot to its place, and makes it the newest; one that is there and sound is kept."""
-        target = self.root / "snapshots" / snapshot_id
-        with translate_os_errors(target):
+    def committed_at(self, snapshot_id: str) -> str:
+        """When the manifest of a snapshot was stored here, in UTC: ISO 8601, to the second."""
+        seconds = (self.root / "snapshots" / snapshot_id / MANIFEST).stat().st_mtime
+        return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+    def newest_id(self) -> str | None:
+        """The id of the newest snapshot; None if there is none yet.
+
+        Raises:
+            DamagedError: what should tell it holds no id.
+            ServiceError: it cannot be read.
+        """
+        try:
+            return self._pointed((self.root / "newest").read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ServiceError(
+                f"registry {self.root} cannot be read: {error.strerror}; check its permissions"
+            ) from error
+
+    def _pointed(self, data: bytes) -> str:
+        newest = data.decode("ascii", "replace").strip()
+        if not _SNAPSHOT_ID.fullmatch(newest):
+            raise DamagedError(f"{self.root / 'newest'}: holds no snapshot id; name one with --snapshot")
+        return newest
+
+    def publish(self, staging: Path, snapshot_id: str, follows: str | None = ANY) -> Snapshot:
+        """Moves a staged snapshot to its place, and makes it the newest; one that is there and sound is kept.
+
+        Args:
+            staging: with the files and their manifest; gone afterwards.
+            snapshot_id: of it.
+            follows: what is to be the newest until then, or ANY.
+
+        Raises:
+            RefusedError: another became the newest meanwhile. Nothing is published then, unless (at s3://) it came
+                between the last two steps: then the snapshot is there, but not the newest.
+        """
+        if isinstance(self.root, Path):
+            self._publish_locally(self.root, staging, snapshot_id, follows)
+        else:
+            publish.publish(
+                self.root,
+                snapshot_id,
+                staging=staging,
+                manifest=MANIFEST,
+                is_sound=lambda data: _is_manifest_of(data, snapshot_id),
+                check_newest=lambda data: self._refuse_another(data, follows, snapshot_id),
+            )
+        shutil.rmtree(staging, ignore_errors=True)
+        return self._open(snapshot_id)
+
+    def _publish_locally(self, root: Path, staging: Path, snapshot_id: str, follows: str | None) -> None:
+        target = root / "snapshots" / snapshot_id
+        with translate_os_errors(target), locked(root / "newest.lock"):
+            newest = root / "newest"
+            self._refuse_another(newest.read_bytes() if newest.exists() else None, follows, snapshot_id)
             target.parent.mkdir(exist_ok=True)
             if not self._is_sound(snapshot_id):
                 _sync_tree(staging)
                 _move_aside(target)
                 os.replace(staging, target)
                 sync_directory(target.parent)
-            shutil.rmtree(staging, ignore_errors=True)
-            write_atomic(self.root / "newest", snapshot_id.encode())
-        return self._open(snapshot_id)
+            write_atomic(newest, snapshot_id.encode())
+
+    def _refuse_another(self, pointer: bytes | None, follows: str | None, snapshot_id: str) -> None:
+        """Raises a RefusedError if the newest snapshot is neither the one that was continued nor this one."""
+        if follows == ANY:
+            return
+        newest = None if pointer is None else self._pointed(pointer)
+        if newest not in (None, follows, snapshot_id):
+            raise RefusedError(
+                f"another ingest committed {newest[:12]} meanwhile; run the same command again to continue it"
+            )
 
     def _is_sound(self, snapshot_id: str) -> bool:
         """Whether a snapshot is there and undamaged: ingesting again is how a damaged one is mended."""
-        if not (self.root / "snapshots" / snapshot_id).is_dir():
+        if not (self.root / "snapshots" / snapshot_id / MANIFEST).is_file():
             return False
         try:
             self._open(snapshot_id).verify()
         except DamagedError:
             return False
         return True
-
-    def _newest_id(self) -> str:
-        try:
-            newest = (self.root / "newest").read_text().strip()
-        except FileNotFoundError:
-            raise NotFoundError(f"registry {self.root} holds no snapshot yet; run `nulls ingest` first") from None
-        except OSError as error:
-            raise ServiceError(
-                f"registry {self.root} cannot be read: {error.strerror}; check its permissions"
-            ) from error
-        except ValueError:
-            newest = ""
-        if not _SNAPSHOT_ID.fullmatch(newest):
-            raise DamagedError(f"{self.root / 'newest'}: holds no snapshot id; name one with --snapshot")
-        return newest
 
     def _open(self, snapshot_id: str) -> Snapshot:
         path = self.root / "snapshots" / snapshot_id
@@ -302,6 +400,16 @@ class Registry:
         if manifest["snapshot"] != snapshot_id:
             raise DamagedError(f"{path / MANIFEST}: is of snapshot {manifest['snapshot']!r}; restore it from a copy")
         return Snapshot(path, manifest)
+
+
+def _is_manifest_of(data: bytes, snapshot_id: str) -> bool:
+    """Whether `data` is the whole manifest of a snapshot."""
+    try:
+        manifest = json.loads(data)
+        is_whole = _facts_digest(manifest) == manifest["facts_sha256"]
+        return bool(is_whole and manifest["snapshot"] == manifest_id(manifest) == snapshot_id)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _move_aside(damaged: Path) -> None:

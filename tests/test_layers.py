@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "training": {"registry", "training"},
     "orchestration": {"registry", "pipelines", "training", "orchestration"},
 }
-HEAVY = {"torch", "ray", "apache_beam", "duckdb", "mlflow", "datatrove", "transformers", "pandas"}
+HEAVY = {"torch", "ray", "apache_beam", "duckdb", "mlflow", "datatrove", "transformers", "pandas", "boto3", "botocore"}
 _LOADERS = {"import_module", "__import__", "find_spec", "run_module", "resolve_name"}
 _MODULE = re.compile(r"[A-Za-z_][\w.]*")
 

@@ -95,7 +95,7 @@ def _dataset(snapshot: Snapshot) -> Any:
     dataset = Dataset(
         name="nulls-snapshot",
         digest=snapshot.id[:DIGEST_CHARS],
-        source_type="local",
+        source_type="local" if isinstance(snapshot.path, Path) else "s3",
         source=json.dumps({"uri": str(snapshot.path)}),
         profile=json.dumps({"snapshot": snapshot.id, "num_sources": counts.get("sources.parquet", 0)}),
     )

@@ -12,6 +12,7 @@ import pytest
 from registry import ids, schema
 from registry.identity import fold_title
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
+from tests.s3 import bucket, fresh_client, proxy, s3_proxy, s3_server  # noqa: F401 - fixtures
 
 # key -> (title, documents)
 SOURCES: dict[str, tuple[str | None, list[str]]] = {

@@ -1,0 +1,3 @@
+"""What the tests of pipelines share."""
+
+from tests.s3 import bucket, fresh_client, proxy, s3_proxy, s3_server  # noqa: F401 - fixtures

@@ -1,0 +1,250 @@
+"""A real S3 server on loopback (moto's), and an HTTP proxy before it that fails as a network and a store do.
+
+proxy.fault = once_each("500")       every distinct call fails at its first attempt, then at its third, ...
+proxy.fault = always("500", method="PUT", suffix="manifest.json")
+proxy.before = callback              called with each call before it is passed on
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import http.client
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from registry import s3faults
+from registry.s3 import S3Path
+
+_NUMBERS = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A request to the store: its key is a path and query, without the bucket; `status` and `sent` are the answer's."""
+
+    method: str
+    key: str
+    headers: dict[str, str]
+    body: bytes
+    status: int = 0
+    sent: int = 0
+
+
+# What happens to a call: None (nothing), "500", "503", "lost" (done, never answered), "refused" (neither), "cut" (the
+# answer ends in the middle of its body), "stall" (it ends there, and the connection stays open), "slow" (byte by byte).
+Fault = Callable[[Call], str | None]
+
+
+def once_each(kind: str) -> Fault:
+    """Every distinct call (method, key, range) fails at every other attempt, the first included."""
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    lock = threading.Lock()
+
+    def fault(call: Call) -> str | None:
+        with lock:
+            counts[(call.method, call.key)] += 1
+            return kind if counts[(call.method, call.key)] % 2 else None
+
+    return fault
+
+
+def always(kind: str, *, method: str, suffix: str = "") -> Fault:
+    """Every call of `method` to a key that ends in `suffix` fails."""
+    return lambda call: kind if call.method == method and call.key.partition("?")[0].endswith(suffix) else None
+
+
+class _QuietServer(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed, or hung up, is no news."""
+
+
+class Proxy:
+    """Passes requests on to `backend` ("host:port"), with faults; `calls` has all that were made."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.reset()
+        self.closing = threading.Event()
+        self._server = _QuietServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def reset(self) -> None:
+        """Forgets all calls, and passes on what comes as it is."""
+        self.calls: list[Call] = []
+        self.faulted: list[tuple[str, Call]] = []
+        self.fault: Fault = lambda call: None
+        self.before: Callable[[Call], None] = lambda call: None
+        self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body
+        self.answer: Callable[[Call], tuple[int, bytes] | None] = lambda call: None  # instead of the store's
+        self.keeps_conditions = True
+        self.keeps_checksums = True  # older S3-compatible stores do not
+
+    def close(self) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def made(self, method: str, suffix: str = "") -> list[Call]:
+        """The calls of `method` whose key ends in `suffix`."""
+        return [c for c in self.calls if c.method == method and c.key.partition("?")[0].endswith(suffix)]
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                return
+
+            def do_any(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    proxy._serve(self)
+
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = do_any
+
+        return Handler
+
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        parts = urlsplit(handler.path)
+        key = unquote(parts.path).lstrip("/").partition("/")[2] + (f"?{parts.query}" if parts.query else "")
+        call = Call(handler.command, key, {k.lower(): v for k, v in handler.headers.items()}, body)
+        kind = self.fault(call)
+        if kind:
+            self.faulted.append((kind, call))
+        if kind == "refused":
+            return self._hang_up(handler)
+        if kind in ("500", "503"):
+            return self._answer(handler, int(kind), [("Content-Type", "text/html")], b"<html>out of order</html>")
+        instead = self.answer(call)
+        if instead:
+            return self._answer(handler, instead[0], [], instead[1])
+        self.before(call)
+        connection = http.client.HTTPConnection(self.backend, timeout=60)
+        try:
+            passed = {k: v for k, v in handler.headers.items() if k.lower() not in ("expect", "connection")}
+            if not self.keeps_conditions:
+                passed = {k: v for k, v in passed.items() if k.lower() not in ("if-match", "if-none-match")}
+            connection.request(handler.command, handler.path, body=self.tampered(call, body), headers=passed)
+            response = connection.getresponse()
+            data = response.read()
+        finally:
+            connection.close()
+        self.calls.append(dataclasses.replace(call, status=response.status, sent=len(data)))
+        if kind == "lost":
+            return self._hang_up(handler)
+        headers = [(k, v) for k, v in response.getheaders() if k.lower() not in ("connection", "transfer-encoding")]
+        return self._answer(handler, response.status, headers, data, kind)
+
+    def _answer(
+        self,
+        handler: BaseHTTPRequestHandler,
+        status: int,
+        headers: list[tuple[str, str]],
+        data: bytes,
+        kind: str | None = None,
+    ) -> None:
+        if not self.keeps_checksums:
+            headers = [header for header in headers if "checksum" not in header[0].lower()]
+        handler.send_response_only(status)
+        has_length = any(name.lower() == "content-length" for name, _ in headers)
+        for name, value in headers if has_length else [*headers, ("Content-Length", str(len(data)))]:
+            handler.send_header(name, value)
+        handler.end_headers()
+        if kind == "slow":
+            for i in range(0, len(data), max(1, len(data) // 50)):
+                handler.wfile.write(data[i : i + max(1, len(data) // 50)])
+                handler.wfile.flush()
+                self.closing.wait(0.001)
+        elif kind in ("cut", "stall"):
+            handler.wfile.write(data[: len(data) // 2])
+            handler.wfile.flush()
+            if kind == "stall":
+                self.closing.wait(3 * s3faults.READ_TIMEOUT_S)
+            self._hang_up(handler)
+        elif handler.command != "HEAD":
+            handler.wfile.write(data)
+
+    def _hang_up(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """host:port of a store."""
+    server_module = pytest.importorskip("moto.server")
+    pytest.importorskip("boto3")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3_server: str) -> Iterator[Proxy]:
+    """The way to it."""
+    proxy = Proxy(s3_server)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def proxy(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """The way to the store, as the environment names it, without a fault yet; waits are short."""
+    proxy = s3_proxy
+    proxy.reset()
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setattr(s3faults, "BASE_DELAY_S", 0.002)
+    monkeypatch.setattr(s3faults, "READ_TIMEOUT_S", 5)
+    return proxy
+
+
+@pytest.fixture
+def fresh_client() -> Iterator[None]:
+    """For tests that change what a client is made of: none is kept from before, or for after."""
+    s3faults._client.cache_clear()
+    yield
+    s3faults._client.cache_clear()
+
+
+@pytest.fixture
+def bucket(proxy: Proxy) -> S3Path:
+    """A bucket of its own, empty."""
+    name = f"bucket-{next(_NUMBERS)}"
+    s3faults.client().create_bucket(Bucket=name)
+    proxy.calls.clear()
+    return S3Path(name, "")
+
+
+def put(place: S3Path, data: bytes) -> None:
+    """Stores an object, as somebody else would."""
+    s3faults.client().put_object(Bucket=place.bucket, Key=place.key, Body=data)
+
+
+def keys(place: S3Path) -> list[str]:
+    """All keys below `place`."""
+    return [path.key for path, _ in place.walk()]
