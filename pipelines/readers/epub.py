@@ -323,7 +323,7 @@ def _named(root: etree._Element, name: str) -> list[etree._Element]:
 
 
 def _words(element: etree._Element) -> str:
-    return " ".join("".join(element.itertext()).split())
+    return " ".join(str(element.xpath("string()")).split())
 
 
 def _resolve(package_path: str, href: str) -> str:
