@@ -46,6 +46,8 @@ from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import check_writable, translate_os_errors
 
 EXTRACTOR = "wikitext-v1"  # to be raised when a reader or the extractor gives other text for the same input
+ARTICLES = "articles-v1"  # likewise for articles that come as text
+BOOKS = "books-v1"  # likewise for books; the text of an EPUB is resiliparse's, whatever makes text of web pages
 KEY_SCHEME = "keys-v1"  # likewise for registry.identity
 _WIKI_KEYS = "wiki:<wiki>:<page id>"
 _WEB_KEYS = {
@@ -63,9 +65,9 @@ class IngestConfig:
     """What to ingest, and what shapes the outcome.
 
     Attributes:
-        wikipedia: MediaWiki dumps: files, directories, globs.
+        wikipedia: MediaWiki dumps, and articles as WikiExtractor or Hugging Face has them: files, directories, globs.
         web: web archives.
-        books: books.
+        books: EPUBs and plain texts.
         web_source: what a web source is: a registrable domain, a host or a page.
         html: what makes text of HTML.
         filters: which documents are dropped.
@@ -106,7 +108,12 @@ class IngestConfig:
             "filters": dataclasses.asdict(self.filters) | {"languages": list(self.filters.languages)},
             "dedup": dataclasses.asdict(self.dedup),
             "shard_bytes": self.shard_bytes,
-            "extractors": {"wikitext": EXTRACTOR, "html": self.html.version()},
+            "extractors": {
+                "wikitext": EXTRACTOR,
+                "articles": ARTICLES,
+                "html": self.html.version(),
+                "books": f"{BOOKS}, {HtmlExtractor.RESILIPARSE.version()}",
+            },
             "words": minhash.WORDS_SCHEME,
             "keys": KEY_SCHEME,
             "suffix_list": identity.suffix_list_digest(),

@@ -152,10 +152,10 @@ def _refuse_what_is_no_text(document: Document, data: bytes) -> None:
     head = data[:_SNIFF_BYTES]
     expected = "; expected a plain text or an EPUB"
     if not data.strip(b" \t\r\n\0\x1a\xef\xbb\xbf"):
-        raise InputError(f"{document.input_file}: an empty file{expected}")
+        raise InputError(f"an empty file{expected}")
     for mark, what in _FORMATS.items():
         if head.startswith(mark):
-            raise InputError(f"{document.input_file}: {what}{expected}")
+            raise InputError(f"{what}{expected}")
     if _HTML.match(head):
         page = decode(data[: 1 << 16])
         title = _PAGE_TITLE.search(page)
@@ -163,7 +163,7 @@ def _refuse_what_is_no_text(document: Document, data: bytes) -> None:
         raise RecordError("html-page", f"a web page, {document.title!r}{expected}")
     words = head.decode("utf-8", "ignore") if not head.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
     if b"\0" in head or len(_CONTROLS.findall(words)) > _MAX_CONTROLS * max(1, len(words)):
-        raise InputError(f"{document.input_file}: a binary file that begins with {head[:12]!r}{expected}")
+        raise InputError(f"a binary file that begins with {head[:12]!r}{expected}")
 
 
 def _labelled(text: str) -> Edition:

@@ -136,7 +136,7 @@ def _dump(head: bytes, name: str) -> _Dump:
     info = _siteinfo(head)
     dbname = _text(info, "dbname")
     host = _base_host(_text(info, "base"))
-    scope = dbname or (identity.wiki_scope_of_host(host) if host else None) or _scope_of_name(name)
+    scope = dbname or (identity.wiki_scope_of_host(host) if host else None) or scope_of_name(name)
     language = _LANGUAGE.search(root_tag(head))
     if not scope and language:
         scope = language[1].decode("ascii").lower().replace("-", "_") + "wiki"
@@ -146,7 +146,7 @@ def _dump(head: bytes, name: str) -> _Dump:
             "or name the file as Wikimedia does, e.g. enwiki-latest-pages-articles.xml.bz2"
         )
     scope = re.sub(r"[^a-z0-9_-]", "_", scope.lower())
-    return _Dump(name=name, site=WikiSite(scope, host or _host_of(scope)), namespaces=_namespaces(info))
+    return _Dump(name=name, site=WikiSite(scope, host or host_of_scope(scope)), namespaces=_namespaces(info))
 
 
 def _siteinfo(head: bytes) -> etree._Element | None:
@@ -164,12 +164,13 @@ def _base_host(base: str) -> str | None:
         return None
 
 
-def _scope_of_name(name: str) -> str | None:
-    match = _FILE_SCOPE.match(name)
+def scope_of_name(name: str) -> str | None:
+    """The wiki that a file's name begins with ("enwiki-latest-pages-articles.xml"), None if it does not."""
+    match = _FILE_SCOPE.match(name.rpartition("/")[2])
     return match[1] if match else None
 
 
-def _host_of(scope: str) -> str:
+def host_of_scope(scope: str) -> str:
     """The host of a Wikimedia wiki by its database name ("dewiktionary" -> "de.wiktionary.org")."""
     match = _PROJECT.fullmatch(scope)
     if scope in _SPECIAL_HOSTS or not match:
