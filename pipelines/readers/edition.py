@@ -17,9 +17,12 @@ from registry import identity
 from registry.schema import AliasKind, Kind
 
 _FIRST_PAGES_CHARS = 20_000  # the page with the copyright is within them: ten pages
+_MAX_NAMES = 100  # authors of a book, and ISBNs; the longest list of contributors has no more that are asked for
+_MAX_TITLES = 10
+_MAX_NAME_CHARS = 1_000
 _SAME_PAGE_CHARS = 600  # between the ISBNs of one book's bindings; another page lists other books of the author
 _ISBN = re.compile(
-    r"\be?ISBN(?:[ \t-]?1[03])?(?:[ \t]*\([^()\n]{1,40}\))?[ \t]*:?[ \t]*"
+    r"\be?ISBN(?:[ \t-]?1[03])?(?:[ \t]{0,3}\([^()\n]{1,40}\))?[ \t]{0,3}:?[ \t]{0,3}"
     r"([0-9](?:[ \t\u00ad\u2010-\u2015\u2212-]?[0-9]){8,11}[ \t\u00ad\u2010-\u2015\u2212-]?[0-9Xx])(?![0-9Xx])",
     re.IGNORECASE,
 )
@@ -59,10 +62,11 @@ class Edition:
 
     def aliases(self, key: str) -> tuple[tuple[AliasKind, str], ...]:
         """The names that the source `key` goes by beside `title`, none twice."""
-        titles = [title for title in (self.title, *self.titles) if title]
-        by_author = [f"{title} / {author}" for title in titles for author in (*self.authors, self.joint) if author]
-        named = _plainly([*titles, *by_author])
-        isbns = [isbn for isbn in self.isbns if key != f"book:isbn:{isbn}"]
+        titles = [title for title in (self.title, *self.titles) if title][:_MAX_TITLES]
+        authors = [author for author in (self.joint, *self.authors) if 0 < len(author) <= _MAX_NAME_CHARS][:_MAX_NAMES]
+        by_author = [f"{title} / {author}" for title in titles for author in authors]
+        named = _plainly([name[: 2 * _MAX_NAME_CHARS] for name in (*titles, *by_author)])
+        isbns = [isbn for isbn in self.isbns[:_MAX_NAMES] if key != f"book:isbn:{isbn}"]
         found = [(AliasKind.TITLE, name) for name in named if name != self.title]
         return tuple(dict.fromkeys(found + [(AliasKind.ISBN, isbn) for isbn in isbns]))
 
@@ -72,7 +76,7 @@ class Edition:
         if key is not None:
             document.key = document.locator = key
             document.aliases = self.aliases(key)
-        document.title = self.title or document.title
+        document.title = (self.title or document.title or "")[:_MAX_NAME_CHARS] or None
         document.language, document.captured = self.language, self.published
         document.url = self.url
         if self.number is not None:

@@ -20,11 +20,13 @@ from pipelines.readers.streams import open_stream
 from registry.errors import RecordError
 from registry.schema import Status
 
-_OPEN = re.compile(rb"^[ \t]*<doc[ \t>]", re.MULTILINE)
-_CLOSE_OR_OPEN = re.compile(rb"(</doc>)(?=[ \t\r]*(?:\n|<doc[ \t]))|^[ \t]*<doc[ \t]+id=", re.MULTILINE)
+_OPEN = re.compile(rb"^[ \t]{0,16}<doc[ \t>]", re.MULTILINE)
+_CLOSE_OR_OPEN = re.compile(rb"(</doc>)(?=[ \t\r]*(?:\n|<doc[ \t]))|^[ \t]{0,16}<doc[ \t]{1,16}id=", re.MULTILINE)
 _LAST_CLOSE = re.compile(rb"</doc>\s*\Z")
 _OVERLAP_BYTES = 64  # of a tag and the blanks around it
 _KEPT_BYTES = 1 << 16  # of what is too large
+_STRAY_BYTES = 1 << 20  # of text that is in no article: one failure for each
+_HEAD_CHARS = 8192  # of a `<doc ...>`: MediaWiki allows a title 255 bytes
 _ATTRIBUTES = re.compile(r'<doc((?:\s+[\w:.-]+="[^"]*")+)\s*/?>')
 _ATTRIBUTE = re.compile(r'([\w:.-]+)="([^"]*)"')
 _BARE_TITLE = re.compile(r'<doc\s([^\n]*?)\btitle="([^\n]*)"\s*>')  # quotes within: it ends with the line
@@ -106,7 +108,9 @@ class _Cutter:
 
     def _doc(self) -> Fragment | None:
         while not (match := _OPEN.search(self._buffer)):
-            if len(self._buffer) > self._max_bytes or not self._fill():
+            if len(self._buffer) > _STRAY_BYTES:
+                return self._stray(self._buffer.rfind(b"\n") + 1 or len(self._buffer))
+            if not self._fill():
                 return self._stray(len(self._buffer)) if self._buffer else None
         if self._buffer[: match.start()].strip(b"\xef\xbb\xbf \t\r\n"):
             return self._stray(match.start())
@@ -120,7 +124,7 @@ class _Cutter:
         while not (match := _CLOSE_OR_OPEN.search(self._buffer, searched)):
             if len(self._buffer) > self._max_bytes:
                 return self._giant(_CLOSE_OR_OPEN)
-            searched = max(len(b"<doc "), self._buffer.rfind(b"\n", 0, len(self._buffer) - _OVERLAP_BYTES) + 1)
+            searched = max(len(b"<doc "), len(self._buffer) - _OVERLAP_BYTES)
             if not self._fill():
                 closed = _LAST_CLOSE.search(self._buffer)
                 failure = None if closed else RecordError("truncated", "the file ends within an article")
@@ -205,13 +209,12 @@ def _doc_fields(fragment: Fragment) -> dict[str, str]:
     Raises:
         RecordError: `malformed-page`.
     """
-    text = _decoded(fragment)
-    match = _ATTRIBUTES.match(text.lstrip())
-    text = text.lstrip()
+    text = _decoded(fragment).lstrip()
+    match = _ATTRIBUTES.match(text, 0, _HEAD_CHARS)
     if match:
         fields = dict(_ATTRIBUTE.findall(match[1]))
     else:
-        match = _BARE_TITLE.match(text)
+        match = _BARE_TITLE.match(text, 0, _HEAD_CHARS)
         if not match:
             raise RecordError("malformed-page", f"expected <doc id url title>, got {text[:80]!r}")
         fields = {**dict(_ATTRIBUTE.findall(match[1])), "title": match[2]}
@@ -229,7 +232,8 @@ def _json_fields(fragment: Fragment) -> dict[str, str]:
     if isinstance(fields.get("id"), int):
         fields["id"] = str(fields["id"])
     _check(fields, "text")
-    return fields
+    # JSON can escape half of a surrogate pair, which is no text that could be stored
+    return {name: fields[name].encode("utf-8", "replace").decode() for name in ("id", "url", "title", "text")}
 
 
 def _check(fields: dict[str, str], *more: str) -> None:

@@ -292,6 +292,31 @@ def test_an_article_without_end_is_bounded(form: str) -> None:
     assert fragments[2].offset - fragments[1].offset - fragments[1].length in (0, 1)  # a line end
 
 
+def test_half_of_a_surrogate_pair_can_be_stored(tmp_path: Path) -> None:
+    data = json_lines([(1, "A\ud800B", "text \udfff")])
+    assert b"ud800" in data
+    (document,) = documents(tmp_path, data)
+    assert (document.title, document.markup) == ("A?B", "text ?")
+
+
+def test_no_more_than_an_article_is_held(tmp_path: Path) -> None:
+    chunks = iter([docs([(n, f"T{n}", "word " * 100)]) for n in range(1, 3000)])
+    cutter = extracted._Cutter(chunks)
+    assert not cutter.starts_with_json()
+    held = [len(cutter._buffer) for fragment in cutter.docs()]
+    assert len(held) == 2999
+    assert max(held) < 2000
+
+
+def test_stray_text_is_dropped_in_pieces() -> None:
+    chunks = iter([b"junk line\n" * 6000] * 100 + [docs(ARTICLES)])
+    fragments = list(extracted._Cutter(chunks).docs())
+    reasons = [fragment.failure.reason if fragment.failure else None for fragment in fragments]
+    assert reasons[-3:] == [None] * 3
+    assert set(reasons[:-3]) == {"malformed-page"}
+    assert sum(fragment.length for fragment in fragments[:-3]) > 5_990_000
+
+
 def test_two_articles_on_one_line(tmp_path: Path) -> None:
     url = 'url="https://en.wikipedia.org/wiki?curid=1"'
     data = f'<doc id="1" {url} title="A">text</doc><doc id="2" {url} title="B">more <doc> text</doc>\n'

@@ -28,10 +28,8 @@ def run(registry: Path, **inputs: Any) -> tuple[IngestReport, Snapshot]:
     return report, Registry.open(registry).snapshot(report.snapshot)
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Path:
+def fill(folder: Path) -> Path:
     """A book of Gutenberg, an EPUB with two ISBNs, a plain text, and a web page that is no book."""
-    folder = tmp_path / "shelf"
     folder.mkdir()
     (folder / "pg2591.txt").write_text(gutenberg(body=prose(1)))
     isbns = "<dc:identifier>urn:isbn:9780306406157</dc:identifier><dc:identifier>978-3-16-148410-0</dc:identifier>"
@@ -41,6 +39,19 @@ def shelf(tmp_path: Path) -> Path:
     (folder / "404.txt").write_text("<!DOCTYPE html><html><head><title>404 | Nothing</title></head></html>")
     (folder / "cover.jpg").write_bytes(b"\xff\xd8\xff")
     return folder
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """A directory of books."""
+    return fill(tmp_path / "shelf")
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A shelf as a snapshot, not to be written to."""
+    folder = tmp_path_factory.mktemp("books")
+    return run(folder / "registry", books=[fill(folder / "shelf")])[1]
 
 
 GRIMM, ALICE = "book:gutenberg:2591", "book:isbn:9780306406157"
@@ -71,11 +82,6 @@ def test_every_name_leads_to_its_book(query: str, key: str, snapshot: Snapshot) 
     found = explain(snapshot, query)
     assert (found["origin"], found["status"]) == (key, "kept")
     assert found["shard"]
-
-
-@pytest.fixture
-def snapshot(shelf: Path, tmp_path: Path) -> Snapshot:
-    return run(tmp_path / "registry", books=[shelf])[1]
 
 
 def test_every_file_is_accounted_for(shelf: Path, tmp_path: Path) -> None:
@@ -170,6 +176,7 @@ def test_parquet_of_something_else_is_named(tmp_path: Path) -> None:
 # Real data.
 
 
+@pytest.mark.slow
 def test_real_books_in_a_snapshot(data_dir: Path, tmp_path: Path) -> None:
     folder = data_dir / "books"
     if not folder.is_dir():
@@ -197,6 +204,7 @@ def test_real_books_in_a_snapshot(data_dir: Path, tmp_path: Path) -> None:
     assert explain(snapshot, "not_a_book_gutenberg_404.html.txt")["reason"] == "html-page"
 
 
+@pytest.mark.slow
 def test_real_articles_in_a_snapshot(data_dir: Path, tmp_path: Path) -> None:
     folder = data_dir / "articles"
     if not folder.is_dir():
