@@ -57,6 +57,8 @@ _WEB_KEYS = {
 }
 _BOOK_KEYS = "book:gutenberg:<n>, else book:isbn:<13 digits>, else book:sha256:<16 hex>"
 
+_MAX_PROBLEMS = 10  # files that are named where none can be used
+
 Progress = Callable[[str, float | None], None]
 
 
@@ -248,7 +250,8 @@ class _Run:
         if not any(_has_content(folder) for folder in folders):
             problems = _problems(folders)
             shutil.rmtree(self.work, ignore_errors=True)
-            raise InputError(f"nothing here can be ingested: {'; '.join(problems)}")
+            more = f"; and {len(problems) - _MAX_PROBLEMS} more files" if len(problems) > _MAX_PROBLEMS else ""
+            raise InputError(f"nothing here can be ingested: {'; '.join(problems[:_MAX_PROBLEMS])}{more}")
         if self.parent:
             on_progress("reading the parent snapshot", None)
             folder = self.work / "stage" / staged.folder_name(len(tasks), self.parent.id)

@@ -20,6 +20,7 @@ from pipelines.readers.edition import isbns_in, title_of_file
 from pipelines.readers.gutenberg import read_gutenberg, without_credits
 from registry.errors import InputError
 from registry.schema import AliasKind, Status
+from tests.costs import assert_linear
 from tests.pipelines.dumps import COMPRESSORS
 
 BODY = "CHAPTER I\n\nIt was a dark and stormy night; see [eBook #99] and ISBN 0-306-40615-2.\n\nTHE END"
@@ -347,6 +348,25 @@ def test_mutants_cost_themselves_and_no_more(tmp_path: Path) -> None:
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
     assert outcomes.keys() <= {"kept", "refused", "html-page", "no-text", "truncated-stream", "corrupt-stream"}
     assert min(outcomes["kept"], outcomes["corrupt-stream"], outcomes["truncated-stream"]) > 10
+
+
+START = "*** START OF THE PROJECT GUTENBERG EBOOK X ***\n"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *["*\n", "\t \n", "*", "End of Project Gutenberg\n", "*** END OF THE PROJECT GUTENBERG\n", "produced by x\n\n"],
+        *["ISBN 1-2-3-4 ", "Title : ", "[ebook ", "March, ", "_-_!"],
+    ],
+)
+def test_hostile_texts_cost_no_more_than_others(unit: str) -> None:
+    def run(size: int) -> None:
+        for text in (START + unit * 20 * size, "Project Gutenberg\n" + unit * 20 * size + START):
+            found = read_gutenberg(text)
+            isbns_in(without_credits(normalise(found[1] if found else text)))
+
+    assert_linear(run)
 
 
 # Real books.

@@ -17,6 +17,7 @@ from pipelines.readers import epub
 from pipelines.readers.books import read_book
 from registry.errors import InputError
 from registry.schema import AliasKind, Status
+from tests.costs import assert_linear
 
 CONTAINER = (
     '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container" version="1.0"><rootfiles>'
@@ -364,6 +365,11 @@ def test_mutants_are_read_or_named(tmp_path: Path) -> None:
 )
 def test_all_text_of_a_chapter(html: str, text: str) -> None:
     assert full_text(XHTML.format(html)) == text
+
+
+@pytest.mark.parametrize("unit", ["<a ", "<a '", '"', "<b/>", "<b c='", "/", "<figure>", "<p title=/>"])
+def test_hostile_chapters_cost_no_more_than_others(unit: str) -> None:
+    assert_linear(lambda size: full_text(f"<html><body><a {unit * 4 * size}"))
 
 
 def test_chapters_in_other_encodings(tmp_path: Path) -> None:

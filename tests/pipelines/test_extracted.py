@@ -25,6 +25,7 @@ from pipelines.readers import extracted
 from pipelines.readers.articles import read_articles
 from registry.errors import InputError
 from registry.schema import Status
+from tests.costs import assert_linear
 from tests.pipelines.dumps import COMPRESSORS, Page, dump_xml
 
 Article = tuple[int, str, str]
@@ -430,6 +431,20 @@ def test_mutants_cost_themselves_and_no_more(form: str, tmp_path: Path) -> None:
         *(None, "refused", "malformed-page", "no-wiki", "truncated", "corrupt-rows", "truncated-stream"),
         *("corrupt-stream", "too-large"),
     }
+
+
+@pytest.mark.parametrize(
+    "unit", [b'title="', b"</doc> ", b"   <doc \n", b' a="b"', b"\t" * 10, b"<doc >\n", b"{\n", b"word " * 10, b"&amp"]
+)
+def test_hostile_files_cost_no_more_than_others(unit: bytes) -> None:
+    def run(size: int) -> None:
+        for start in (b'<doc id="1" url="https://en.wikipedia.org/" title="x">', b"<doc ", b"{"):
+            data = start + unit * 10 * size
+            cutter = extracted._Cutter(iter([data[i : i + 4096] for i in range(0, len(data), 4096)]))
+            for fragment in cutter.lines() if cutter.starts_with_json() else cutter.docs():
+                list(extracted._read_fragment(fragment, "x"))
+
+    assert_linear(run)
 
 
 # Real files.

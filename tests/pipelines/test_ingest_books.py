@@ -144,6 +144,13 @@ def test_nothing_but_what_is_no_book_is_refused_by_name(tmp_path: Path) -> None:
         run(tmp_path / "registry", books=[tmp_path / "a.txt"])
 
 
+def test_a_folder_of_what_is_no_book_is_refused_in_a_few_words(tmp_path: Path) -> None:
+    for number in range(13):
+        (tmp_path / f"{number:02}.txt").write_bytes(b"%PDF-1.4")
+    with pytest.raises(InputError, match=r"00\.txt: a PDF.*09\.txt: a PDF.*and 3 more files$"):
+        run(tmp_path / "registry", books=[tmp_path])
+
+
 def test_an_article_in_three_forms_is_three_captures_of_one_document(tmp_path: Path) -> None:
     articles = [(12, "Alpha", prose(1)), (25, "Beta", prose(2))]
     (tmp_path / "wiki_00").write_bytes(docs(articles))
