@@ -1,6 +1,7 @@
 """What became of one document: kept, filtered, duplicate, superseded or failed, where it was read and where it lies.
 
-A document is named by its id, or by anything that names an article, a book or a page. Two point reads of sorted files.
+A document is named by its id, by anything that names an article, a book or a page, or by its file if that holds nothing
+else. Two point reads of sorted files.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def explain(snapshot: Snapshot, query: str) -> dict[str, Any]:
             rows.sort(key=lambda row: (row["status"] == Status.SUPERSEDED, row["status"] == Status.FAILED))
             first, *others = (_described(snapshot, row) for row in rows)
             return {**first, "captures": others}
-    for row in _by_url(snapshot, query):
+    for row in (*_by_url(snapshot, query), *_by_file(snapshot, query)):
         return {**_described(snapshot, row), "captures": []}
     raise NotFoundError(
-        f"no document {query!r} in snapshot {snapshot.id[:12]}: it was not in the inputs; name it by URL, title or id"
+        f"no document {query!r} in snapshot {snapshot.id[:12]}: it was not in the inputs; "
+        "name it by URL, title or id, or by its file if that holds nothing else"
     )
 
 
@@ -56,6 +58,16 @@ def _by_url(snapshot: Snapshot, url: str) -> Iterator[dict[str, Any]]:
     """Documents that have an address and no identity (a DNS answer, a host that is none): only a scan finds them."""
     for batch in snapshot.batches("documents"):
         yield from batch.filter(pc.equal(batch["url"], url)).to_pylist()
+
+
+def _by_file(snapshot: Snapshot, name: str) -> list[dict[str, Any]]:
+    """The document of an input that holds one only: a book, or a file that is not what it should be."""
+    if name not in {entry["name"] for entry in snapshot.manifest["inputs"]}:
+        return []
+    found: list[dict[str, Any]] = []
+    for batch in snapshot.batches("documents"):
+        found += batch.filter(pc.equal(batch["input_file"], name)).slice(0, 2).to_pylist()
+    return found if len(found) == 1 else []
 
 
 def _described(snapshot: Snapshot, row: dict[str, Any]) -> dict[str, Any]:

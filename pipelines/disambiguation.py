@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from pipelines.wikinames import DISAMBIGUATION_TEMPLATES
+from pipelines.wikinames import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_WORDS
 from pipelines.wikitext import without_comments
 
 # English has one for each kind of thing: "Airport disambiguation", "Human name disambiguation", ...
@@ -27,6 +27,12 @@ def is_disambiguation(markup: str, scope: str = "") -> bool:
     language = scope.removesuffix("wiki")
     names = set(_TEMPLATE_NAME.findall(without_comments(markup)))
     return any(_marks(name, language) for name in names)
+
+
+def is_disambiguation_title(title: str) -> bool:
+    """Whether a title says so ("Athene (disambiguation)"): all that a form without wikitext has to go by."""
+    bare, parenthesis, word = title.rstrip().rpartition(" (")
+    return bool(bare and parenthesis) and word.removesuffix(")").casefold() in DISAMBIGUATION_WORDS
 
 
 def _marks(template: str, language: str) -> bool:

@@ -49,7 +49,7 @@ class Document:
         language: ISO 639-1 ("en"), as the input says or as detected; "" if neither.
         captured: when, ISO 8601 UTC ("2016-12-01T08:15:00Z"); "" if the input does not say.
         input_file: the input's name, without its place.
-        input_offset: bytes from the start of the input.
+        input_offset: bytes from the start of the input; of a Parquet file, the row.
         input_length: bytes; 0 if not known.
         input_stored: offset and length are of the file as it lies (a WARC's gzip member), not of its decompressed
             content.

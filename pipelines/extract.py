@@ -18,7 +18,7 @@ from pipelines.wikitext import wikitext_to_text
 from registry.errors import RecordError, UsageError
 from registry.schema import Status
 
-__all__ = ["HtmlExtractor", "decode", "extract", "html_to_text", "normalise", "wikitext_to_text"]
+__all__ = ["HtmlExtractor", "decode", "extract", "full_text", "html_to_text", "normalise", "wikitext_to_text"]
 
 # libraries' costs grow with depth squared: 10,000 levels take seconds, 100,000 minutes. Browsers stop at 512.
 MAX_DEPTH = 2_000
@@ -29,6 +29,12 @@ _NESTING_TAG = re.compile(
     r"|dt|dd|option|optgroup|h[1-6]|html|head|body|script|style)\b)[a-z]",
     re.IGNORECASE,
 )
+# "<a id='x'/>": HTML takes it for an open tag, and "<title/>" for one that holds the whole page.
+_CLOSED_TAG = re.compile(
+    r"<(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)([A-Za-z][\w:.-]*+)"
+    r"""((?:[^<>"'/]|"[^"<]*"|'[^'<]*'|/(?!>))*+)/>"""
+)
+_FIGURE = re.compile(r"<(/?)(?:figure|figcaption)\b", re.IGNORECASE)  # resiliparse leaves captions out
 _BLANKS = re.compile(r"[^\S\n]+")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
@@ -114,6 +120,24 @@ def html_to_text(html: str, extractor: HtmlExtractor = HtmlExtractor.RESILIPARSE
 
         return title, normalise(trafilatura.extract(html, include_comments=False) or "")
     return title, normalise(extract_plain_text(tree, main_content=True, alt_texts=False))
+
+
+def full_text(xhtml: str) -> str:
+    """All text of a chapter of a book, boilerplate or not: one that is marked up as navigation is the book's as well.
+
+    Args:
+        xhtml: XHTML or HTML; it is parsed as HTML, so what XML may close in one tag ("<title/>") is spelled out first.
+
+    Raises:
+        RecordError: `too-deep`.
+    """
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLTree
+
+    html = _FIGURE.sub(r"<\1div", _CLOSED_TAG.sub(r"<\1\2></\1>", xhtml))
+    _check_depth(html)
+    tree = HTMLTree.parse(html)
+    return normalise(extract_plain_text(tree, main_content=False, alt_texts=False, list_bullets=False))
 
 
 def normalise(text: str) -> str:

@@ -49,6 +49,8 @@ from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import check_writable, translate_os_errors
 
 EXTRACTOR = "wikitext-v1"  # to be raised when a reader or the extractor gives other text for the same input
+ARTICLES = "articles-v1"  # likewise for articles that come as text
+BOOKS = "books-v1"  # likewise for books; the text of an EPUB is resiliparse's, whatever makes text of web pages
 KEY_SCHEME = "keys-v1"  # likewise for registry.identity
 _WIKI_KEYS = "wiki:<wiki>:<page id>"
 _WEB_KEYS = {
@@ -58,6 +60,8 @@ _WEB_KEYS = {
 }
 _BOOK_KEYS = "book:gutenberg:<n>, else book:isbn:<13 digits>, else book:sha256:<16 hex>"
 
+_MAX_PROBLEMS = 10  # files that are named where none can be used
+
 Progress = Callable[[str, float | None], None]
 
 
@@ -66,9 +70,9 @@ class IngestConfig:
     """What to ingest, and what shapes the outcome.
 
     Attributes:
-        wikipedia: MediaWiki dumps: files, directories, globs.
+        wikipedia: MediaWiki dumps, and articles as WikiExtractor or Hugging Face has them: files, directories, globs.
         web: web archives.
-        books: books.
+        books: EPUBs and plain texts.
         web_source: what a web source is: a registrable domain, a host or a page.
         html: what makes text of HTML.
         filters: which documents are dropped.
@@ -109,7 +113,12 @@ class IngestConfig:
             "filters": dataclasses.asdict(self.filters) | {"languages": list(self.filters.languages)},
             "dedup": dataclasses.asdict(self.dedup),
             "shard_bytes": self.shard_bytes,
-            "extractors": {"wikitext": EXTRACTOR, "html": self.html.version()},
+            "extractors": {
+                "wikitext": EXTRACTOR,
+                "articles": ARTICLES,
+                "html": self.html.version(),
+                "books": f"{BOOKS}, {HtmlExtractor.RESILIPARSE.version()}",
+            },
             "words": minhash.WORDS_SCHEME,
             "signatures": minhash.SIGNATURE_SCHEME,
             "keys": KEY_SCHEME,
@@ -254,7 +263,8 @@ class _Run:
         if not any(_has_content(folder) for folder in folders):
             problems = _problems(folders)
             shutil.rmtree(self.work, ignore_errors=True)
-            raise InputError(f"nothing here can be ingested: {'; '.join(problems)}")
+            more = f"; and {len(problems) - _MAX_PROBLEMS} more files" if len(problems) > _MAX_PROBLEMS else ""
+            raise InputError(f"nothing here can be ingested: {'; '.join(problems[:_MAX_PROBLEMS])}{more}")
         if self.parent:
             on_progress("reading the parent snapshot", None)
             folder = self.work / "stage" / staged.folder_name(len(tasks), self.parent.id)

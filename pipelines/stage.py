@@ -196,9 +196,13 @@ def _reader(kind: InputKind, web_source: WebSource) -> Callable[[BinaryIO, str],
         from pipelines.readers.warc import read_archive
 
         return functools.partial(read_archive, web_source=web_source)
-    from pipelines.readers.wikipedia import read_wikipedia
+    if kind is InputKind.BOOKS:
+        from pipelines.readers.books import read_book
 
-    return read_wikipedia
+        return read_book
+    from pipelines.readers.articles import read_articles
+
+    return read_articles
 
 
 _KINDS = {InputKind.WIKIPEDIA: Kind.WIKI, InputKind.WEB: Kind.WEB, InputKind.BOOKS: Kind.BOOK}

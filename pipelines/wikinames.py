@@ -2,7 +2,7 @@
 
 From MediaWiki's message files (`languages/messages/Messages*.php`, namespace names with their aliases, and the magic
 word `redirect`) and the wikis' own `MediaWiki:Disambiguationspage`. All in lower case, with spaces for underscores.
-To add a language, add its words to the five tables; `tests/pipelines/test_extract.py` shows how each is used.
+To add a language, add its words to the tables; `tests/pipelines/test_extract.py` shows how each is used.
 """
 
 from __future__ import annotations
@@ -112,4 +112,12 @@ LANGUAGES = _words("""
     te, tet, tg, th, ti, tig, tk, tl, tly, tn, to, tpi, tr, trv, ts, tt, tum, tw, ty, tyv, udm, ug, uk, ur
     uz, ve, vec, vep, vi, vls, vo, vro, wa, war, wo, wuu, xal, xh, xmf, yi, yo, yue, za, zea, zgh, zh
     zh-classical, zh-cn, zh-min-nan, zh-tw, zh-yue, zu
+""")
+
+# What wikis put in parentheses after the title of a page that lists what the title can mean.
+DISAMBIGUATION_WORDS = _words("""
+    andre betydninger, anlam ayrımı, begriffsklärung, desambiguació, desambiguación, desambiguação, dezambiguizare
+    disambigua, disambiguasi, disambiguation, doorverwijspagina, egyértelműsítő lap, flertydig, flertydig side
+    homonymie, olika betydelser, rozcestník, täsmennyssivu, ujednoznacznienie, định hướng, значения, значення
+    פירושונים, توضيح, 曖昧さ回避, 消歧义, 消歧義, 동음이의
 """)

@@ -42,6 +42,7 @@ __all__ = [
     "canonical_url",
     "desktop_host",
     "fold_title",
+    "gutenberg_number",
     "suffix_list_digest",
     "url_spellings",
     "web_key",
@@ -55,7 +56,7 @@ _BARE_HOST = re.compile(
 _WIKI_PATH = re.compile(r"/(?:wiki|w/index\.php|[a-z]{2,3}-[a-z]{2,4})/(?:index\.php/)?(.+)", re.IGNORECASE)
 _PAGE_ID = re.compile(r"[0-9]{1,18}")
 _GUTENBERG_PATH = re.compile(
-    r"/(?:ebooks|files|etext|cache/(?:epub|generated)|(?:dirs/)?[0-9](?:/[0-9])*)/([0-9]{1,9})(?:[/.].*)?",
+    r"/(?:(?:ebooks|files|etext|cache/(?:epub|generated)|(?:dirs/)?[0-9](?:/[0-9])*)/)?([0-9]{1,9})(?:[/.].*)?",
     re.IGNORECASE,
 )
 _KEY = re.compile(
@@ -126,6 +127,17 @@ def book_key(*, gutenberg: int | None = None, isbn: str | None = None, text: str
     if text is None:
         raise RecordError("no-identity", f"neither a Gutenberg number nor a valid ISBN ({isbn!r}) nor text")
     return "book:sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def gutenberg_number(url: str) -> int | None:
+    """The number of the book that a URL of Project Gutenberg is of; None of any other URL."""
+    try:
+        parts = split_url(url)
+        domain = registrable_domain(canonical_host(host_of(parts)))
+    except RecordError:
+        return None
+    match = _GUTENBERG_PATH.fullmatch(parts.path) if domain in ("gutenberg.org", "gutenberg.net") else None
+    return int(match.group(1)) if match else None
 
 
 def canonical_isbn(text: str) -> str | None:
@@ -217,11 +229,9 @@ def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]], web: WebSource
     scopes = set(wikis.get(desktop_host(host), ()))
     known = wiki_scope_of_host(host)
     found = _article_candidates(parts, sorted(scopes | {known} if known else scopes))
-    domain = registrable_domain(host)
-    book = _GUTENBERG_PATH.fullmatch(parts.path) if domain in ("gutenberg.org", "gutenberg.net") else None
-    if book:
-        key = book_key(gutenberg=int(book.group(1)))
-        found.append(Candidate(matched_by="url", source_id=ids.source_id(key)))
+    number = gutenberg_number(url)
+    if number is not None:
+        found.append(Candidate(matched_by="url", source_id=ids.source_id(book_key(gutenberg=number))))
     for spelling in url_spellings(url) if web is WebSource.PAGE else [url]:
         found.append(Candidate(matched_by="url", source_id=ids.source_id(web_key(spelling, web))))
     return found

@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import dataclasses
 import itertools
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias
 
 from registry.errors import InputError, RecordError
 
@@ -133,6 +135,19 @@ class ByteStream(Iterator[bytes]):
         if isinstance(item, RecordError):
             raise item
         return item
+
+
+Source: TypeAlias = str | Path | BinaryIO  # of a reader: a path, or a seekable binary file at its start
+
+
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[BinaryIO]:
+    """Context: `source` as a seekable binary file; closed at the end if it is opened here."""
+    if isinstance(source, (str, Path)):
+        with open(source, "rb") as file:
+            yield file
+    else:
+        yield source
 
 
 def open_stream(file: BinaryIO) -> ByteStream:

@@ -24,13 +24,12 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from pipelines.document import Document, Form
 from pipelines.readers.http import Response, parse_response
 from pipelines.readers.records import MAX_BODY_BYTES, Record, read_records
+from pipelines.readers.streams import Source, opened
 from registry import ids
 from registry.errors import InputError, RecordError
 from registry.identity import WebSource, canonical_url, web_key
@@ -50,21 +49,18 @@ _DATE = re.compile(r"\d{4}(?:-\d\d(?:-\d\d(?:T\d\d(?::?\d\d(?::?\d\d(?:\.\d+)?)?
 _ARC_DATE = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)?(\d\d)?(\d\d)?\d*")
 
 
-def read_archive(
-    source: str | Path | BinaryIO, name: str, web_source: WebSource = WebSource.DOMAIN
-) -> Iterator[Document]:
+def read_archive(source: Source, name: str, web_source: WebSource = WebSource.DOMAIN) -> Iterator[Document]:
     """Reads an archive, in the order of the file.
 
     Args:
-        source: a path, or a seekable binary file at its start.
+        source: the file.
         name: what documents call the input.
         web_source: what a web source is.
 
     Raises:
         InputError: nothing in it is a record.
     """
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(source, "rb", buffering=0)) if isinstance(source, (str, Path)) else source
+    with opened(source) as file:
         archive = _Archive(name, web_source)
         for record in _checked(read_records(file), name):
             yield from archive.read(record)

@@ -16,8 +16,6 @@ import dataclasses
 import html
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from lxml import etree
@@ -25,7 +23,7 @@ from lxml import etree
 from pipelines.disambiguation import is_disambiguation
 from pipelines.document import Document, Form, Redirect, WikiSite
 from pipelines.readers.pages import HEAD_BYTES, Fragment, PageSplitter, root_tag
-from pipelines.readers.streams import open_stream
+from pipelines.readers.streams import Source, open_stream, opened
 from pipelines.wikinames import REDIRECT_WORDS
 from registry import identity
 from registry.errors import InputError, RecordError
@@ -94,7 +92,7 @@ class _Dump:
     namespaces: Mapping[str, int]
 
 
-def read_wikipedia(source: str | Path | BinaryIO, name: str) -> Iterator[Document | Redirect | WikiSite]:
+def read_wikipedia(source: Source, name: str) -> Iterator[Document | Redirect | WikiSite]:
     """Reads a dump, compressed or not: its wiki first, then what is in it, in the order of the file.
 
     Args:
@@ -105,8 +103,7 @@ def read_wikipedia(source: str | Path | BinaryIO, name: str) -> Iterator[Documen
     Raises:
         InputError: it is no MediaWiki dump, or nothing says which wiki it is of.
     """
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(source, "rb")) if isinstance(source, (str, Path)) else source
+    with opened(source) as file:
         pages = PageSplitter(open_stream(file))
         head = pages.head()
         if not (b"<mediawiki" in head or b"<page>" in head):
@@ -136,7 +133,7 @@ def _dump(head: bytes, name: str) -> _Dump:
     info = _siteinfo(head)
     dbname = _text(info, "dbname")
     host = _base_host(_text(info, "base"))
-    scope = dbname or (identity.wiki_scope_of_host(host) if host else None) or _scope_of_name(name)
+    scope = dbname or (identity.wiki_scope_of_host(host) if host else None) or scope_of_name(name)
     language = _LANGUAGE.search(root_tag(head))
     if not scope and language:
         scope = language[1].decode("ascii").lower().replace("-", "_") + "wiki"
@@ -146,7 +143,7 @@ def _dump(head: bytes, name: str) -> _Dump:
             "or name the file as Wikimedia does, e.g. enwiki-latest-pages-articles.xml.bz2"
         )
     scope = re.sub(r"[^a-z0-9_-]", "_", scope.lower())
-    return _Dump(name=name, site=WikiSite(scope, host or _host_of(scope)), namespaces=_namespaces(info))
+    return _Dump(name=name, site=WikiSite(scope, host or host_of_scope(scope)), namespaces=_namespaces(info))
 
 
 def _siteinfo(head: bytes) -> etree._Element | None:
@@ -164,12 +161,13 @@ def _base_host(base: str) -> str | None:
         return None
 
 
-def _scope_of_name(name: str) -> str | None:
-    match = _FILE_SCOPE.match(name)
+def scope_of_name(name: str) -> str | None:
+    """The wiki that a file's name begins with ("enwiki-latest-pages-articles.xml"), None if it does not."""
+    match = _FILE_SCOPE.match(name.rpartition("/")[2])
     return match[1] if match else None
 
 
-def _host_of(scope: str) -> str:
+def host_of_scope(scope: str) -> str:
     """The host of a Wikimedia wiki by its database name ("dewiktionary" -> "de.wiktionary.org")."""
     match = _PROJECT.fullmatch(scope)
     if scope in _SPECIAL_HOSTS or not match:
