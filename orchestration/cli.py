@@ -74,12 +74,31 @@ def ingest(
     ] = None,
     registry: RegistryOption = None,
     workers: WorkersOption = _NUM_CORES,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="duckdb|beam", help="What finds duplicates; the snapshot is the same.")
+    ] = "duckdb",
+    runner: Annotated[
+        str, typer.Option("--runner", metavar="R", help="Of Beam: local, flink, spark or dataflow.")
+    ] = "local",
+    runner_option: Annotated[
+        list[str] | None,
+        typer.Option("--runner-option", metavar="OPT", help="Of the runner, as it is: --flink_master=...; repeatable."),
+    ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read dumps into a new snapshot of the registry; run again after a crash, it goes on where it was."""
     settings = Settings(registry=registry)
-    corpus.ingest(Output(as_json=as_json), settings, wikipedia=wikipedia or [], workers=workers, dry_run=dry_run)
+    corpus.ingest(
+        Output(as_json=as_json),
+        settings,
+        wikipedia=wikipedia or [],
+        workers=workers,
+        engine=engine,
+        runner=runner,
+        runner_options=runner_option or [],
+        dry_run=dry_run,
+    )
 
 
 @app.command()

@@ -11,7 +11,17 @@ from registry.errors import UsageError
 from registry.schema import Kind
 
 
-def ingest(output: Output, settings: Settings, *, wikipedia: list[str], workers: int, dry_run: bool) -> None:
+def ingest(
+    output: Output,
+    settings: Settings,
+    *,
+    wikipedia: list[str],
+    workers: int,
+    engine: str,
+    runner: str,
+    runner_options: list[str],
+    dry_run: bool,
+) -> None:
     """`nulls ingest`."""
     from pipelines.ingest import IngestConfig
     from pipelines.ingest import ingest as run
@@ -20,7 +30,16 @@ def ingest(output: Output, settings: Settings, *, wikipedia: list[str], workers:
         raise UsageError("nothing to ingest; name dumps with --wikipedia P")
     config = IngestConfig(wikipedia=tuple(wikipedia))
     with output.progress("ingest") as update:
-        report = run(config, registry_uri=settings.registry_uri, workers=workers, on_progress=update, dry_run=dry_run)
+        report = run(
+            config,
+            registry_uri=settings.registry_uri,
+            workers=workers,
+            engine=engine,
+            runner=runner,
+            runner_options=runner_options,
+            on_progress=update,
+            dry_run=dry_run,
+        )
     if not dry_run:
         snapshot = settings.open_registry().snapshot(report.snapshot)
         settings.open_catalog().record_snapshot(

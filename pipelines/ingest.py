@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from pipelines import lineage, minhash, stage, staged
 from pipelines.conservation import Accounts
+from pipelines.engines import Engine, resolve
 from pipelines.filters import FilterConfig
 from pipelines.inputs import Input, Inputs, find_inputs
 from pipelines.locking import exclusive
@@ -34,7 +35,6 @@ from pipelines.minhash import DedupConfig
 from pipelines.parent import stage_parent
 from pipelines.report import Failure, IngestReport, Wipeout
 from pipelines.resolution import write_resolution
-from pipelines.resolve_duckdb import resolve
 from pipelines.shards import DEFAULT_SHARD_BYTES
 from registry import identity
 from registry.errors import InputError, UsageError
@@ -89,6 +89,9 @@ def ingest(
     *,
     registry_uri: str | Path,
     workers: int = 1,
+    engine: str = "duckdb",
+    runner: str = "local",
+    runner_options: Sequence[str] = (),
     on_progress: Progress = lambda words, share: None,
     dry_run: bool = False,
     verbose: bool = False,
@@ -99,6 +102,8 @@ def ingest(
         config: what and how.
         registry_uri: a directory; made if need be.
         workers: processes for the per-file stage, threads for the rest.
+        engine: of the keyed stage (`pipelines.engines`); the snapshot is the same with any.
+        runner, runner_options: of the engine "beam".
         on_progress: called with words and the share that is done (0 to 1; None if not known).
         dry_run: only says what would be read.
         verbose: lets datatrove log to stderr.
@@ -112,6 +117,7 @@ def ingest(
     """
     if workers < 1:
         raise UsageError(f"--workers: got {workers}, expected at least 1")
+    chosen = Engine(name=engine, runner=runner, runner_options=tuple(runner_options))
     started = time.monotonic()
     inputs = find_inputs(config.wikipedia, on_file=lambda path: on_progress("hashing the files", None))
     if dry_run:
@@ -129,6 +135,7 @@ def ingest(
         inputs=tuple(lineage.not_in(parent, inputs.files)),
         parent=parent,
         workers=workers,
+        engine=chosen,
         verbose=verbose,
     )
     with exclusive(run.work.with_suffix(".lock")):
@@ -150,6 +157,7 @@ class _Run:
     inputs: tuple[Input, ...]
     parent: Snapshot | None
     workers: int
+    engine: Engine
     verbose: bool
 
     @property
@@ -176,7 +184,7 @@ class _Run:
             scratch.mkdir(parents=True)
         writer = SnapshotWriter(self.registry, self.work / "snapshot")
         on_progress("finding duplicates and sources", None)
-        resolution = resolve(folders, self.config.dedup, work=scratch, threads=self.workers)
+        resolution = resolve(self.engine, folders, self.config.dedup, work=scratch, workers=self.workers)
         with contextlib.closing(resolution):
             on_progress("writing the snapshot", None)
             write_resolution(resolution, writer, scratch, shard_bytes=self.config.shard_bytes)

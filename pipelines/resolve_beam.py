@@ -26,6 +26,7 @@ import functools
 import importlib
 import json
 import logging
+import shutil
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -165,6 +166,7 @@ class BeamResolution(DuckResolution):
         self._read_receipts(runner)
         for name in PARTS:
             self._load_parts(name)
+        shutil.rmtree(self._files.root, ignore_errors=True)
 
     def _read_receipts(self, runner: str) -> None:
         if not self._files.receipts.is_file():

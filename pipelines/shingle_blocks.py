@@ -22,7 +22,6 @@ from registry.errors import DamagedError
 from registry.storage import translate_os_errors
 
 
-
 def write_block(path: Path, rows: Int64Array, texts: Iterable[str], ngram: int) -> None:
     """Writes the shingles of `texts`, which are those of `rows`, to `path`.
 

@@ -95,7 +95,7 @@ def _grouped(rows: Any, name: str, step: Counting, *outputs: str, barrier: Any =
     )
 
 
-@with_output_types(tuple[int, Any])  # type: ignore[untyped-decorator]
+@with_output_types(tuple[int, Any])
 class _Documents(Counting):
     """A row group of documents -> (doc_id, what decisions need)."""
 
@@ -118,7 +118,7 @@ def _identity(key: str | None, locator: str | None) -> bytes | None:
     return hashlib.blake2b(f"{key} {locator}".encode(), digest_size=8).digest()
 
 
-@with_output_types(tuple[bytes, Any])  # type: ignore[untyped-decorator]
+@with_output_types(tuple[bytes, Any])
 class Captures(Counting):
     """Documents of one id -> the newest, if it is kept, by its normal hash; the rest is superseded."""
 
@@ -144,7 +144,7 @@ class Captures(Counting):
             yield normal_hash, (row, doc_id, origin_id, num_bytes, settled)
 
 
-@with_output_types(tuple[int, bytes])  # type: ignore[untyped-decorator]
+@with_output_types(tuple[int, bytes])
 class Equals(Counting):
     """Documents of equal text -> the row that stands for them, with its place in the order of preference."""
 
@@ -174,7 +174,7 @@ def place(member: dedup.Member, num_owners: int) -> bytes:
     return _PLACE.pack(first, *(number + _OFFSET for number in numbers))
 
 
-@with_output_types(tuple[int, bytes])  # type: ignore[untyped-decorator]
+@with_output_types(tuple[int, bytes])
 class _Bands(Counting):
     """A row group of bands -> (row, its block and bands in one string of bytes)."""
 
@@ -202,7 +202,7 @@ def _first_rows(texts: Path) -> npt.NDArray[np.int64]:
     return np.array([statistics.min for statistics in found], np.int64)
 
 
-@with_output_types(tuple[bytes, bytes])  # type: ignore[untyped-decorator]
+@with_output_types(tuple[bytes, bytes])
 class Banded(Counting):
     """A row's place and bands -> (band and hash, its entry in that bucket), if the row stands for its text."""
 
@@ -219,7 +219,7 @@ class Banded(Counting):
                 yield piece[start : start + _BAND.itemsize], entry
 
 
-@with_output_types(tuple[bytes, bytes])  # type: ignore[untyped-decorator]
+@with_output_types(tuple[bytes, bytes])
 class Buckets(Counting):
     """Documents that share a band -> candidate pairs: each of the `limit` preferred with all after it."""
 
@@ -246,7 +246,7 @@ class Buckets(Counting):
                 yield _PAIR.pack(block, preferred_block), _PAIR.pack(preferred_row, row)
 
 
-@with_output_types(int)  # type: ignore[untyped-decorator]
+@with_output_types(int)
 class Shingles(Counting):
     """A block and its candidates -> a file of their shingles, each computed once."""
 
@@ -273,7 +273,7 @@ class Shingles(Counting):
         yield block
 
 
-@with_output_types(tuple[int, int, float])  # type: ignore[untyped-decorator]
+@with_output_types(tuple[int, int, float])
 class Verify(Counting):
     """Candidate pairs between two blocks -> those that are near enough, as (preferred, other, Jaccard)."""
 

@@ -70,7 +70,7 @@ def _walked(titles: Any, waiting: Any, onward: Any) -> Any:
     )
 
 
-@with_output_types(_KEYED)  # type: ignore[untyped-decorator]
+@with_output_types(_KEYED)
 class _Titles(Counting):
     """A row group of documents -> (title, (alias hash, source)) of those in wikis."""
 
@@ -82,7 +82,7 @@ class _Titles(Counting):
                 yield (scope, canonical), (alias_hash, origin_id)
 
 
-@with_output_types(_KEYED)  # type: ignore[untyped-decorator]
+@with_output_types(_KEYED)
 class _Redirects(Counting):
     """A row group of redirects -> (own title, alias hash); tags "wanted" with (target, link and more)."""
 
@@ -100,7 +100,7 @@ class Targets(Counting):
     """A title, who has it and who wants it -> hops to it; if nobody has it, it is looked for without regard to case."""
 
     def process(self, group: tuple[Title, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-        """Yields hops; tags "names" ((scope, hash), canonical title) and "unmatched" ((scope, hash), link and title)."""
+        """Yields hops; tags "names" ((scope, hash), canonical title), "unmatched" ((scope, hash), link and title)."""
         title, found = group
         scope, canonical = title
         hashes = {alias_hash for alias_hash, _ in found["titles"]} | set(found["own"])
@@ -119,7 +119,9 @@ class Targets(Counting):
 class Folded(Counting):
     """A folded title, the titles that it can mean and who wants it -> hops, if it can mean but one."""
 
-    def process(self, group: tuple[tuple[str, int], Mapping[str, Iterable[Any]]]) -> Iterator[tuple[Link, Title, Title]]:
+    def process(
+        self, group: tuple[tuple[str, int], Mapping[str, Iterable[Any]]]
+    ) -> Iterator[tuple[Link, Title, Title]]:
         """Yields hops."""
         (scope, _), found = group
         names = set(found["names"])

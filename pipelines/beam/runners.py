@@ -21,8 +21,10 @@ from registry import errors
 from registry.errors import NullsError, ServiceError
 
 _CLASSES = {"flink": "FlinkRunner", "spark": "SparkRunner", "dataflow": "DataflowRunner"}
-_RAISED = re.compile(r"registry\.errors\.(\w+): (.*?)(?: \[while running '[^']*'\])?$", re.MULTILINE)
-_LAST = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*?)(?: \[while running '[^']*'\])?$", re.MULTILINE)
+# Lines of a traceback, which is what a runner makes of what a worker raised.
+_RAISED = re.compile(r"registry\.errors\.(\w+): (.*)")
+_LAST = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*", re.MULTILINE)
+_WHERE = re.compile(r" \[while running '[^']*'\]")
 
 
 def run(build: Callable[[Any], None], *, runner: str, options: Sequence[str], workers: int) -> None:
@@ -45,7 +47,9 @@ def run(build: Callable[[Any], None], *, runner: str, options: Sequence[str], wo
     except Exception as error:
         raise _translated(error, runner) from error
     if str(state) != "DONE":
-        raise ServiceError(f"beam on {runner}: the job ended as {state}, expected DONE; see its log, run the same again")
+        raise ServiceError(
+            f"beam on {runner}: the job ended as {state}, expected DONE; see its log, run the same again"
+        )
 
 
 def _runner(name: str) -> Any:
@@ -54,17 +58,20 @@ def _runner(name: str) -> Any:
 
 def _options(runner: str, options: Sequence[str], workers: int) -> PipelineOptions:
     """The user's options, and none of those that a command line of ours was called with."""
-    own = {"save_main_session": False}
+    own: dict[str, Any] = {"save_main_session": False}
     if runner == "local":
         own |= {"direct_num_workers": workers, "direct_running_mode": "in_memory"}
     return PipelineOptions(list(options), **own)
 
 
 def _translated(error: Exception, runner: str) -> NullsError:
-    """What a worker raised, out of the text that a runner makes of it; the first line if there is no more."""
+    """What a worker raised: as it is, or out of the text that a runner makes of it; the first line if there is no more.
+
+    Beam adds the name of the step, which tells a user nothing; the cause has it.
+    """
+    text = _WHERE.sub("", str(error))
     if isinstance(error, NullsError):
-        return error
-    text = str(error)
+        return type(error)(text)
     if raised := _RAISED.findall(text):
         name, words = raised[-1]
         kind = getattr(errors, name, None)
