@@ -58,19 +58,17 @@ PARTS = {
     "edges": pa.schema([("preferred", pa.int64()), ("other", pa.int64()), ("jaccard", pa.float64())]),
     "reached": pa.schema([(name, pa.string()) for name in ("scope", "alias", "target")] + [("source_id", pa.int64())]),
 }
-# What must have arrived as often as it was sent. Rows of parts are held against what the steps sent, too.
+# What must have arrived as often as it was sent; rows of parts are held against what was sent, too.
 _SHUFFLED = (
-    "documents",
-    "winners",
-    "representatives",
-    "bands",
-    "entries",
-    "candidates",
-    "pairs",
-    "redirects",
-    "unmatched",
-    "hops",
-    "waiting",
+    *("documents", "winners", "representatives", "bands", "entries", "candidates", "pairs"),
+    *("redirects", "names", "unmatched", "hops", "waiting", "onward", "steps"),
+)
+_ALSO = (  # what several steps take
+    ("titles sent", "titles at targets"),
+    ("titles sent", "titles at nodes"),
+    ("titles sent", "titles at steps"),
+    ("redirects sent", "redirects at targets"),
+    ("hops sent", "hops at nodes"),
 )
 _RANKED_EDGES = """
 SELECT x.rank, y.rank, jaccard
@@ -182,9 +180,8 @@ class BeamResolution(DuckResolution):
         staged = {"documents": "staged_documents", "bands": "staged_bands", "redirects": "staged_redirects"}
         for what, table in staged.items():
             self._reconcile(f"{what} staged", self._count(table), f"{what} sent", self._receipts[f"{what} sent"])
-        for what in _SHUFFLED:
-            sent, received = self._receipts[f"{what} sent"], self._receipts[f"{what} received"]
-            self._reconcile(f"{what} sent", sent, f"{what} received", received)
+        for sent, received in (*((f"{what} sent", f"{what} received") for what in _SHUFFLED), *_ALSO):
+            self._reconcile(sent, self._receipts[sent], received, self._receipts[received])
 
     def _load_parts(self, name: str) -> None:
         """Makes a table of the parts that count; all of them are there, with the rows that were sent."""

@@ -3,7 +3,7 @@
     titles, redirects -> by title -> Targets -> hops -> by title -> Nodes -> reached
                                         `-> by folded title -> Folded -^      `-> double redirects, by wiki -> Walks -^
 
-All names of all wikis are shuffled three times, about 150 bytes each. Redirects that lead to redirects are followed in
+All names of all wikis are shuffled four times, about 150 bytes each. Redirects that lead to redirects are followed in
 the memory of one worker for each wiki: MediaWiki's bots mend them, so there are few (some hundred in a large wiki).
 
 Legend: a `title` is (scope, canonical title); a `link` is (scope, alias, target), which tells a redirect; a hop is
@@ -51,23 +51,19 @@ def follow(folders: Any) -> tuple[Any, tuple[Any, ...]]:
         | "by node" >> beam.CoGroupByKey()
         | "nodes" >> beam.ParDo(Nodes()).with_outputs(RECEIPTS, "waiting", "onward", main="reached")
     )
-    walked = _walked(titles.rows, nodes.waiting, nodes.onward)
-    reached = (nodes.reached, walked.reached) | "reached" >> beam.Flatten()
-    steps = (titles, redirects, targets, folded, nodes, walked)
-    return reached, tuple(step[RECEIPTS] for step in steps)
-
-
-def _walked(titles: Any, waiting: Any, onward: Any) -> Any:
-    steps = (
-        {"titles": titles, "onward": onward}
+    onward = (
+        {"titles": titles.rows, "onward": nodes.onward}
         | "by onward title" >> beam.CoGroupByKey()
-        | "steps" >> beam.FlatMap(_steps).with_output_types(tuple[str, Any])
+        | "steps" >> beam.ParDo(Steps()).with_outputs(RECEIPTS, main="steps")
     )
-    return (
-        {"steps": steps, "waiting": waiting}
+    walks = (
+        {"steps": onward.steps, "waiting": nodes.waiting}
         | "by wiki" >> beam.CoGroupByKey()
         | "walks" >> beam.ParDo(Walks()).with_outputs(RECEIPTS, main="reached")
     )
+    reached = (nodes.reached, walks.reached) | "reached" >> beam.Flatten()
+    steps = (titles, redirects, targets, folded, nodes, onward, walks)
+    return reached, tuple(step[RECEIPTS] for step in steps)
 
 
 @with_output_types(_KEYED)
@@ -79,6 +75,7 @@ class _Titles(Counting):
         found = rows_of(read_piece(piece, columns).select(columns))
         for scope, canonical, alias_hash, origin_id in dict.fromkeys(found):
             if None not in (scope, canonical, origin_id):
+                self.count("titles sent")
                 yield (scope, canonical), (alias_hash, origin_id)
 
 
@@ -103,8 +100,12 @@ class Targets(Counting):
         """Yields hops; tags "names" ((scope, hash), canonical title), "unmatched" ((scope, hash), link and title)."""
         title, found = group
         scope, canonical = title
-        hashes = {alias_hash for alias_hash, _ in found["titles"]} | set(found["own"])
+        titles, own_hashes = list(found["titles"]), list(found["own"])
+        self.count("titles at targets", len(titles))
+        self.count("redirects at targets", len(own_hashes))
+        hashes = {alias_hash for alias_hash, _ in titles} | set(own_hashes)
         for alias_hash in sorted(hashes):
+            self.count("names sent")
             yield TaggedOutput("names", ((scope, alias_hash), canonical))
         for link, own, target_hash in found["wanted"]:
             self.count("redirects received")
@@ -124,12 +125,13 @@ class Folded(Counting):
     ) -> Iterator[tuple[Link, Title, Title]]:
         """Yields hops."""
         (scope, _), found = group
-        names = set(found["names"])
+        names = list(found["names"])
+        self.count("names received", len(names))
         for link, own in found["unmatched"]:
             self.count("unmatched received")
             if len(names) == 1:
                 self.count("hops sent")
-                yield link, (scope, own), (scope, next(iter(names)))
+                yield link, (scope, own), (scope, names[0])
 
 
 class Nodes(Counting):
@@ -141,8 +143,11 @@ class Nodes(Counting):
     def process(self, group: tuple[Title, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
         """Yields (scope, alias, target, source); tags "waiting" (scope, (title, link)), "onward" (next, title)."""
         title, found = group
-        sources = sorted({source for _, source in found["titles"]})
-        onward = set() if sources else set(found["leaving"])
+        titles, leaving = list(found["titles"]), list(found["leaving"])
+        self.count("titles at nodes", len(titles))
+        self.count("hops at nodes", len(leaving))
+        sources = sorted({source for _, source in titles})
+        onward = set() if sources else set(leaving)
         is_waiting = False
         for link in found["arrivals"]:
             self.count("hops received")
@@ -154,14 +159,24 @@ class Nodes(Counting):
                 self.count("waiting sent")
                 yield TaggedOutput("waiting", (title[0], (title, link)))
         for target in sorted(onward) if is_waiting else ():
+            self.count("onward sent")
             yield TaggedOutput("onward", (target, title))
 
 
-def _steps(group: tuple[Title, Mapping[str, Iterable[Any]]]) -> Iterator[tuple[str, Values]]:
-    target, found = group
-    sources = tuple(sorted({source for _, source in found["titles"]}))
-    for title in found["onward"]:
-        yield target[0], (title, target, sources)
+@with_output_types(tuple[str, Any])
+class Steps(Counting):
+    """A title, the sources that have it and the redirects, others lead to, that lead to it -> by wiki, for `Walks`."""
+
+    def process(self, group: tuple[Title, Mapping[str, Iterable[Any]]]) -> Iterator[tuple[str, Values]]:
+        """Yields (scope, (title, the next title, its sources))."""
+        target, found = group
+        titles = list(found["titles"])
+        self.count("titles at steps", len(titles))
+        sources = tuple(sorted({source for _, source in titles}))
+        for title in found["onward"]:
+            self.count("onward received")
+            self.count("steps sent")
+            yield target[0], (title, target, sources)
 
 
 class Walks(Counting):
@@ -172,6 +187,7 @@ class Walks(Counting):
         onward: dict[Title, list[Title]] = collections.defaultdict(list)
         sources: dict[Title, tuple[int, ...]] = {}
         for title, target, found in group[1]["steps"]:
+            self.count("steps received")
             onward[title].append(target)
             sources[target] = found
         reached: dict[Title, list[int]] = {}

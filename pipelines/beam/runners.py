@@ -39,11 +39,10 @@ def run(build: Callable[[Any], None], *, runner: str, options: Sequence[str], wo
     Raises:
         DamagedError, ServiceError: as a worker raised it; the latter too if the job failed for another reason.
     """
+    pipeline = beam.Pipeline(runner=_runner(runner), options=_options(runner, options, workers))
+    build(pipeline)
     try:
-        pipeline = beam.Pipeline(runner=_runner(runner), options=_options(runner, options, workers))
-        build(pipeline)
-        result = pipeline.run()
-        state = result.wait_until_finish()
+        state = pipeline.run().wait_until_finish()
     except Exception as error:
         raise _translated(error, runner) from error
     if str(state) != "DONE":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -364,7 +366,8 @@ def test_the_text_that_a_cluster_makes_of_an_error_is_read() -> None:
 def test_a_full_disk_at_a_worker_is_a_service_error(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beam_files.os, "replace", failing(OSError(errno.ENOSPC, "No space left on device")))
+    full = failing(OSError(errno.ENOSPC, "No space left on device"))
+    monkeypatch.setattr(beam_files, "os", types.SimpleNamespace(close=os.close, replace=full))
     with pytest.raises(ServiceError, match=r"parts: No space left on device; free some space"):
         written(tmp_path, folders, resolve_beam.resolve)
     assert not [path for path in tmp_path.rglob("parts/*") if path.is_file()]
@@ -376,19 +379,23 @@ def test_a_damaged_staged_file_is_named(folders: list[Path], tmp_path: Path) -> 
         written(tmp_path, folders, resolve_beam.resolve)
 
 
-@pytest.mark.parametrize("step", [steps.Captures, steps.Equals, steps.Banded, steps.Buckets, steps.Verify, names.Nodes])
+@pytest.mark.parametrize(
+    "step",
+    [steps.Captures, steps.Equals, steps.Banded, steps.Buckets, steps.Verify, names.Targets, names.Nodes, names.Steps],
+)
 def test_a_runner_that_loses_rows_is_found_out(
     step: Any, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, calls = step.process, []
 
+    @functools.wraps(process)  # Beam reads its signature
     def loses(self: Any, *arguments: Any, **options: Any) -> Iterator[Any]:
         calls.append(1)
         if len(calls) != 2:
             yield from process(self, *arguments, **options)
 
     monkeypatch.setattr(step, "process", loses)
-    with pytest.raises(DamagedError, match=r"beam: \d+ \w+ sent, but \d+ \w+ received: the runner lost"):
+    with pytest.raises(DamagedError, match=r"beam: \d+ \w+ sent, but \d+ \w+ (received|at \w+): the runner lost"):
         written(tmp_path, folders, resolve_beam.resolve)
     assert len(calls) > 2
 
