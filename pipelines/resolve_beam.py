@@ -13,7 +13,8 @@ its files need in any case.
 Nothing is taken on trust: each step's receipts say how many rows it sent and received, and all of them must agree with
 one another, with the staged files and with the parts.
 
-Cost: on one machine Beam takes many times what DuckDB takes, and memory for its shuffle (docs/LOG.md has the figures).
+Cost: on one core 100,000 documents in 66 s and 1.1 GB (DuckDB 10 s and 0.5 GB), 2.5 s of it to build and start the
+graph; the local shuffle is in memory, about 7 kB a document, so `local` is for tests and small corpora.
 
     resolve(folders, DedupConfig(), work=work, runner="flink", runner_options=["--flink_master=host:8081"])
 """

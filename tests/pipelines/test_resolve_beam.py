@@ -195,7 +195,7 @@ NO_HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large
 
 
 @given(*DRAWN)
-@settings(max_examples=5, suppress_health_check=NO_HEALTH)
+@settings(max_examples=3, suppress_health_check=NO_HEALTH)
 def test_any_corpus_gives_the_same_files(
     specs: list[Any], links: list[Any], parts: int, limit: int, workers: int
 ) -> None:
@@ -381,7 +381,16 @@ def test_a_damaged_staged_file_is_named(folders: list[Path], tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "step",
-    [steps.Captures, steps.Equals, steps.Banded, steps.Buckets, steps.Verify, names.Targets, names.Nodes, names.Steps],
+    [
+        steps.Captures,
+        steps.Buckets,
+        names.Nodes,
+        pytest.param(steps.Equals, marks=pytest.mark.slow),
+        pytest.param(steps.Banded, marks=pytest.mark.slow),
+        pytest.param(steps.Verify, marks=pytest.mark.slow),
+        pytest.param(names.Targets, marks=pytest.mark.slow),
+        pytest.param(names.Steps, marks=pytest.mark.slow),
+    ],
 )
 def test_a_runner_that_loses_rows_is_found_out(
     step: Any, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
