@@ -100,6 +100,30 @@ def ingest(
     ] = "resiliparse",
     registry: RegistryOption = None,
     workers: WorkersOption = _NUM_CORES,
+    executor: Annotated[
+        str,
+        typer.Option(
+            "--executor", metavar="local|ray|slurm", help="What reads the files; the snapshot stays the same."
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="A", help="Of Ray: a running cluster, else a local one."),
+    ] = None,
+    slurm_option: Annotated[
+        list[str] | None,
+        typer.Option("--slurm-option", metavar="NAME=VALUE", help="Of sbatch: partition=cpu; repeatable."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="duckdb|beam", help="What finds duplicates; the snapshot is the same.")
+    ] = "duckdb",
+    runner: Annotated[
+        str, typer.Option("--runner", metavar="R", help="Of Beam: local, flink, spark or dataflow.")
+    ] = "local",
+    runner_option: Annotated[
+        list[str] | None,
+        typer.Option("--runner-option", metavar="OPT", help="Of the runner, as it is: --flink_master=...; repeatable."),
+    ] = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,10 +132,9 @@ def ingest(
         Output(as_json=as_json),
         Settings(registry=registry),
         inputs={"wikipedia": wikipedia or [], "web": web or [], "books": books or []},
-        web_source=web_source,
-        filters=filters,
-        languages=languages or [],
-        html=html,
+        shaping={"web_source": web_source, "filters": filters, "languages": languages or [], "html": html},
+        executor={"kind": executor, "ray_address": ray_address, "slurm_options": slurm_option or []},
+        engine={"name": engine, "runner": runner, "runner_options": runner_option or []},
         workers=workers,
         dry_run=dry_run,
     )

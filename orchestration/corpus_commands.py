@@ -10,7 +10,6 @@ from orchestration.output import Output, size, table
 from orchestration.settings import Settings
 from registry import ids
 from registry.errors import UsageError
-from registry.identity import WebSource
 from registry.schema import Kind
 
 Choice = TypeVar("Choice", bound=enum.StrEnum)
@@ -21,16 +20,17 @@ def ingest(
     settings: Settings,
     *,
     inputs: Mapping[str, Sequence[str]],
-    web_source: WebSource,
-    filters: str,
-    languages: list[str],
-    html: str,
+    shaping: Mapping[str, Any],
+    executor: Mapping[str, Any],
+    engine: Mapping[str, Any],
     workers: int,
     dry_run: bool,
 ) -> None:
-    """`nulls ingest`; `inputs` by kind: wikipedia, web, books."""
+    """`nulls ingest`; each mapping holds the flags of one subject, as they were given."""
     if not any(inputs.values()):
         raise UsageError("nothing to ingest; name inputs with --wikipedia P, --web P or --books P")
+    from pipelines.engines import Engine
+    from pipelines.executors import Execution, ExecutorKind
     from pipelines.extract import HtmlExtractor
     from pipelines.filters import FilterConfig, FilterLevel
     from pipelines.ingest import IngestConfig
@@ -40,12 +40,27 @@ def ingest(
         wikipedia=tuple(inputs["wikipedia"]),
         web=tuple(inputs["web"]),
         books=tuple(inputs["books"]),
-        web_source=web_source,
-        html=_one_of(HtmlExtractor, html, "--html"),
-        filters=FilterConfig(level=_one_of(FilterLevel, filters, "--filters"), languages=tuple(languages)),
+        web_source=shaping["web_source"],
+        html=_one_of(HtmlExtractor, shaping["html"], "--html"),
+        filters=FilterConfig(
+            level=_one_of(FilterLevel, shaping["filters"], "--filters"), languages=tuple(shaping["languages"])
+        ),
+    )
+    execution = Execution(
+        kind=_one_of(ExecutorKind, executor["kind"], "--executor"),
+        ray_address=executor["ray_address"],
+        slurm_options=tuple(executor["slurm_options"]),
     )
     with output.progress("ingest") as update:
-        report = run(config, registry_uri=settings.registry_uri, workers=workers, on_progress=update, dry_run=dry_run)
+        report = run(
+            config,
+            registry_uri=settings.registry_uri,
+            workers=workers,
+            execution=execution,
+            engine=Engine(**{**engine, "runner_options": tuple(engine["runner_options"])}),
+            on_progress=update,
+            dry_run=dry_run,
+        )
     if not dry_run:
         registry = settings.open_registry()
         snapshot, catalog = registry.snapshot(report.snapshot), settings.find_catalog(registry)

@@ -17,7 +17,9 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator
 
+from pipelines.document import NO_CAPTURE
 from registry import ids
+from registry.schema import Status
 
 EXACT, NEAR, NEWER_CAPTURE = "exact", "near", "newer-capture"
 
@@ -83,6 +85,15 @@ class Edge:
     preferred: int
     other: int
     jaccard: float
+
+
+def competes(status: str, reason: str | None) -> bool:
+    """Whether a reading says what its document's text is now, so that of several the newest counts.
+
+    A failed one does not, nor an answer without text (`pipelines.document.NO_CAPTURE`); and what was superseded in a
+    parent snapshot stays so.
+    """
+    return status not in (Status.FAILED, Status.SUPERSEDED) and reason not in NO_CAPTURE
 
 
 def newest(captures: Iterable[Capture]) -> Capture:

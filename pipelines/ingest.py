@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from pipelines import lineage, minhash, stage, staged
 from pipelines.conservation import Accounts
+from pipelines.engines import Engine, resolve
 from pipelines.executors import Execution
 from pipelines.extract import HtmlExtractor
 from pipelines.filters import FilterConfig
@@ -38,7 +39,6 @@ from pipelines.minhash import DedupConfig
 from pipelines.parent import stage_parent
 from pipelines.report import Failure, IngestReport, Wipeout
 from pipelines.resolution import write_resolution
-from pipelines.resolve_duckdb import resolve
 from pipelines.shards import DEFAULT_SHARD_BYTES
 from registry import identity
 from registry.errors import InputError, RefusedError, UsageError
@@ -131,6 +131,7 @@ def ingest(
     *,
     registry_uri: str | Path,
     workers: int = 1,
+    engine: Engine = Engine(),  # noqa: B008 - immutable
     on_progress: Progress = lambda words, share: None,
     dry_run: bool = False,
     execution: Execution = Execution(),  # noqa: B008 - immutable
@@ -141,6 +142,7 @@ def ingest(
         config: what and how.
         registry_uri: a directory, made if need be, or an s3:// prefix.
         workers: processes for the per-file stage, threads for the rest.
+        engine: of the keyed stage; the snapshot is the same with any.
         on_progress: called with words and the share that is done (0 to 1; None if not known).
         dry_run: only says what would be read.
         execution: where the per-file stage runs.
@@ -174,6 +176,7 @@ def ingest(
         follows=newest,
         workers=workers,
         execution=execution,
+        engine=engine,
     )
     with exclusive(run.work.with_suffix(".lock")):
         report = run.execute(on_progress)
@@ -197,6 +200,7 @@ class _Run:
     follows: str | None
     workers: int
     execution: Execution
+    engine: Engine
 
     @property
     def fingerprint(self) -> str:
@@ -222,7 +226,7 @@ class _Run:
             scratch.mkdir(parents=True)
         writer = SnapshotWriter(self.registry, self.work / "snapshot")
         on_progress("finding duplicates and sources", None)
-        resolution = resolve(folders, self.config.dedup, work=scratch, threads=self.workers)
+        resolution = resolve(self.engine, folders, self.config.dedup, work=scratch, workers=self.workers)
         with contextlib.closing(resolution):
             on_progress("writing the snapshot", None)
             write_resolution(resolution, writer, scratch, shard_bytes=self.config.shard_bytes)

@@ -70,7 +70,20 @@ ORDER BY alias_hash, alias, kind, scope, source_id, target
 """
 
 
-def create_tables(con: duckdb.DuckDBPyConnection) -> None:
-    """Makes what `ALIASES` reads, from the views `staged_documents` and `staged_redirects`."""
-    for query in (_TITLES, _REDIRECTS, _HOPS, _REACHED):
+# The same as `_REACHED`, where an engine has found (scope, alias, target, source_id) by itself.
+_FOUND = """
+CREATE TABLE reached AS
+SELECT DISTINCT link, source_id FROM redirects JOIN {found} USING (scope, alias, target)
+"""
+
+
+def create_tables(con: duckdb.DuckDBPyConnection, found: str | None = None) -> None:
+    """Makes what `ALIASES` reads, from the views `staged_documents` and `staged_redirects`.
+
+    Args:
+        con: the database.
+        found: a table of (scope, alias, target, source_id): the redirects that lead somewhere, if that is known.
+    """
+    follow = (_HOPS, _REACHED) if found is None else (_FOUND.format(found=found),)
+    for query in (_TITLES, _REDIRECTS, *follow):
         con.execute(query)

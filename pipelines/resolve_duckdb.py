@@ -43,8 +43,8 @@ _INSERT_ROWS = 100_000
 
 Values: TypeAlias = tuple[Any, ...]
 
-_SUPERSEDED = pa.schema([("row", pa.int64())])
-_EXACT = pa.schema(
+SUPERSEDED = pa.schema([("row", pa.int64())])
+EXACT = pa.schema(
     [
         ("row", pa.int64()),
         ("origin_id", pa.int64()),
@@ -106,17 +106,15 @@ class DuckResolution:
     def run(self) -> None:
         """All decisions, one table after another."""
         self._con.execute(sql.DOCS)
-        self._check_ids("doc_id", "key || ' ' || locator", "staged_documents")
-        self._insert("superseded", _SUPERSEDED, self._losers())
+        self._find_captures()
         self._con.execute(sql.WINNERS)
-        self._insert("exact", _EXACT, self._exact_groups())
+        self._find_equals()
         self._con.execute(sql.REPS)
-        self._con.execute(sql.PAIRS.format(bucket_limit=self._config.bucket_limit))
-        self._near_copies()
+        self._find_near_copies()
         self._con.execute(sql.VERDICTS)
         self._con.execute(sql.PUBLISHED)
         self._check_ids("source_id", "key", "published")
-        resolve_aliases.create_tables(self._con)
+        self._find_aliases()
 
     def documents(self) -> Iterator[pa.RecordBatch]:
         """See `pipelines.resolution.Resolution`."""
@@ -149,6 +147,37 @@ class DuckResolution:
         query = f"{sums} FROM ({sql.TEXTS[folder]}) GROUP BY source_id ORDER BY source_id"
         yield from ((source_id, num_bytes) for source_id, num_bytes in self._rows(query))
 
+    # The four that `pipelines.resolve_beam` finds in another way.
+
+    def _find_captures(self) -> None:
+        self._check_ids("doc_id", "key || ' ' || locator", "staged_documents")
+        self._insert("superseded", SUPERSEDED, self._losers())
+
+    def _find_equals(self) -> None:
+        self._insert("exact", EXACT, self._exact_groups())
+
+    def _find_near_copies(self) -> None:
+        self._con.execute(sql.PAIRS.format(bucket_limit=self._config.bucket_limit))
+        with ShingleFile(self._work / "shingles", self._config.ngram) as file:
+            self._insert(
+                "places",
+                _PLACES,
+                (
+                    (rank, *file.add(text))
+                    for plan, texts in self._planned_texts(sql.CANDIDATES)
+                    for rank, text in zip(plan["rank"].tolist(), texts.to_pylist(), strict=True)
+                ),
+            )
+            pairs = ((a, b, (x, nx), (y, ny)) for a, b, x, nx, y, ny in self._rows(sql.PLACED_PAIRS))
+            self._insert_clusters(file.edges(pairs, self._config.threshold))
+
+    def _find_aliases(self) -> None:
+        resolve_aliases.create_tables(self._con)
+
+    def _insert_clusters(self, edges: Iterable[dedup.Edge]) -> None:
+        members = dedup.star_clusters(edges)
+        self._insert("near", _NEAR, ((edge.other, edge.preferred, edge.jaccard) for edge in members))
+
     def _losers(self) -> Iterator[Values]:
         for _, group in itertools.groupby(self._rows(sql.REPEATED), key=lambda row: row[0]):
             captures = [dedup.Capture(*row[1:]) for row in group]
@@ -161,21 +190,6 @@ class DuckResolution:
             group = dedup.exact_group(members)
             shared = (group.representative, group.source_id, len(group.owners), group.source_key)
             yield from ((member.row, member.origin_id, *shared) for member in members)
-
-    def _near_copies(self) -> None:
-        with ShingleFile(self._work / "shingles", self._config.ngram) as file:
-            self._insert(
-                "places",
-                _PLACES,
-                (
-                    (rank, *file.add(text))
-                    for plan, texts in self._planned_texts(sql.CANDIDATES)
-                    for rank, text in zip(plan["rank"].tolist(), texts.to_pylist(), strict=True)
-                ),
-            )
-            pairs = ((a, b, (x, nx), (y, ny)) for a, b, x, nx, y, ny in self._rows(sql.PLACED_PAIRS))
-            members = dedup.star_clusters(file.edges(pairs, self._config.threshold))
-            self._insert("near", _NEAR, ((edge.other, edge.preferred, edge.jaccard) for edge in members))
 
     def _planned_texts(self, plan: str) -> Iterator[tuple[dict[str, Any], pa.Array]]:
         """The texts of the rows that the query `plan` gives, with its columns: row group by row group of the files."""

@@ -14,7 +14,7 @@ CREATE TABLE docs AS
 SELECT row, doc_id, origin_id, num_bytes, normal_hash, settled, status, reason FROM staged_documents
 """
 
-# Failed captures and answers without text replace nothing, and what was superseded in the parent stays so.
+# `dedup.competes`
 _COMPETES = f"status NOT IN ('{Status.FAILED}', '{Status.SUPERSEDED}') AND coalesce(reason, '') NOT IN {NO_CAPTURE}"
 REPEATED = f"""
 SELECT doc_id, row, captured, coalesce(text_sha256, ''), input_file, input_offset

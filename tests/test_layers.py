@@ -71,6 +71,18 @@ def test_every_import_runs_along_an_arrow(package: str) -> None:
     assert [breach for name, text in modules.items() for breach in breaches(text, name)] == []
 
 
+def test_only_the_rooms_of_beam_import_it() -> None:
+    importers = {
+        name
+        for package in MAY_IMPORT
+        for name, text in sources(package).items()
+        if any(imported == "apache_beam" for _, imported in imports(text, name))
+    }
+    assert len(importers) >= 4
+    assert {name.rpartition(".")[0] for name in importers} == {"pipelines.beam"}
+    assert "apache_beam" not in loaded_by("import pipelines.ingest, pipelines.resolve_beam")
+
+
 def test_the_arrows_that_there_should_be_are_found() -> None:
     seen = {
         package: {n for name, text in sources(package).items() for _, n in imports(text, name)}
