@@ -164,7 +164,8 @@ def test_an_epub_of_gutenberg_is_the_book_that_its_text_is(tmp_path: Path) -> No
     header = (
         "<section><h2>The <i>Project Gutenberg eBook</i> of Alice's Adventures</h2><div>This ebook is for the use of "
         "anyone.</div><p><strong>Title</strong>: Alice's Adventures</p><p><strong>Release date</strong>: "
-        f"June 27, 2008 [eBook #11]<br/>Most recently updated: November 10, 2024</p><div>*** START OF {name}</div></section>"
+        "June 27, 2008 [eBook #11]<br/>Most recently updated: November 10, 2024</p>"
+        f"<div>*** START OF {name}</div></section>"
     )
     footer = f"<section><div>*** END OF {name}</div><div>Updated editions will replace.</div></section>"
     content = broken(
