@@ -3,7 +3,7 @@
 Read row group by row group, some rows at a time, so that memory does not grow with the file (a page of a column is
 the least that can be read). A document's offset is its row in the file, counted from 0, and its length 0: rows have
 no place in bytes. A row group that is damaged is one failure at the row where it broke; reading goes on at the next
-group. Cost: 100 MB of text a second.
+group. Cost: 60 MB of text a second, 30 MB of memory.
 
     pq.read_table("train-00000-of-00041.parquet").slice(offset, 1)   # the row that a document came from
 """

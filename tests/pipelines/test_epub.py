@@ -159,6 +159,26 @@ def test_the_same_text_has_one_key_in_an_epub_and_in_a_file(tmp_path: Path) -> N
     assert read(tmp_path, files()).key == read(tmp_path, TEXT.encode(), "book.txt").key
 
 
+def test_an_epub_of_gutenberg_is_the_book_that_its_text_is(tmp_path: Path) -> None:
+    name = "THE PROJECT GUTENBERG EBOOK ALICE'S ADVENTURES ***"
+    header = (
+        "<section><h2>The <i>Project Gutenberg eBook</i> of Alice's Adventures</h2><div>This ebook is for the use of "
+        "anyone.</div><p><strong>Title</strong>: Alice's Adventures</p><p><strong>Release date</strong>: "
+        "June 27, 2008 [eBook #11]<br/>Most recently updated: November 10, 2024</p>"
+        f"<div>*** START OF {name}</div></section>"
+    )
+    footer = f"<section><div>*** END OF {name}</div><div>Updated editions will replace.</div></section>"
+    content = broken(
+        **{
+            "OEBPS/text/a.xhtml": XHTML.format(f"{header}<h1>One</h1><p>The first chapter.</p>"),
+            "OEBPS/text/b.xhtml": XHTML.format(f"<h1>Two</h1><p>The second chapter.</p>{footer}"),
+        }
+    )
+    document = read(tmp_path, content)
+    assert (document.key, document.text) == ("book:gutenberg:11", TEXT)
+    assert (document.url, document.captured) == ("https://www.gutenberg.org/ebooks/11", "2024-11-10T00:00:00Z")
+
+
 def test_tables_of_contents_and_what_is_beside_the_text_are_left_out(tmp_path: Path) -> None:
     content = files()
     content["OEBPS/toc.xhtml"] = content["OEBPS/nav.xhtml"] = content["OEBPS/note.xhtml"] = XHTML.format(

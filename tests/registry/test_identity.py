@@ -124,6 +124,7 @@ def test_article_url_round_trips() -> None:
         "https://www.gutenberg.org/dirs/1/3/4/1342/1342.txt",
         "http://aleph.gutenberg.org/1/3/4/1342/",
         "https://www.gutenberg.net/EBOOKS/1342",
+        "http://www.gutenberg.org/1342",  # as EPUBs of Project Gutenberg identify themselves
     ],
 )
 def test_gutenberg_urls(url: str) -> None:
