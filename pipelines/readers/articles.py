@@ -72,12 +72,16 @@ def _head(stream: Iterator[bytes]) -> bytes:
     return head
 
 
-def wiki_of(url: str, name: str) -> WikiSite:
-    """The wiki that an article's URL is on; where the URL has no host ("?curid=12"), the file's name must say it.
+def wiki_of(url: str, name: str, language: Callable[[], str] = lambda: "") -> WikiSite:
+    """The wiki that an article's URL is on.
+
+    Where the URL has no host ("?curid=12", which WikiExtractor writes for a dump without siteinfo), the file's name
+    tells, and if it does not, the language of its text: the Wikipedia of that language.
 
     Args:
         url: of the article. A host that is none of Wikimedia's is a wiki of its own ("wiki_example_org").
         name: of the input.
+        language: of the input's text, ISO 639-1; "" if it cannot be told. Asked only if nothing else tells.
 
     Raises:
         RecordError: `no-wiki`.
@@ -90,7 +94,7 @@ def wiki_of(url: str, name: str) -> WikiSite:
     if host:
         scope = identity.wiki_scope_of_host(host) or re.sub(r"[^a-z0-9-]", "_", host)
         return WikiSite(scope, host)
-    named = scope_of_name(name)
+    named = scope_of_name(name) or (f"{language()}wiki" if language() else None)
     if not named:
         raise RecordError(
             "no-wiki",

@@ -8,11 +8,13 @@ as the first line. Any compression. Cost: 18 MB/s beside decompression; one arti
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
 
 from pipelines.document import Document, WikiSite
+from pipelines.filters import detect_language
 from pipelines.readers.articles import article, failed_article, wiki_of
 from pipelines.readers.pages import MAX_PAGE_BYTES, Fragment
 from pipelines.readers.streams import Source, open_stream, opened
@@ -52,13 +54,20 @@ def read_extracted(source: Source, name: str) -> Iterator[Document | WikiSite]:
     sites = set[WikiSite]()
     with opened(source) as file:
         cutter = _Cutter(open_stream(file))
-        for fragment in cutter.lines() if cutter.starts_with_json() else cutter.docs():
-            for item in _read_fragment(fragment, name):
+        head = cutter.head()
+        language = functools.cache(lambda: detect_language(_TAG.sub(" ", head.decode("utf-8", "ignore"))))
+        for fragment in cutter.lines() if head.startswith(b"{") else cutter.docs():
+            for item in _read_fragment(fragment, name, language):
                 if not isinstance(item, WikiSite):
                     yield item
                 elif item not in sites:
                     sites.add(item)
                     yield item
+
+
+_HEAD_BYTES = 1 << 16  # of a file tell its language
+_BLANKS = b"\xef\xbb\xbf \t\r\n"
+_TAG = re.compile(r"<[^<>]*>")
 
 
 class _Cutter:
@@ -71,16 +80,16 @@ class _Cutter:
         self._is_after_hole = False  # what comes is the rest of something that was told already
         self._failure: RecordError | None = None
 
-    def starts_with_json(self) -> bool:
-        """Whether the first thing in the file is a brace. To be called first."""
-        while not self._buffer.lstrip(b"\xef\xbb\xbf \t\r\n"):
+    def head(self) -> bytes:
+        """The first `_HEAD_BYTES` of the file, without the blanks before them. To be called first."""
+        while len(self._buffer.lstrip(_BLANKS)) < _HEAD_BYTES:
             try:
                 if not self._fill():
                     break
             except RecordError as error:
                 self._failure = error
                 break
-        return self._buffer.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+        return bytes(self._buffer.lstrip(_BLANKS)[:_HEAD_BYTES])
 
     def docs(self) -> Iterator[Fragment]:
         """Every `<doc>` ... `</doc>`, and what is wrong between them."""
@@ -179,14 +188,14 @@ class _Cutter:
         self._offset += length
 
 
-def _read_fragment(fragment: Fragment, name: str) -> Iterator[Document | WikiSite]:
+def _read_fragment(fragment: Fragment, name: str, language: Callable[[], str]) -> Iterator[Document | WikiSite]:
     """An article after its wiki; one that cannot be read under its key and title, if they can be made out."""
     title, document = None, None
     try:
         is_json = fragment.data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
         fields = _json_fields(fragment) if is_json else _doc_fields(fragment)
         title = _unescaped(fields["title"])
-        site = wiki_of(fields["url"], name)
+        site = wiki_of(fields["url"], name, language)
         document = article(site, fields["id"], title, name)
         yield site
         if fragment.failure:
