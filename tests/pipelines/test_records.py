@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import os
 import random
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -184,6 +188,42 @@ class TestBounds:
     )
     def test_searching_for_a_record_is_linear(self, line: bytes) -> None:
         assert_linear(lambda size: read(ITEMS[0] + line * (size * 2000 // len(line)) + ITEMS[1]))
+
+
+GIGABYTE = """
+import resource, sys
+from pathlib import Path
+from pipelines.readers.warc import read_archive
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for document in read_archive(sys.argv[1], "x"):
+    print(document.status.value, document.reason, document.input_offset, document.input_length)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_record_of_a_gigabyte_is_reported_and_the_next_one_read(tmp_path: Path, is_packed: bool) -> None:
+    size = 1 << 30
+    head = record("http://large.example/", response(b""), length=size + len(response(b"")))[:-4]
+    place = tmp_path / "large.warc"
+    if is_packed:
+        encoder = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+        with place.open("wb") as file:
+            file.write(encoder.compress(head))
+            for _ in range(size >> 20):
+                file.write(encoder.compress(bytes(1 << 20)))
+            file.write(encoder.compress(b"\r\n\r\n") + encoder.flush() + by_record(ITEMS[:1]))
+    else:
+        with place.open("wb") as file:  # zeros that take no space
+            file.write(head)
+            file.seek(size, os.SEEK_CUR)
+            file.write(b"\r\n\r\n" + ITEMS[0])
+    done = subprocess.run([sys.executable, "-c", GIGABYTE, str(place)], capture_output=True, text=True, check=True)
+    large, small, growth = done.stdout.splitlines()
+    assert large.startswith("failed too-large 0 ")
+    assert small.startswith("kept None ")
+    assert int(growth) < 300 << 10  # KiB
 
 
 @pytest.mark.parametrize("data", [b"", b"BZh91AY&SY", b"\xfd7zXZ\0rest", b"PK\x03\x04", b"PAR1"])
