@@ -159,11 +159,12 @@ def signature(hashes: UInt64Array, config: DedupConfig) -> UInt32Array:
 
 
 def bands(values: UInt32Array, config: DedupConfig) -> Int64Array:
-    """One hash per band of a signature: [num_bands] int64; empty for an empty signature."""
+    """One hash per band of a signature: [num_bands] int64; of several signatures [..., num_bands]; empty for none."""
     if not values.size:
         return np.empty(0, np.int64)
-    weighted = values.reshape(config.num_bands, config.rows_per_band) * _powers(_BASE, config.rows_per_band)
-    return _mix(weighted.sum(axis=1, dtype=np.uint64)).view(np.int64)
+    by_band = values.reshape(*values.shape[:-1], config.num_bands, config.rows_per_band)
+    weighted = by_band * _powers(_BASE, config.rows_per_band)
+    return _mix(weighted.sum(axis=-1, dtype=np.uint64)).view(np.int64)
 
 
 class _Words:

@@ -45,19 +45,19 @@ WHERE representative IS NULL OR representative = row
 """
 
 PAIRS = """
-CREATE TABLE band_ranks AS
-SELECT band, hash, rank FROM staged_bands JOIN reps USING (row);
+CREATE TABLE repeated AS
+SELECT hash FROM staged_bands GROUP BY hash HAVING count(*) > 1;
 
 CREATE TABLE buckets AS
 SELECT band, hash, rank, row_number() OVER (PARTITION BY band, hash ORDER BY rank) AS place
-FROM band_ranks SEMI JOIN (SELECT band, hash FROM band_ranks GROUP BY ALL HAVING count(*) > 1) USING (band, hash);
+FROM (SELECT * FROM staged_bands SEMI JOIN repeated USING (hash)) JOIN reps USING (row);
 
 CREATE TABLE pairs AS
 SELECT DISTINCT first.rank AS a, second.rank AS b
 FROM buckets AS first JOIN buckets AS second USING (band, hash)
 WHERE first.place <= {bucket_limit} AND first.rank < second.rank;
 
-DROP TABLE band_ranks;
+DROP TABLE repeated;
 DROP TABLE buckets;
 """
 
