@@ -4,7 +4,7 @@
                                         `-> by folded title -> Folded -^      `-> double redirects, by wiki -> Walks -^
 
 All names of all wikis are shuffled four times, about 150 bytes each. Redirects that lead to redirects are followed in
-the memory of one worker for each wiki: MediaWiki's bots mend them, so there are few (some hundred in a large wiki).
+the memory of one worker for each wiki: MediaWiki's bots mend them, so there are few.
 
 Legend: a `title` is (scope, canonical title); a `link` is (scope, alias, target), which tells a redirect; a hop is
 (link, the redirect's own title, the title that its target means).

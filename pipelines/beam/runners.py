@@ -4,7 +4,8 @@
                Beam look for Prism on the network and take another runner without a word
     flink, spark, dataflow    by name, with the options of their users, as they are
 
-No others: Dask's runner loses data silently. None of them is believed: `pipelines.resolve_beam` counts what came back.
+No others: Dask's runner loses data silently. Only the local one is run by this project's tests. None is believed:
+`pipelines.resolve_beam` counts what came back.
 """
 
 from __future__ import annotations
