@@ -198,6 +198,19 @@ def snapshots_verify(
 
 
 @app.command()
+def remove(
+    queries: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="URL, title, ISBN, key or id.")],
+    registry: RegistryOption = None,
+    workers: WorkersOption = _NUM_CORES,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a child of the newest snapshot without these sources; what they displaced or shared goes on."""
+    settings = Settings(registry=registry)
+    corpus.remove(Output(as_json=as_json), settings, queries, workers=workers, dry_run=dry_run)
+
+
+@app.command()
 def train(
     model_name: Annotated[str, typer.Option("--model", metavar="NAME", help="Name to register the model under.")],
     preset: Annotated[str, typer.Option("--preset", metavar="P", help="demo, small, or a YAML file.")] = "demo",

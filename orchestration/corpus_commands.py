@@ -61,12 +61,28 @@ def ingest(
             on_progress=update,
             dry_run=dry_run,
         )
-    if not dry_run:
-        registry = settings.open_registry()
-        snapshot, catalog = registry.snapshot(report.snapshot), settings.find_catalog(registry)
-        if catalog is not None:  # a registry at s3:// can do without
-            catalog.record_snapshot(snapshot.id, registry=str(registry.root), parent=snapshot.parent)
+    if report.snapshot:
+        _record(settings, report.snapshot)
     output.result(report.to_dict(), report.lines)
+
+
+def remove(output: Output, settings: Settings, queries: list[str], *, workers: int, dry_run: bool) -> None:
+    """`nulls remove`."""
+    from pipelines.removal import remove as run
+
+    with output.progress("remove") as update:
+        report = run(queries, registry_uri=settings.registry_uri, workers=workers, on_progress=update, dry_run=dry_run)
+    if report.snapshot:
+        _record(settings, report.snapshot)
+    output.result(report.to_dict(), report.lines)
+
+
+def _record(settings: Settings, snapshot_id: str) -> None:
+    """Notes a snapshot in the catalogue; a registry at s3:// can do without one."""
+    registry = settings.open_registry()
+    snapshot, catalog = registry.snapshot(snapshot_id), settings.find_catalog(registry)
+    if catalog is not None:
+        catalog.record_snapshot(snapshot.id, registry=str(registry.root), parent=snapshot.parent)
 
 
 def _one_of(choices: type[Choice], text: str, flag: str) -> Choice:

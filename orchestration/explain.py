@@ -35,10 +35,9 @@ def explain(snapshot: Snapshot, query: str) -> dict[str, Any]:
             return {**first, "captures": others}
     for row in (*_by_url(snapshot, query), *_by_file(snapshot, query)):
         return {**_described(snapshot, row), "captures": []}
-    raise NotFoundError(
-        f"no document {query!r} in snapshot {snapshot.id[:12]}: it was not in the inputs; "
-        "name it by URL, title or id, or by its file if that holds nothing else"
-    )
+    notes = "; ".join(lookup(snapshot, query).notes)
+    known = notes or "it was not in the inputs; name it by URL, title, id or the file that is one document"
+    raise NotFoundError(f"no document {query!r} in snapshot {snapshot.id[:12]}: {known}")
 
 
 def _doc_ids(snapshot: Snapshot, query: str) -> list[int]:

@@ -7,7 +7,7 @@ ingest that does not balance commits nothing. Cost: one pass over the compact co
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -56,19 +56,24 @@ class Accounts:
     def __exit__(self, *exc: object) -> None:
         self._con.close()
 
-    def check(self, folders: Sequence[Path]) -> None:
-        """Holds what was written against what was staged.
+    def check(self, read: Sequence[Path], without: Collection[int] = ()) -> None:
+        """Holds what was written against what was read.
 
         Args:
-            folders: the staged directories.
+            read: Parquet files of documents, staged or of a parent snapshot.
+            without: sources that were to be left out.
 
         Raises:
             DamagedError: naming the first source whose documents do not add up, or a text that is out of place.
         """
-        self._view("staged", [folder / "documents.parquet" for folder in folders])
+        self._view("staged", read)
+        out = ", ".join(map(str, without)) or "NULL"
         per_origin = "SELECT origin_id, count(*) AS num FROM {} GROUP BY origin_id"
+        expected = per_origin.format(
+            f"(FROM staged WHERE origin_id IS NULL OR coalesce(origin_id NOT IN ({out}), true))"
+        )
         for origin, read, written in self._rows(
-            f"SELECT coalesce(a.origin_id, b.origin_id), a.num, b.num FROM ({per_origin.format('staged')}) AS a "
+            f"SELECT coalesce(a.origin_id, b.origin_id), a.num, b.num FROM ({expected}) AS a "
             f"FULL JOIN ({per_origin.format('documents')}) AS b ON a.origin_id IS NOT DISTINCT FROM b.origin_id "
             "WHERE a.num IS DISTINCT FROM b.num ORDER BY ALL LIMIT 1"
         ):

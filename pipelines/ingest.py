@@ -213,6 +213,10 @@ class _Run:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
+    def _removed(self) -> frozenset[int]:
+        return frozenset(int(entry["source_id"], 16) for entry in self.parent.removed) if self.parent else frozenset()
+
+    @property
     def work(self) -> Path:
         """Where it can be resumed from."""
         return self.registry.work / self.fingerprint
@@ -232,7 +236,7 @@ class _Run:
             write_resolution(resolution, writer, scratch, shard_bytes=self.config.shard_bytes)
         on_progress("checking that nothing was lost", None)
         with Accounts(writer.staging, scratch) as accounts:
-            accounts.check(folders)
+            accounts.check([folder / "documents.parquet" for folder in folders])
             failures = accounts.failures(folders)
             on_progress("committing the snapshot", None)
             try:
@@ -254,7 +258,7 @@ class _Run:
         total, done = sum(task.input.num_bytes for task in tasks), 0
         finished = stage.run_tasks(
             tasks,
-            config=self.config.stage,
+            config=dataclasses.replace(self.config.stage, removed=self._removed),
             workers=self.workers,
             logging_dir=self.work / "logs",
             execution=self.execution,
@@ -289,6 +293,7 @@ class _Run:
             counts=dataclasses.asdict(accounts.counts()),
             conservation=accounts.by_kind(),
             wikis=_wikis(folders),
+            removed=self.parent.removed if self.parent else [],
             wipeouts=[dataclasses.asdict(wipeout) for wipeout in accounts.wipeouts()],
             ingest=self.fingerprint,
         )

@@ -10,7 +10,7 @@ Normal hashes and bands are the snapshot's own: no text is fingerprinted twice. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ LEFT JOIN equals ON equals.doc_id = d.doc_id AND d.status = '{Status.DUPLICATE}'
 
 _BANDS = "CREATE TABLE fingerprints AS SELECT doc_id, list(hash ORDER BY band) AS bands FROM {bands} GROUP BY doc_id"
 _STANDING = """
-SELECT c.*, bands FROM (SELECT * FROM carried WHERE text_id IN ({wanted})) AS c
+SELECT c.*, bands FROM (SELECT * FROM {table} WHERE text_id IN ({wanted})) AS c
 LEFT JOIN (SELECT * FROM fingerprints WHERE doc_id IN ({wanted})) AS f ON f.doc_id = c.text_id
 ORDER BY c.doc_id
 """
@@ -90,16 +90,26 @@ def stage_parent(snapshot: Snapshot, folder: Path, *, number: int, work: Path) -
     place = snapshot.local(work / "parent")
     Snapshot(place, snapshot.manifest).verify()  # what is damaged must not be copied into a child that then verifies
     with duck.service_errors(work), duck.connect(work) as con, StageWriter(folder, number) as writer:
-        _load(con, snapshot, place)
-        for text, rows in _texts(con, snapshot, place):
+        load(con, snapshot, place)
+        files = [place / f"{name}.parquet" for name in [*snapshot.shards(), *snapshot.shards("displaced")]]
+        for text, rows in texts_of(con, files):
             for row in rows:
-                writer.document(_again(row, text), text, _fingerprint(row))
-        for row in _rows(con, "SELECT * FROM carried WHERE text_id IS NULL ORDER BY doc_id, input_file, input_offset"):
-            writer.document(_carried(row), "", None)
+                writer.document(again(row, text), text, stored_fingerprint(row))
+        for row in rows_of(
+            con, "SELECT * FROM carried WHERE text_id IS NULL ORDER BY doc_id, input_file, input_offset"
+        ):
+            writer.document(carried(row), "", None)
         _names(snapshot, writer)
 
 
-def _load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path) -> None:
+def load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path) -> None:
+    """Makes the views documents, sources and owners, and the tables `carried` (above) and `fingerprints`.
+
+    Args:
+        con: an empty database.
+        snapshot: what to load.
+        place: a local directory of its files.
+    """
     for name in ("documents", "sources", "owners"):
         con.execute(f"CREATE VIEW {name} AS SELECT * FROM {duck.scan([place / f'{name}.parquet'])}")
     files = [place / f"{name}.parquet" for name in snapshot.shards("displaced")]
@@ -110,32 +120,33 @@ def _load(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path) -> No
     con.execute("CREATE INDEX by_document ON fingerprints (doc_id)")
 
 
-def _texts(
-    con: duckdb.DuckDBPyConnection, snapshot: Snapshot, place: Path
+def texts_of(
+    con: duckdb.DuckDBPyConnection, files: Iterable[Path], table: str = "carried"
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Every text that the snapshot has, with the documents that it stands for."""
-    for name in [*snapshot.shards(), *snapshot.shards("displaced")]:
-        for batch in read_batches(place / f"{name}.parquet", columns=["doc_id", "text"], batch_size=256):
+    """Every text of `files` (shards), with the rows of `table` that it stands for; those have `bands` as well."""
+    for file in files:
+        for batch in read_batches(file, columns=["doc_id", "text"], batch_size=256):
             wanted = ", ".join(map(str, batch["doc_id"].to_pylist()))
             standing: dict[int, list[dict[str, Any]]] = {}
-            for row in _rows(con, _STANDING.format(wanted=wanted)):
+            for row in rows_of(con, _STANDING.format(table=table, wanted=wanted)):
                 standing.setdefault(row["text_id"], []).append(row)
             for document, text in zip(batch["doc_id"].to_pylist(), batch["text"].to_pylist(), strict=True):
                 yield text, standing.get(document, [])
 
 
-def _rows(con: duckdb.DuckDBPyConnection, query: str) -> Iterator[dict[str, Any]]:
+def rows_of(con: duckdb.DuckDBPyConnection, query: str) -> Iterator[dict[str, Any]]:
+    """The rows of a query, as they come."""
     relation = con.cursor().sql(query)
     for batch in relation.to_arrow_reader(4096):
         yield from batch.to_pylist()
 
 
-def _fingerprint(row: dict[str, Any]) -> Fingerprint:
+def stored_fingerprint(row: dict[str, Any]) -> Fingerprint:
     """As it was computed when the text was read; a text shorter than a shingle has no bands."""
     return Fingerprint(normal_hash=row["normal_hash"], bands=np.array(row["bands"] or [], np.int64))
 
 
-def _carried(row: dict[str, Any]) -> dict[str, Any]:
+def carried(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `registry.schema.DOCUMENTS` with its key and kind, as `StageWriter.document` takes it."""
     key, title = row["key"], row["title"]
     is_whole_source = key is not None and ids.doc_id(key, key) == row["doc_id"]
@@ -152,11 +163,11 @@ def _carried(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _again(row: dict[str, Any], text: str) -> dict[str, Any]:
+def again(row: dict[str, Any], text: str) -> dict[str, Any]:
     """A document that is decided again, with the text that stands for it."""
     encoded = text.encode()
     return {
-        **_carried(row),
+        **carried(row),
         "num_bytes": len(encoded),
         "text_sha256": hashlib.sha256(encoded).hexdigest(),
         "status": Status.KEPT.value,

@@ -141,6 +141,10 @@ class DuckResolution:
         for plan, texts in self._planned_texts(sql.TEXTS[folder]):
             yield pa.record_batch([plan["source_id"], plan["doc_id"], texts], schema=SHARD)
 
+    def text_keys(self, folder: str) -> Iterator[tuple[int, int]]:
+        """(source_id, doc_id) of the texts of "shards" or "displaced", in any order."""
+        yield from self._rows(f"SELECT source_id, doc_id FROM ({sql.TEXTS[folder]})")
+
     def source_bytes(self, folder: str) -> Iterator[tuple[int, int]]:
         """See `pipelines.resolution.Resolution`."""
         sums = "SELECT source_id, CAST(sum(num_bytes) AS BIGINT)"

@@ -101,7 +101,7 @@ def write_shards(
     Raises:
         ServiceError: a file cannot be written.
     """
-    planner, shard, ended = Planner(shard_bytes), _Shard(writer, folder), _Placements(placements)
+    planner, shard, ended = Planner(shard_bytes), ShardWriter(writer, folder), _Placements(placements)
     with shard, ended:
         for row, total in _with_totals(rows, source_bytes):
             number, placement = planner.place(row[0], len(row[2].encode()), total)
@@ -120,8 +120,13 @@ def _with_totals(rows: Iterable[Row], source_bytes: Iterable[tuple[int, int]]) -
         yield row, total
 
 
-class _Shard:
-    """The shard that is being written."""
+class ShardWriter:
+    """The shard that is being written, one after another; a context manager.
+
+    Args:
+        writer: of the snapshot.
+        folder: "shards" or "displaced".
+    """
 
     def __init__(self, writer: SnapshotWriter, folder: str) -> None:
         self._snapshot, self._folder = writer, folder
@@ -131,7 +136,7 @@ class _Shard:
         self._pending_bytes = 0
         self.num_rows = 0
 
-    def __enter__(self) -> _Shard:
+    def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
@@ -141,6 +146,7 @@ class _Shard:
             self._file.__exit__(kind, error, trace)
 
     def write(self, number: int, row: Row) -> None:
+        """Adds a row to shard `number`; rows come in the order of the shards."""
         if number != self._number:
             self.__exit__(None, None, None)
             self._number, self._file = number, self._snapshot.shard(number, self._folder)

@@ -24,6 +24,7 @@ from pipelines import extract, filters, minhash, staged
 from pipelines.document import Document, Redirect, WikiSite
 from pipelines.executors import Execution
 from pipelines.inputs import Input, InputKind
+from registry import ids
 from registry.errors import InputError, RecordError, ServiceError
 from registry.identity import WebSource
 from registry.schema import Kind, Status
@@ -50,12 +51,14 @@ class StageConfig:
         dedup: what is fingerprinted.
         web_source: what a web source is.
         html: what makes text of HTML.
+        removed: ids of sources that were taken out of the registry, and are not to come back.
     """
 
     filters: filters.FilterConfig = dataclasses.field(default_factory=filters.FilterConfig)
     dedup: minhash.DedupConfig = dataclasses.field(default_factory=minhash.DedupConfig)
     web_source: WebSource = WebSource.DOMAIN
     html: extract.HtmlExtractor = extract.HtmlExtractor.RESILIPARSE
+    removed: frozenset[int] = frozenset()
 
 
 def tasks_for(inputs: Sequence[Input], stage: Path) -> list[Task]:
@@ -220,6 +223,10 @@ def _failed_file(file: Input, detail: str) -> Document:
 
 
 def _clean(document: Document, config: StageConfig) -> None:
+    if document.key and config.removed and ids.source_id(document.key) in config.removed:
+        document.end(Status.FILTERED, "removed", "its source was taken out of this registry")
+        document.markup, document.text = "", ""
+        return
     try:
         extract.extract(document, config.html)
     except RecordError as error:

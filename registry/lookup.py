@@ -94,7 +94,13 @@ def lookup(snapshot: Snapshot, query: str) -> Answer:
     matches = tuple(Match(source=known[n], matched_by=how) for n, how in hits.items() if n in known)
     if matches:
         return Answer(query=query, matches=matches)
+    notes += _removals(snapshot, [c.source_id for c in candidates(query, snapshot.wikis, snapshot.web_source)])
     return Answer(query=query, suggestions=_suggest(snapshot, query), notes=tuple(dict.fromkeys(notes)))
+
+
+def _removals(snapshot: Snapshot, wanted: list[int | None]) -> list[str]:
+    removed = {int(entry["source_id"], 16): entry["key"] for entry in snapshot.removed}
+    return [f"{removed[number]} was removed from this registry" for number in wanted if number in removed]
 
 
 def resolve(snapshot: Snapshot, query: str) -> Source:

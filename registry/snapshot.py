@@ -46,7 +46,7 @@ MANIFEST = "manifest.json"
 ANY = "any"  # of the newest snapshot: whichever it is
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
 _REQUIRED = ("snapshot", "schema_version", "configuration", "inputs", "files")
-_ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files", "parent")
+_ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files", "parent", "removed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Snapshot:
         for site in self.manifest.get("wikis", ()):
             hosts.setdefault(site["host"], []).append(site["scope"])
         return hosts
+
+    @property
+    def removed(self) -> list[dict[str, str]]:
+        """The sources that were taken out of this snapshot or of those before it: {"source_id" (hex), "key"} each."""
+        return list(self.manifest.get("removed") or [])
 
     @property
     def web_source(self) -> WebSource:
@@ -206,6 +211,21 @@ class SnapshotWriter:
     def shard(self, number: int, folder: str = "shards") -> parquet.ParquetFileWriter:
         """A writer for a shard of `folder` ("shards" or "displaced")."""
         return parquet.ParquetFileWriter(self.staging / folder / f"part-{number:05d}.parquet", schema.SHARD)
+
+    def link(self, name: str, place: Path) -> None:
+        """Takes a file over from another snapshot as it is: a hard link, or a copy where there can be none.
+
+        Args:
+            name: "shards/part-00000" and the like.
+            place: the local directory of that snapshot.
+        """
+        target = self.staging / f"{name}.parquet"
+        with translate_os_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(place / f"{name}.parquet", target)
+            except OSError:
+                shutil.copyfile(place / f"{name}.parquet", target)
 
     def commit(
         self,

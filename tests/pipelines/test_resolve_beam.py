@@ -224,7 +224,7 @@ def test_any_corpus_gives_the_same_files(
 
 @pytest.mark.slow
 @given(*DRAWN)
-@settings(DRAWING, max_examples=60)
+@settings(DRAWING, max_examples=15)
 def test_many_corpora_give_the_same_files(
     specs: list[Any], links: list[Any], parts: int, limit: int, workers: int
 ) -> None:
