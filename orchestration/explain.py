@@ -36,7 +36,10 @@ def explain(snapshot: Snapshot, query: str) -> dict[str, Any]:
     for row in (*_by_url(snapshot, query), *_by_file(snapshot, query)):
         return {**_described(snapshot, row), "captures": []}
     notes = "; ".join(lookup(snapshot, query).notes)
-    known = notes or "it was not in the inputs; name it by URL, title, id or the file that is one document"
+    gone = " (or its source was removed)" if snapshot.removed else ""
+    known = (
+        notes or f"it was not in the inputs{gone}; name it by URL, title or id, or by its file if that holds it alone"
+    )
     raise NotFoundError(f"no document {query!r} in snapshot {snapshot.id[:12]}: {known}")
 
 

@@ -130,6 +130,10 @@ class StageExecutor(PipelineExecutor):  # type: ignore[misc]
         """
         raise NotImplementedError
 
+    def script(self) -> str:
+        """What is submitted to a batch system; "" where there is none."""
+        return ""
+
     def run_rank(self, rank: int) -> int:
         """Runs one task; returns its rank."""
         (logger.enable if self.execution.verbose else logger.disable)("datatrove")

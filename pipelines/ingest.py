@@ -46,7 +46,7 @@ from registry.identity import WebSource
 from registry.parquet import read_batches, read_table
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from registry.storage import check_writable, translate_os_errors
+from registry.storage import check_writable, is_remote, translate_os_errors
 
 EXTRACTOR = "wikitext-v1"  # to be raised when a reader or the extractor gives other text for the same input
 ARTICLES = "articles-v1"  # likewise for articles that come as text
@@ -158,15 +158,14 @@ def ingest(
         raise UsageError(f"--workers: got {workers}, expected at least 1")
     started = time.monotonic()
     inputs = find_inputs(config.patterns, on_file=lambda path: on_progress("hashing the files", None))
-    if dry_run:
-        return _finished(IngestReport(snapshot=None), inputs, started)
-    registry = Registry.open(registry_uri, create=True)
-    check_writable(registry.work)
+    registry = _there(registry_uri) if dry_run else Registry.open(registry_uri, create=True)
+    if not dry_run:
+        check_writable(registry.work)
     newest = registry.newest_id()
     parent = lineage.parent_of(registry, inputs.files)
     if parent:
         lineage.check_configuration(parent, config.shaping())
-        if lineage.is_covered(inputs.files, parent):
+        if lineage.is_covered(inputs.files, parent) and not dry_run:
             return _finished(_held_already(registry, parent), inputs, started)
     run = _Run(
         registry=registry,
@@ -178,9 +177,21 @@ def ingest(
         execution=execution,
         engine=engine,
     )
+    if dry_run:
+        return _finished(IngestReport(snapshot=None, script=run.script()), inputs, started)
     with exclusive(run.work.with_suffix(".lock")):
         report = run.execute(on_progress)
     return _finished(report, inputs, started)
+
+
+def _there(uri: str | Path) -> Registry:
+    """The registry at `uri`, which need not be there yet, and is not made."""
+    try:
+        return Registry.open(uri)
+    except UsageError:
+        if is_remote(str(uri)) or Path(str(uri).removeprefix("file://")).exists():
+            raise
+        return Registry(Path(str(uri).removeprefix("file://")).expanduser().absolute())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -221,6 +232,15 @@ class _Run:
         """Where it can be resumed from."""
         return self.registry.work / self.fingerprint
 
+    def script(self) -> str:
+        """What would be submitted, where the per-file stage is a batch job; "" where it is none."""
+        executor = self.execution.executor([], tasks=len(self.inputs), workers=self.workers, logging_dir=self._logs)
+        return executor.script() if self.inputs else ""
+
+    @property
+    def _logs(self) -> Path:
+        return self.work / "logs"
+
     def execute(self, on_progress: Progress) -> IngestReport:
         """All steps; leaves nothing in the work directory if it ends well."""
         folders = self._stage(on_progress)
@@ -260,7 +280,7 @@ class _Run:
             tasks,
             config=dataclasses.replace(self.config.stage, removed=self._removed),
             workers=self.workers,
-            logging_dir=self.work / "logs",
+            logging_dir=self._logs,
             execution=self.execution,
         )
         on_progress(f"reading {len(tasks)} files", 0.0)

@@ -56,6 +56,7 @@ class IngestReport:
         left_out: files in the directories given that are not named like dumps.
         inputs: names of the files read.
         num_input_bytes: their sizes.
+        script: after a dry run, what would be submitted to Slurm.
         is_new: False if the registry held all of it already.
     """
 
@@ -74,6 +75,7 @@ class IngestReport:
     left_out: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     num_input_bytes: int = 0
+    script: str = ""
     is_new: bool = True
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ class IngestReport:
             found = [
                 f"would read {len(self.inputs)} files, {megabytes:.1f} MB:",
                 *(f"  {name}" for name in self.inputs),
+                *(["would submit:", *self.script.splitlines()] if self.script else []),
             ]
         else:
             found = [

@@ -175,6 +175,15 @@ def test_the_script_of_slurm(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.pickle"))
 
 
+def test_a_dry_run_shows_the_script_and_writes_nothing(inputs: IngestConfig, tmp_path: Path) -> None:
+    execution = Execution(kind=ExecutorKind.SLURM, slurm_options=("partition=cpu",))
+    report = ingest(inputs, registry_uri=tmp_path / "new", workers=3, execution=execution, dry_run=True)
+    assert "#SBATCH --partition=cpu" in report.script
+    assert "#SBATCH --array=0-5%3" in report.lines()
+    assert not (tmp_path / "new").exists()
+    assert ingest(inputs, registry_uri=tmp_path / "new", dry_run=True).script == ""
+
+
 def test_without_slurm_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     executor = Execution(kind=ExecutorKind.SLURM).executor([], tasks=1, workers=1, logging_dir=tmp_path)
