@@ -2,7 +2,7 @@
 
     python benchmarks/ingest.py [--small MB] [--large MB] [--only memory|workers]
 
-Pages are of real sentences (`benchmarks/texts.py`), 20 kB of text in 36 kB of HTML, a fifth of them near copies of the one
+Pages are of real sentences (`benchmarks/texts.py`), 20 kB of text in 36 kB of HTML, a fifth near copies of the one
 before; archives are plain, so that the size of the input is what is read. Memory is the peak of the largest process of
 the run, children included; times are of whole `nulls ingest` processes.
 """
