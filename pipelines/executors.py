@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ from loguru import logger
 from registry.errors import NullsError, ServiceError, UsageError
 
 _RAY_RETRIES = 3  # of a task whose worker was lost; nodes are lost now and then, a task that kills three is at fault
+_CONNECT_SECONDS = 10.0
 _SLURM_POLL_SECONDS = 5.0
 _SLURM_ARRAY = 1000  # tasks in an array: the limit that Slurm comes with (MaxArraySize 1001)
 
@@ -162,7 +164,9 @@ class LocalExecutor(StageExecutor):
     def _run_pool(self) -> Iterator[int]:
         context = multiprocessing.get_context("forkserver")  # fork would copy the locks of running threads
         theirs, ours = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(min(self.workers, self.tasks), context, initializer=_end_with, initargs=(theirs,))
+        pool = ProcessPoolExecutor(
+            min(self.workers, self.tasks), context, initializer=_begin, initargs=(theirs, dict(os.environ))
+        )
         try:
             futures = [pool.submit(self.run_rank, rank) for rank in range(self.tasks)]
             for future in as_completed(futures):
@@ -181,8 +185,12 @@ class LocalExecutor(StageExecutor):
             theirs.close()
 
 
-def _end_with(parent: Connection) -> None:
-    """Ends this worker when the other end of `parent` is closed, be it that the parent was killed or gave up."""
+def _begin(parent: Connection, environment: Mapping[str, str]) -> None:
+    """Gives this worker the environment that its parent has now, and ends it when the parent is killed or gives up.
+
+    The process that workers are forked from may be older than a setting, such as credentials.
+    """
+    os.environ.update(environment)
 
     def watch() -> None:
         try:
@@ -236,6 +244,7 @@ def _connect(execution: Execution, workers: int) -> bool:
     if ray.is_initialized():
         return False
     address = execution.ray_address or os.environ.get("RAY_ADDRESS")
+    _check_reachable(address)
     own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     # Ray would tell its workers to install what this process was started with (uv run); they have it.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -246,6 +255,17 @@ def _connect(execution: Execution, workers: int) -> bool:
             f"no Ray cluster at {address or 'this machine'}: {error}; start one with `ray start --head`"
         ) from error
     return True
+
+
+def _check_reachable(address: str | None) -> None:
+    """Finds out within seconds what Ray finds out after many minutes: that nobody listens at `host:port`."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ServiceError(f"no Ray cluster at {address}: {error}; start one with `ray start --head`") from error
 
 
 def _result(reference: Any) -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import ingest as module
-from pipelines import stage
+from pipelines.executors import LocalExecutor
 from pipelines.ingest import IngestConfig, ingest
 from registry.errors import ServiceError
 from registry.snapshot import Registry
@@ -143,7 +143,7 @@ def test_what_was_staged_before_a_crash_is_used(
         with pytest.raises(KeyboardInterrupt):
             ingest(IngestConfig(wikipedia=(str(dumps),)), registry_uri=tmp_path)
     assert progress_of(tmp_path) == 12
-    monkeypatch.setattr(stage.LocalExecutor, "run", lambda self: pytest.fail("read a file again"))
+    monkeypatch.setattr(LocalExecutor, "run", lambda self: pytest.fail("read a file again"))
     assert ingest(IngestConfig(wikipedia=(str(dumps),)), registry_uri=tmp_path).snapshot == expected
 
 

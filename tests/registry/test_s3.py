@@ -71,6 +71,8 @@ class TestSameAsLocal:
             "status": "kept",
             "input_file": "dump.xml",
             "input_offset": 5,
+            "input_length": 0,
+            "input_stored": True,
         }
         made = []
         for number, registry in enumerate((remote, Registry.open(tmp_path / "local", create=True))):
