@@ -38,7 +38,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 snapshots_app = typer.Typer(
-    help="List the registry's snapshots, or verify one.", invoke_without_command=True, rich_markup_mode=None
+    help="List the registry's snapshots, verify one, or compare two.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
 )
 app.add_typer(snapshots_app, name="snapshots")
 
@@ -178,7 +180,7 @@ def sources(
 
 @snapshots_app.callback()
 def snapshots(context: typer.Context, registry: RegistryOption = None, as_json: JsonOption = False) -> None:
-    """List the registry's snapshots, or verify one."""
+    """List the registry's snapshots, verify one, or compare two."""
     if context.invoked_subcommand is None:
         corpus.snapshots(Output(as_json=as_json), Settings(registry=registry))
     context.obj = (registry, as_json)
@@ -195,6 +197,22 @@ def snapshots_verify(
     outer_registry, outer_json = context.obj
     settings = Settings(registry=registry or outer_registry, snapshot=snapshot)
     corpus.verify(Output(as_json=as_json or outer_json), settings)
+
+
+@snapshots_app.command("diff")
+def snapshots_diff(
+    context: typer.Context,
+    before: Annotated[
+        str | None, typer.Argument(metavar="A", help="Id, or its beginning; by default the parent of B.")
+    ] = None,
+    after: Annotated[str | None, typer.Argument(metavar="B", help="By default the newest.")] = None,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which sources are in, out and changed from A to B; exit 0 whether or not they differ."""
+    outer_registry, outer_json = context.obj
+    settings = Settings(registry=registry or outer_registry)
+    corpus.diff(Output(as_json=as_json or outer_json), settings, before, after)
 
 
 @app.command()

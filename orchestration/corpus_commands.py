@@ -12,6 +12,8 @@ from registry import ids
 from registry.errors import UsageError
 from registry.schema import Kind
 
+_MAX_LINES = 20  # of a kind; --json has all
+
 Choice = TypeVar("Choice", bound=enum.StrEnum)
 
 
@@ -203,6 +205,40 @@ def verify(output: Output, settings: Settings) -> None:
     num_files = len(snapshot.manifest["files"])
     data = {"snapshot": snapshot.id, "ok": True, "files": num_files, "bytes": num_bytes}
     output.result(data, lambda: [f"{snapshot.id}: {num_files} files, {size(num_bytes)}, all as written"])
+
+
+def diff(output: Output, settings: Settings, before: str | None, after: str | None) -> None:
+    """`nulls snapshots diff`."""
+    from registry.diff import diff as compare
+
+    registry = settings.open_registry()
+    newer = registry.snapshot(after)
+    if before is None and newer.parent is None:
+        raise UsageError(f"snapshot {newer.id[:12]} has no parent; name the snapshot to compare it with")
+    found = compare(registry.snapshot(before or newer.parent), newer)
+
+    def lines() -> list[str]:
+        counts = found.to_dict()["counts"]
+        text = [f"{found.before[:16]} -> {found.after[:16]}", ", ".join(f"{n} {name}" for name, n in counts.items())]
+        for words, entries in (("in", found.added), ("out", found.gone), ("changed", found.changed)):
+            text += [f"  {words:<8} {_change_line(entry)}" for entry in entries[:_MAX_LINES]]
+            text += [f"  ... and {len(entries) - _MAX_LINES} more {words}"] if len(entries) > _MAX_LINES else []
+        text += [f"  input in  {name}" for name in found.inputs_added[:_MAX_LINES]]
+        text += [f"  input out {name}" for name in found.inputs_gone[:_MAX_LINES]]
+        return text + [f"  {e['field']}: {e['before']!r} -> {e['after']!r}" for e in found.configuration]
+
+    output.result(found.to_dict(), lines)
+
+
+def _change_line(entry: Mapping[str, Any]) -> str:
+    title = f"  {entry['title']!r}" if entry["title"] else ""
+    if "before" not in entry:
+        return f"{entry['key']}{title}: {entry['num_documents']} documents, {size(entry['num_bytes'])}"
+    one, two = entry["before"], entry["after"]
+    return (
+        f"{entry['key']}{title}: {one['num_documents']} documents, {size(one['num_bytes'])} -> "
+        f"{two['num_documents']} documents, {size(two['num_bytes'])}"
+    )
 
 
 def _match_line(match: dict[str, Any]) -> str:
