@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
+from typing import Any
 
 from pipelines.document import Document
 from registry.errors import UsageError
@@ -71,6 +72,15 @@ class FilterConfig:
                 f"--filters fineweb has rules for English alone, not for {', '.join(self.languages)}; "
                 "use --filters light with other languages"
             )
+
+    def shaping(self) -> dict[str, Any]:
+        """What a snapshot depends on, of it; with the thresholds of the rules that hold."""
+        found = dataclasses.asdict(self) | {"languages": list(self.languages)}
+        if self.level is FilterLevel.FINEWEB:
+            from pipelines import quality
+
+            found["fineweb"] = quality.shaping()
+        return found
 
     @property
     def kept_languages(self) -> tuple[str, ...]:

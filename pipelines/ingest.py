@@ -110,7 +110,7 @@ class IngestConfig:
         return {
             "granularity": {"wiki": "article", "web": self.web_source.value, "book": "book"},
             "key_schemes": {"wiki": _WIKI_KEYS, "web": _WEB_KEYS[self.web_source], "book": _BOOK_KEYS},
-            "filters": dataclasses.asdict(self.filters) | {"languages": list(self.filters.languages)},
+            "filters": self.filters.shaping(),
             "dedup": dataclasses.asdict(self.dedup),
             "shard_bytes": self.shard_bytes,
             "extractors": {

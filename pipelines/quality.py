@@ -7,8 +7,8 @@ In FineWeb's order (https://arxiv.org/abs/2406.17557, https://github.com/hugging
                 pages may lack final punctuation, as in FineWeb
     fineweb-*   share of lines that end a sentence, that are short, that are repeated
 
-The rules are datatrove's own classes with their default thresholds; its default tokenizer (spaCy, 47 documents a
-second) is replaced by two regular expressions: the rules only count words and sentences.
+The rules are datatrove's own classes, with the thresholds of `QualityConfig`; their default tokenizer (spaCy, 47
+documents a second) is replaced by two regular expressions: the rules only count words and sentences.
 Cost: 8 ms for a page of 6 kB, most of it the nine n-gram rules.
 """
 
@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import re
 from collections.abc import Callable
+from typing import Any
 
 from datatrove.data import Document as Datatrove
 from datatrove.pipeline.filters.c4_filters import C4QualityFilter
@@ -51,6 +53,60 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """Every threshold, as FineWeb has it; part of what a snapshot is made from where the rules hold.
+
+    Attributes:
+        max_duplicate_line_share, max_duplicate_paragraph_share: of lines and paragraphs that were there before (Gopher,
+            table A1), by number, and by characters for the two after.
+        max_top_ngram_share: (n, share of the characters that the most frequent n-gram may have) (Gopher, table A1).
+        max_duplicate_ngram_share: (n, share of the characters in repeated n-grams) (Gopher, table A1).
+        min_words, max_words: of a page (Gopher, A.1.1), as are the next six.
+        min_mean_word_length, max_mean_word_length: in characters.
+        max_symbol_share: of "#" and of ellipses, to words.
+        max_bullet_line_share, max_ellipsis_line_share: of lines that begin, or end, so.
+        min_alphabetic_word_share: of words with a letter.
+        min_stop_words: distinct ones of the, be, to, of, and, that, have, with.
+        min_sentences, min_words_per_line, max_word_length: of a page, a line, a word (C4, section 2.2); lines that have
+            too few or too long words, or speak of Javascript, cookies or terms of use, are taken out.
+        min_ended_line_share: of lines that end a sentence (FineWeb, section 3.6), as are the next three.
+        max_short_line_share, short_line_chars: of lines of at most so many characters.
+        max_duplicate_char_share: of characters in lines that were there before.
+        max_line_breaks_per_word: a list has more.
+    """
+
+    max_duplicate_line_share: float = 0.30
+    max_duplicate_paragraph_share: float = 0.30
+    max_duplicate_line_char_share: float = 0.20
+    max_duplicate_paragraph_char_share: float = 0.20
+    max_top_ngram_share: tuple[tuple[int, float], ...] = ((2, 0.20), (3, 0.18), (4, 0.16))
+    max_duplicate_ngram_share: tuple[tuple[int, float], ...] = (
+        *((5, 0.15), (6, 0.14), (7, 0.13)),
+        *((8, 0.12), (9, 0.11), (10, 0.10)),
+    )
+    min_words: int = 50
+    max_words: int = 100_000
+    min_mean_word_length: int = 3
+    max_mean_word_length: int = 10
+    max_symbol_share: float = 0.1
+    max_bullet_line_share: float = 0.9
+    max_ellipsis_line_share: float = 0.3
+    min_alphabetic_word_share: float = 0.8
+    min_stop_words: int = 2
+    min_sentences: int = 5
+    min_words_per_line: int = 3
+    max_word_length: int = 1000
+    min_ended_line_share: float = 0.12
+    max_short_line_share: float = 0.67
+    short_line_chars: int = 30
+    max_duplicate_char_share: float = 0.01
+    max_line_breaks_per_word: float = 0.3
+
+
+FINEWEB = QualityConfig()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Rule:
     prefix: str
@@ -58,20 +114,52 @@ class _Rule:
 
 
 @functools.cache
-def _rules() -> tuple[_Rule, ...]:
+def _rules(config: QualityConfig) -> tuple[_Rule, ...]:
     tokenizer = FastTokenizer()
-    return (
-        _Rule("gopher", GopherRepetitionFilter(language=tokenizer).filter),
-        _Rule("gopher", GopherQualityFilter(language=tokenizer).filter),
-        _Rule("c4", C4QualityFilter(filter_no_terminal_punct=False, language=tokenizer).filter),
-        _Rule("fineweb", FineWebQualityFilter(language=tokenizer).filter),
+    repetition = GopherRepetitionFilter(
+        dup_line_frac=config.max_duplicate_line_share,
+        dup_para_frac=config.max_duplicate_paragraph_share,
+        dup_line_char_frac=config.max_duplicate_line_char_share,
+        dup_para_char_frac=config.max_duplicate_paragraph_char_share,
+        top_n_grams=config.max_top_ngram_share,
+        dup_n_grams=config.max_duplicate_ngram_share,
+        language=tokenizer,
     )
+    gopher = GopherQualityFilter(
+        min_doc_words=config.min_words,
+        max_doc_words=config.max_words,
+        min_avg_word_length=config.min_mean_word_length,
+        max_avg_word_length=config.max_mean_word_length,
+        max_symbol_word_ratio=config.max_symbol_share,
+        max_bullet_lines_ratio=config.max_bullet_line_share,
+        max_ellipsis_lines_ratio=config.max_ellipsis_line_share,
+        max_non_alpha_words_ratio=config.min_alphabetic_word_share,
+        min_stop_words=config.min_stop_words,
+        language=tokenizer,
+    )
+    c4 = C4QualityFilter(
+        filter_no_terminal_punct=False,
+        min_num_sentences=config.min_sentences,
+        min_words_per_line=config.min_words_per_line,
+        max_word_length=config.max_word_length,
+        language=tokenizer,
+    )
+    fine = FineWebQualityFilter(
+        line_punct_thr=config.min_ended_line_share,
+        short_line_thr=config.max_short_line_share,
+        short_line_length=config.short_line_chars,
+        char_duplicates_ratio=config.max_duplicate_char_share,
+        new_line_ratio=config.max_line_breaks_per_word,
+        language=tokenizer,
+    )
+    rules = (("gopher", repetition), ("gopher", gopher), ("c4", c4), ("fineweb", fine))
+    return tuple(_Rule(prefix, step.filter) for prefix, step in rules)
 
 
-def fineweb(text: str) -> tuple[str, str | None]:
+def fineweb(text: str, config: QualityConfig = FINEWEB) -> tuple[str, str | None]:
     """The text without lines of boilerplate, and the reason to drop it ("gopher-dup-line-frac"), or None to keep it."""
     document = Datatrove(text=text, id="")
-    for rule in _rules():
+    for rule in _rules(config):
         verdict = rule.judge(document)
         if verdict is not True:
             return document.text, _reason(rule.prefix, verdict)
@@ -81,3 +169,12 @@ def fineweb(text: str) -> tuple[str, str | None]:
 def _reason(prefix: str, verdict: bool | tuple[bool, str]) -> str:
     words = verdict[1] if isinstance(verdict, tuple) else "quality"
     return f"{prefix}-{words.removeprefix(prefix + '_').replace('_', '-')}"
+
+
+def shaping(config: QualityConfig = FINEWEB) -> dict[str, Any]:
+    """What the rules' verdicts depend on beside the text: thresholds, and the release whose classes judge."""
+    thresholds = {
+        name: [list(pair) for pair in value] if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+    return {"rules": f"datatrove {importlib.metadata.version('datatrove')}", **thresholds}

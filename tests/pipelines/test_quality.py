@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from datatrove.pipeline.filters.c4_filters import C4QualityFilter
+from datatrove.pipeline.filters.fineweb_quality_filter import FineWebQualityFilter
+from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
+from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 
+from pipelines import quality
 from pipelines.document import Document
 from pipelines.filters import FilterConfig, FilterLevel, apply, detect_language
 from pipelines.quality import FastTokenizer, fineweb
@@ -102,3 +107,21 @@ def test_languages_are_noted_and_kept_by_choice() -> None:
 def test_bad_choices_are_refused(wrong: dict[str, object], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         FilterConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_every_threshold_is_datatroves_and_in_the_configuration() -> None:
+    config = FilterConfig(level=FilterLevel.FINEWEB).shaping()["fineweb"]
+    assert config["rules"].startswith("datatrove ")
+    assert config["max_duplicate_ngram_share"][0] == [5, 0.15]
+    assert "fineweb" not in FilterConfig().shaping()
+    ours = [rule.judge.__self__ for rule in quality._rules(quality.FINEWEB)]  # type: ignore[attr-defined]
+    theirs = [GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(filter_no_terminal_punct=False)]
+    for mine, stock in zip(ours, [*theirs, FineWebQualityFilter()], strict=True):
+        for name, value in vars(stock).items():
+            if isinstance(value, (int, float, tuple, bool)) and name not in ("language",):
+                assert getattr(mine, name) == value, (type(stock).__name__, name)
+
+
+def test_a_threshold_that_is_moved_moves_the_verdict() -> None:
+    assert quality.fineweb(ARTICLES, quality.QualityConfig(min_words=500))[1] == "gopher-short-doc"
+    assert quality.fineweb(ARTICLES, quality.QualityConfig(min_sentences=50))[1] == "c4-too-few-sentences"
