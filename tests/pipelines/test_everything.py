@@ -20,7 +20,6 @@ from registry.errors import InputError
 from registry.snapshot import Registry
 from tests.pipelines.test_executors import cluster, inputs  # noqa: F401 - fixtures
 
-
 CAPTURES = ("response", "resource", "conversion", "revisit")
 
 
