@@ -35,7 +35,6 @@ _CLOSED_TAG = re.compile(
     r"""((?:[^<>"'/]|"[^"<]*"|'[^'<]*'|/(?!>))*+)/>"""
 )
 _FIGURE = re.compile(r"<(/?)(?:figure|figcaption)\b", re.IGNORECASE)  # resiliparse leaves captions out
-_BLANKS = re.compile(r"[^\S\n]+")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
@@ -143,7 +142,7 @@ def full_text(xhtml: str) -> str:
 def normalise(text: str) -> str:
     """Text without control characters and surrogates, blanks folded, at most one empty line in a row."""
     text = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = "\n".join(line.strip() for line in _BLANKS.sub(" ", text).split("\n"))
+    text = "\n".join(" ".join(line.split()) for line in text.split("\n"))  # a third of what an expression costs
     return _EMPTY_LINES.sub("\n\n", text).strip()
 
 
