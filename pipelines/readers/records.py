@@ -42,6 +42,9 @@ _ARC_LINE = re.compile(
     re.IGNORECASE,
 )
 _START = re.compile(rb"(?:^|(?<=\n))(?:" + _WARC_LINE.pattern + rb"|" + _ARC_LINE.pattern + rb")", re.IGNORECASE)
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
+_WARC_AHEAD = re.compile(rb"\nWARC/", re.IGNORECASE)
+_FOLD = re.compile(r"\r?\n[ \t]+")
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 _NAMES = {_GZIP_MAGIC: "gzip member", _ZSTD_MAGIC: "zstd frame"}
 _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
@@ -268,6 +271,18 @@ class _Stream:
         end = self._buffer.find(b"\n", self._at, self._at + _LINE_LIMIT)
         return bytes(self._buffer[self._at : self._at + _LINE_LIMIT if end < 0 else end + 1])
 
+    def take_block(self) -> bytes:
+        """The lines up to the next empty one, and that one; "" if there is none within `_LINE_LIMIT` bytes."""
+        size = 1024
+        while True:
+            is_whole = not self._fill(size)
+            end = _EMPTY_LINE.search(self._buffer, self._at, min(len(self._buffer), self._at + size))
+            if end:
+                return self.take(end.end() - self._at)
+            if is_whole or size >= _LINE_LIMIT:
+                return b""
+            size *= 4
+
     def skip_blank_lines(self) -> bool:
         """Goes to the next byte that ends no line; False if there is none."""
         while self._fill(1):
@@ -375,6 +390,14 @@ def _read_head(stream: _Stream, head: dict[str, str]) -> bool:
 def _read_fields(stream: _Stream, head: dict[str, str]) -> None:
     """Named fields up to an empty line; a line that begins with a blank goes on with the field before it."""
     size, last = 0, ""
+    block = stream.take_block()
+    if block and not _WARC_AHEAD.search(block) and block[:1] not in b" \t\r\n":  # as nearly all are: at once
+        for text in _FOLD.sub(" ", block.decode("utf-8", "replace")).split("\n"):
+            name, colon, value = text.partition(":")
+            if colon:
+                head.setdefault(name.strip().lower(), value.strip())
+        return
+    stream.unread(block)
     while True:
         line = stream.peek_line()
         if _WARC_LINE.match(line):  # the empty line is missing, and this is the next record
