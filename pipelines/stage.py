@@ -95,7 +95,10 @@ def run_tasks(
         for rank in executor.run():
             if not (pending[rank].folder / staged.DONE).is_file():
                 name = pending[rank].input.name
-                raise ServiceError(f"{name}: its task left no output, see {logging_dir}; run the same command again")
+                raise ServiceError(
+                    f"{name}: its task left no output in {pending[rank].folder.parent}; see {logging_dir}, run the "
+                    "same command again, and on a cluster let that be where all nodes see it (NULLS_WORK, for s3://)"
+                )
             yield pending[rank]
 
 
