@@ -221,13 +221,19 @@ def diff(output: Output, settings: Settings, before: str | None, after: str | No
         counts = found.to_dict()["counts"]
         text = [f"{found.before[:16]} -> {found.after[:16]}", ", ".join(f"{n} {name}" for name, n in counts.items())]
         for words, entries in (("in", found.added), ("out", found.gone), ("changed", found.changed)):
-            text += [f"  {words:<8} {_change_line(entry)}" for entry in entries[:_MAX_LINES]]
-            text += [f"  ... and {len(entries) - _MAX_LINES} more {words}"] if len(entries) > _MAX_LINES else []
-        text += [f"  input in  {name}" for name in found.inputs_added[:_MAX_LINES]]
-        text += [f"  input out {name}" for name in found.inputs_gone[:_MAX_LINES]]
-        return text + [f"  {e['field']}: {e['before']!r} -> {e['after']!r}" for e in found.configuration]
+            text += _first([f"  {words:<8} {_change_line(entry)}" for entry in entries[: _MAX_LINES + 1]], len(entries))
+        for words, names in (("input in", found.inputs_added), ("input out", found.inputs_gone)):
+            text += _first([f"  {words:<9} {name}" for name in names], len(names))
+        fields = [f"  {e['field']}: {e['from']!r} -> {e['to']!r}" for e in found.configuration]
+        return text + _first(fields, len(fields))
 
     output.result(found.to_dict(), lines)
+
+
+def _first(lines: list[str], count: int) -> list[str]:
+    """The first of `count` lines of a kind, and how many more there are."""
+    more = count - _MAX_LINES
+    return lines[:_MAX_LINES] + ([f"  ... and {more} more; --json has all"] if more > 0 else [])
 
 
 def _change_line(entry: Mapping[str, Any]) -> str:

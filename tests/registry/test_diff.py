@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.removal import remove
+from registry import ids, parquet, schema
 from registry.diff import diff
-from registry.snapshot import Registry
+from registry.s3 import S3Path
+from registry.schema import Status
+from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from tests.pipelines.test_removal import archive, text
 
 
@@ -28,6 +34,124 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
         ingest(IngestConfig(web=(str(path),)), registry_uri=folder / "registry")
     remove(["b.example"], registry_uri=folder / "registry")
     return Registry.open(folder / "registry")
+
+
+Corpus = dict[int, dict[int, str]]
+"""Source -> document -> hash of its text, of what is trained under it."""
+
+
+def committed(registry: Registry, staging: Path, corpus: Corpus, offset: int = 0, **changes: Any) -> Snapshot:
+    """A snapshot of `corpus`: texts are as long as their hashes, and each document has a capture beside it, not kept.
+
+    `offset` is where all were read, which is another snapshot and no difference.
+    """
+    writer = SnapshotWriter(registry, staging)
+    sources = [
+        {"source_id": number, "key": f"web:{number}.example", "title": f"Site {number}", "kind": "web"}
+        | {"num_documents": len(texts), "num_bytes": sum(map(len, texts.values())), "placements": []}
+        for number, texts in sorted(corpus.items())
+    ]
+    documents = [
+        {"doc_id": doc_id, "source_id": number, "origin_id": number, "num_bytes": len(sha256), "status": status}
+        | {"text_sha256": sha256 + (status != Status.KEPT) * "x", "input_file": "f", "input_offset": offset}
+        | {"input_length": 0, "input_stored": False}
+        for number, texts in corpus.items()
+        for doc_id, sha256 in texts.items()
+        for status in (Status.KEPT.value, Status.DUPLICATE.value)
+    ]
+    documents.sort(key=lambda row: (row["doc_id"], row["status"]))
+    for name, rows in (("sources", sources), ("documents", documents)):
+        with writer.table(name) as file:
+            file.write(pa.Table.from_pylist(rows, schema=schema.TABLES[name]))
+    return writer.commit(**({"configuration": {}, "inputs": []} | changes))
+
+
+def drawn(chance: random.Random) -> tuple[Corpus, Corpus]:
+    """A corpus, and one that differs in some sources and some documents."""
+    one = {
+        chance.getrandbits(63): {chance.getrandbits(63): f"{chance.getrandbits(8):02x}" for _ in range(size)}
+        for size in (chance.choice((0, 1, 2, 9)) for _ in range(chance.choice((0, 1, 40))))
+    }
+    two = {number: dict(texts) for number, texts in one.items() if chance.random() < 0.8}
+    for texts in two.values():
+        if texts and chance.random() < 0.4:
+            texts[chance.choice(list(texts))] = f"{chance.getrandbits(8):02x}"
+        if chance.random() < 0.1:
+            texts[chance.getrandbits(63)] = "ab"
+    return one, two | {chance.getrandbits(63): {} for _ in range(chance.choice((0, 3)))}
+
+
+def shown(corpus: Corpus, number: int) -> dict[str, int]:
+    return {"num_documents": len(corpus[number]), "num_bytes": sum(map(len, corpus[number].values()))}
+
+
+def test_any_two_corpora_against_their_dicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 7)
+    registry, seen = Registry.open(tmp_path, create=True), collections.Counter[str]()
+    for seed in range(30):
+        one, two = drawn(random.Random(seed))
+        made = [committed(registry, tmp_path / "work", corpus) for corpus in (one, two)]
+        found = diff(*made).to_dict()
+        changed = sorted(n for n in one.keys() & two.keys() if one[n] != two[n])
+        assert [e["source_id"] for e in found["in"]] == [ids.format_id(n) for n in sorted(two.keys() - one.keys())]
+        assert [e["source_id"] for e in found["out"]] == [ids.format_id(n) for n in sorted(one.keys() - two.keys())]
+        assert found["changed"] == [
+            {"source_id": ids.format_id(n), "key": f"web:{n}.example", "title": f"Site {n}"}
+            | {"before": shown(one, n), "after": shown(two, n)}
+            for n in changed
+        ]
+        assert (found["from"], found["to"]) == (made[0].id, made[1].id)
+        assert found["counts"]["same"] == len(one.keys() & two.keys()) - len(changed)
+        seen.update(found["counts"])
+        seen["of one size"] += sum(shown(one, n) == shown(two, n) for n in changed)
+    assert min(seen[name] for name in ("in", "out", "changed", "same", "of one size")) > 20
+
+
+def test_documents_that_change_places_are_a_change(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path, create=True)
+    corpora: list[Corpus] = [{1: {5: "aa"}, 2: {6: "bb"}}, {1: {5: "bb"}, 2: {6: "aa"}}, {1: {6: "bb"}, 2: {5: "aa"}}]
+    made = [committed(registry, tmp_path / "work", corpus) for corpus in corpora]
+    for other in made[1:]:
+        assert diff(made[0], other).to_dict()["counts"] == {"in": 0, "out": 0, "changed": 2, "same": 0}
+    moved = committed(registry, tmp_path / "work", corpora[0], offset=1)
+    assert moved.id != made[0].id
+    assert diff(made[0], moved).num_same == 2
+
+
+def test_inputs_and_configuration(tmp_path: Path) -> None:
+    registry = Registry.open(tmp_path, create=True)
+    sides: list[dict[str, Any]] = [
+        {
+            "configuration": {"dedup": {"threshold": 0.75, "ngram": 5}, "languages": ["en"], "old": 1, "both": {}},
+            "inputs": [{"name": name, "sha256": sha256} for name, sha256 in ("ap", "bq", "cr", "cr")],
+        },
+        {
+            "configuration": {"dedup": {"threshold": 0.8, "ngram": 5}, "languages": [], "new": {"x": 1}, "both": {}},
+            "inputs": [{"name": name, "sha256": sha256} for name, sha256 in ("ap", "bz", "cr", "ds")],
+        },
+    ]
+    made = [committed(registry, tmp_path / "work", {}, **side) for side in sides]
+    found = diff(*made).to_dict()
+    assert found["inputs"] == {"added": ["b", "d"], "gone": ["b", "c"]}
+    assert found["configuration"] == [
+        {"field": "dedup.threshold", "from": 0.75, "to": 0.8},
+        {"field": "languages", "from": ["en"], "to": []},
+        {"field": "new", "from": None, "to": {"x": 1}},
+        {"field": "old", "from": 1, "to": None},
+    ]
+
+
+def test_at_s3_as_locally(tmp_path: Path, bucket: S3Path) -> None:
+    remote = Registry.open(f"s3://{bucket.bucket}/registry", create=True)
+    local = Registry.open(tmp_path / "local", create=True)
+    one: Corpus = {1: {5: "aa"}, 2: {6: "bb"}, 3: {7: "cc", 8: "dd"}}
+    two: Corpus = {1: {5: "aa"}, 3: {7: "cc", 8: "de"}, 4: {}}
+    answers = []
+    for registry in (remote, local):
+        made = [committed(registry, tmp_path / "work", corpus) for corpus in (one, two)]
+        answers.append(diff(*made).to_dict())
+    assert answers[0] == answers[1]
+    assert answers[0]["counts"] == {"in": 1, "out": 1, "changed": 1, "same": 1}
 
 
 def keys(entries: Any) -> list[str]:
@@ -78,5 +202,9 @@ def test_from_the_command_line(registry: Registry) -> None:
     done = subprocess.run([*command, first.id[:12]], capture_output=True, text=True, check=True)
     assert "1 in, 1 out, 1 changed, 0 same" in done.stdout
     assert "  input in  two.warc.gz" in done.stdout
+    whole = subprocess.run([*command[:4], "--json", *command[4:], first.id], capture_output=True, text=True, check=True)
+    assert keys(json.loads(whole.stdout)["in"]) == ["web:c.example"]
+    orphan = subprocess.run([*command, first.id, first.id], capture_output=True, text=True, check=True)
+    assert "0 in, 0 out, 0 changed, 2 same" in orphan.stdout
     refused = subprocess.run([*command, "zzz"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
