@@ -211,13 +211,9 @@ class _Removal:
 
     def _edit(self, con: duckdb.DuckDBPyConnection, resolution: DuckResolution, folder: str, place: Path) -> _Edit:
         """Which texts of a folder go, and which come."""
-        concerned = {
-            row[0] for row in con.execute("SELECT doc_id FROM gone UNION SELECT doc_id FROM affected").fetchall()
-        }
         names = self._parent.shards(folder)
-        before = {
-            key for key in _stored(con, folder, [place / f"{name}.parquet" for name in names]) if key[1] in concerned
-        }
+        before = set(_stored(con, folder, [place / f"{name}.parquet" for name in names]))
+        concerned = {row[0] for row in con.execute("FROM concerned").fetchall()}
         after = {key for key in resolution.text_keys(folder) if key[1] in concerned}
         leaving, arriving = before - after, after - before
         return _Edit(leaving, arriving, shard_edit.plan(names, place, leaving | arriving))
@@ -308,11 +304,11 @@ class _Edit:
 
 
 def _stored(con: duckdb.DuckDBPyConnection, folder: str, files: list[Path]) -> Iterator[Key]:
-    """The texts that the parent has in a folder; of the shards those that its documents tell, which are in order."""
+    """The texts of `concerned` that the parent has in a folder; those of shards are told by its documents."""
     if folder == "shards":
-        query = f"SELECT source_id, doc_id FROM documents WHERE status = '{Status.KEPT}'"
+        query = f"SELECT source_id, doc_id FROM documents WHERE status = '{Status.KEPT}' AND doc_id IN (FROM concerned)"
     elif files:
-        query = f"SELECT source_id, doc_id FROM {duck.scan(files)}"
+        query = f"SELECT source_id, doc_id FROM {duck.scan(files)} WHERE doc_id IN (FROM concerned)"
     else:
         return
     for batch in con.cursor().sql(query).to_arrow_reader(_BATCH_ROWS):

@@ -3,6 +3,7 @@
     gone          every document of a removed source
     affected      what has to be decided again: the documents that shared a text with a removed source, or were near
                   copies of its, or that its were near copies of; with what `pipelines.parent` knows of them
+    concerned     the ids of both
     neighbours    kept documents that share a band with one that may come back, and those of equal text
     decided_*     the engine's answer for `affected` and `neighbours` together
     heirs         old_id -> new_id: who stands now for a text that a removed document stood for
@@ -35,6 +36,8 @@ WHERE origin_id NOT IN (FROM removed)
 """
 
 NEIGHBOURS = f"""
+CREATE TABLE concerned AS SELECT doc_id FROM gone UNION SELECT doc_id FROM affected;
+
 CREATE TABLE near_bands AS
 SELECT band, hash FROM bands WHERE doc_id IN (SELECT text_id FROM affected WHERE reason = '{NEAR}');
 
