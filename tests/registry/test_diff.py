@@ -13,10 +13,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from orchestration import corpus_commands
+from orchestration.output import Output
+from orchestration.settings import Settings
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.removal import remove
 from registry import ids, parquet, schema
 from registry.diff import diff
+from registry.errors import UsageError
 from registry.s3 import S3Path
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
@@ -208,3 +212,21 @@ def test_from_the_command_line(registry: Registry) -> None:
     assert "0 in, 0 out, 0 changed, 2 same" in orphan.stdout
     refused = subprocess.run([*command, "zzz"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
+
+
+def test_words_are_held_to_twenty_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry.open(tmp_path, create=True)
+    first = committed(registry, tmp_path / "work", {n: {n: "aa"} for n in range(46)})
+    inputs = [{"name": f"file{n}", "sha256": ""} for n in range(22)]
+    changed: Corpus = {n: {n: "b"} for n in range(21, 42)} | {n: {n: "aa"} for n in range(42, 70)}
+    second = committed(registry, tmp_path / "work", changed, inputs=inputs, configuration={str(n): n for n in range(9)})
+    corpus_commands.diff(Output(), Settings(registry=str(tmp_path)), first.id[:16], None)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"{first.id[:16]} -> {second.id[:16]}", "24 in, 21 out, 21 changed, 4 same"]
+    for words, more in (("in  ", 4), ("out ", 1), ("changed ", 1), ("input in ", 2)):
+        places = [n for n, line in enumerate(lines) if line.startswith(f"  {words}")]
+        assert len(places) == 20
+        assert lines[places[-1] + 1] == f"  ... and {more} more; --json has all"
+    assert lines[-9:] == [f"  {n}: None -> {n}" for n in range(9)]
+    with pytest.raises(UsageError, match="has no parent; name the snapshot"):
+        corpus_commands.diff(Output(), Settings(registry=str(tmp_path)), None, second.id)
