@@ -2,6 +2,7 @@
 
     streams.py        a file -> its decompressed bytes, past damage where the format allows it
     pages.py          a MediaWiki dump's bytes -> `<page>` fragments with their offsets
+    members.py        gzip members and zstd frames -> bytes, with a look ahead
     records.py        a WARC or ARC file -> its records, past damage
     http.py           a record's body -> HTTP status, fields and decoded payload
     warc.py           records -> documents, and why the rest are none

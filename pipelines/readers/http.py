@@ -20,7 +20,7 @@ from registry.errors import RecordError
 MAX_PAYLOAD_BYTES = 16 << 20  # a parsed page takes ten times its size; the largest that people wrote are 5 MB
 _MAX_FIELDS_BYTES = 256 << 10
 _STEP_BYTES = 1 << 20
-_PIECE_BYTES = 512  # see `pipelines.readers.records`
+_PIECE_BYTES = 512  # see `pipelines.readers.members`
 
 _STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+(\d{3})")
 _FIELDS_END = re.compile(rb"\r?\n\r?\n")

@@ -17,22 +17,16 @@ import dataclasses
 import itertools
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO, Protocol
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
-import zstandard
-
+from pipelines.readers.members import GZIP_MAGIC, READ_BYTES, ZSTD_MAGIC, ZSTD_SKIPPABLE, Member, Stream
 from registry.errors import InputError, RecordError
 
 MAX_BODY_BYTES = 32 << 20  # a page is 0.1 MB, Common Crawl cuts at 5 MB; a video need not be held
 MAX_HEAD_BYTES = 256 << 10
 MAX_MEMBER_BYTES = 4 << 30  # passed over in search of a record; a bomb inflates without end
-_READ_BYTES = 64 << 10
-_STEP_BYTES = 1 << 20  # of output asked for at once
-_ZSTD_PIECE = 512  # of input fed at once: a block of 4 bytes can hold 128 KiB, and the library has no limit to give
 
-_LINE_LIMIT = 64 << 10
 _WARC_LINE = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n", re.IGNORECASE)
 # URL, IP address, date, media type, (what version 2 has more,) length. URLs with spaces exist; looking ahead for the
 # length first keeps the search linear.
@@ -42,12 +36,9 @@ _ARC_LINE = re.compile(
     re.IGNORECASE,
 )
 _START = re.compile(rb"(?:^|(?<=\n))(?:" + _WARC_LINE.pattern + rb"|" + _ARC_LINE.pattern + rb")", re.IGNORECASE)
-_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _WARC_AHEAD = re.compile(rb"\nWARC/", re.IGNORECASE)
 _FOLD = re.compile(r"\r?\n[ \t]+")
-_GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
-_NAMES = {_GZIP_MAGIC: "gzip member", _ZSTD_MAGIC: "zstd frame"}
-_ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+_NAMES = {GZIP_MAGIC: "gzip member", ZSTD_MAGIC: "zstd frame"}
 _OTHER_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip", b"PAR1": "Parquet"}
 
 
@@ -92,12 +83,12 @@ def read_records(file: BinaryIO) -> Iterator[Record]:
     for magic, name in _OTHER_MAGICS.items():
         if head.startswith(magic):
             raise InputError(f"a {name} file; web archives are plain, or gzip or zstd by the record")
-    if head.startswith(_GZIP_MAGIC):
-        yield from _compressed(file, _GZIP_MAGIC)
-    elif head.startswith(_ZSTD_MAGIC) or _ZSTD_SKIPPABLE.match(head):
-        yield from _compressed(file, _ZSTD_MAGIC)
+    if head.startswith(GZIP_MAGIC):
+        yield from _compressed(file, GZIP_MAGIC)
+    elif head.startswith(ZSTD_MAGIC) or ZSTD_SKIPPABLE.match(head):
+        yield from _compressed(file, ZSTD_MAGIC)
     else:
-        for found in _in_stream(_Stream(iter(lambda: file.read(_READ_BYTES), b""))):
+        for found in _in_stream(Stream(iter(lambda: file.read(READ_BYTES), b""))):
             yield dataclasses.replace(found, stored=True)
 
 
@@ -106,8 +97,8 @@ def _compressed(file: BinaryIO, magic: bytes) -> Iterator[Record]:
     start: int | None = 0
     unpacked = 0  # bytes before this member in the decompressed content
     while start is not None:
-        member = _Member(file, start, magic)
-        stream = _Stream(member, position=unpacked)
+        member = Member(file, start, magic)
+        stream = Stream(member, position=unpacked)
         records = _in_stream(stream)
         ahead = [record for record in (next(records, None), next(records, None)) if record]
         has_own = len(ahead) == 1 or (len(ahead) == 2 and ahead[1].failure is not None and not ahead[1].head)
@@ -132,7 +123,7 @@ def _compressed(file: BinaryIO, magic: bytes) -> Iterator[Record]:
 def _past_padding(file: BinaryIO, start: int) -> int:
     """The place of the first byte from `start` on that is not zero; the file's size if there is none."""
     file.seek(start)
-    while piece := file.read(_READ_BYTES):
+    while piece := file.read(READ_BYTES):
         rest = piece.lstrip(b"\0")
         start += len(piece) - len(rest)
         if rest:
@@ -142,15 +133,15 @@ def _past_padding(file: BinaryIO, start: int) -> int:
 
 def _begins_member(file: BinaryIO, start: int, magic: bytes) -> bool:
     file.seek(start)
-    head = file.read(len(_ZSTD_MAGIC))
-    return head.startswith(magic) or (magic == _ZSTD_MAGIC and _ZSTD_SKIPPABLE.match(head) is not None)
+    head = file.read(len(ZSTD_MAGIC))
+    return head.startswith(magic) or (magic == ZSTD_MAGIC and ZSTD_SKIPPABLE.match(head) is not None)
 
 
 def _resync(file: BinaryIO, start: int, magic: bytes) -> int | None:
     """The first place from `start` on that begins like a member and decompresses to the beginning of a record."""
     file.seek(start)
     tail, position = b"", start
-    while piece := file.read(_READ_BYTES):
+    while piece := file.read(READ_BYTES):
         piece, position = tail + piece, position - len(tail)
         at = piece.find(magic)
         while at >= 0:
@@ -164,184 +155,14 @@ def _resync(file: BinaryIO, start: int, magic: bytes) -> int | None:
 
 
 def _begins_record(file: BinaryIO, start: int, magic: bytes) -> bool:
-    stream = _Stream(_Member(file, start, magic))
+    stream = Stream(Member(file, start, magic))
     try:
         return bool(_START.match(stream.peek_line()))
     except RecordError:
         return False
 
 
-class _Decoder(Protocol):
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-
-
-class _Member:
-    """The decompressed pieces of one gzip member or zstd frame. Iterating raises RecordError where it is damaged.
-
-    Attributes:
-        position: of the file, up to which it was read.
-        end: after its last byte; None until it was read to its end.
-    """
-
-    def __init__(self, file: BinaryIO, start: int, magic: bytes) -> None:
-        self._file, self._is_gzip = file, magic == _GZIP_MAGIC
-        self.position = start
-        self.end: int | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._gzip() if self._is_gzip else self._zstd()
-
-    def _read(self, size: int) -> bytes:
-        self._file.seek(self.position)
-        piece = self._file.read(size)
-        self.position += len(piece)
-        if not piece:
-            raise RecordError("truncated-stream", "the file ends within a record")
-        return piece
-
-    def _gzip(self) -> Iterator[bytes]:
-        decoder = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        piece, step = b"", b""
-        while not decoder.eof:
-            if not piece and len(step) < _STEP_BYTES:
-                piece = self._read(_READ_BYTES)
-            try:
-                step = decoder.decompress(piece, _STEP_BYTES)
-            except zlib.error as error:
-                raise RecordError("corrupt-stream", f"gzip: {error}") from error
-            piece = decoder.unconsumed_tail
-            if step:
-                yield step
-        self._finish(decoder)
-
-    def _zstd(self) -> Iterator[bytes]:
-        head = self._read(8)
-        if _ZSTD_SKIPPABLE.match(head):
-            self.position += int.from_bytes(head[4:8], "little")
-            self.end = self.position
-            return
-        decoder = zstandard.ZstdDecompressor().decompressobj()
-        piece = head
-        while not decoder.eof:
-            piece = piece or self._read(_READ_BYTES)
-            fed, piece = piece[:_ZSTD_PIECE], piece[_ZSTD_PIECE:]
-            try:
-                step = decoder.decompress(fed)
-            except zstandard.ZstdError as error:
-                raise RecordError("corrupt-stream", f"zstd: {error}") from error
-            if step:
-                yield step
-        self.position -= len(piece)
-        self._finish(decoder)
-
-    def _finish(self, decoder: _Decoder) -> None:
-        self.end = self.position = self.position - len(decoder.unused_data)
-
-
-class _Stream:
-    """Bytes in pieces, with a look ahead. RecordErrors of the pieces come out where they were met."""
-
-    def __init__(self, pieces: Iterable[bytes], position: int = 0) -> None:
-        self._pieces = iter(pieces)
-        self._buffer = bytearray()
-        self._at = 0  # where the unread part of the buffer begins
-        self.position = position
-
-    def _fill(self, size: int) -> bool:
-        """Has `size` bytes ready; False if the stream ends before."""
-        while len(self._buffer) - self._at < size:
-            piece = next(self._pieces, b"")
-            if not piece:
-                return False
-            del self._buffer[: self._at]
-            self._at = 0
-            self._buffer += piece
-        return True
-
-    def peek_line(self) -> bytes:
-        """The next line, `_LINE_LIMIT` bytes of it at most."""
-        size = 256
-        while self._fill(size) and size < _LINE_LIMIT:
-            if self._buffer.find(b"\n", self._at, self._at + size) >= 0:
-                break
-            size *= 4
-        end = self._buffer.find(b"\n", self._at, self._at + _LINE_LIMIT)
-        return bytes(self._buffer[self._at : self._at + _LINE_LIMIT if end < 0 else end + 1])
-
-    def take_block(self) -> bytes:
-        """The lines up to the next empty one, and that one; "" if there is none within `_LINE_LIMIT` bytes."""
-        size = 1024
-        while True:
-            is_whole = not self._fill(size)
-            end = _EMPTY_LINE.search(self._buffer, self._at, min(len(self._buffer), self._at + size))
-            if end:
-                return self.take(end.end() - self._at)
-            if is_whole or size >= _LINE_LIMIT:
-                return b""
-            size *= 4
-
-    def skip_blank_lines(self) -> bool:
-        """Goes to the next byte that ends no line; False if there is none."""
-        while self._fill(1):
-            if self._buffer[self._at] not in b"\r\n":
-                return True
-            self._advance(1)
-        return False
-
-    def take(self, size: int) -> bytes:
-        """The next `size` bytes; fewer at the end."""
-        self._fill(size)
-        taken = bytes(self._buffer[self._at : self._at + size])
-        self._advance(len(taken))
-        return taken
-
-    def skip(self, size: int) -> int:
-        """Passes over `size` bytes; returns over how many it could."""
-        left = size
-        while left and self._fill(1):
-            step = min(left, len(self._buffer) - self._at)
-            self._advance(step)
-            left -= step
-        return size - left
-
-    def unread(self, data: bytes) -> None:
-        """Goes back to before `data`, which was taken last."""
-        self._buffer[self._at : self._at] = data
-        self.position -= len(data)
-
-    def skip_to_record(self) -> bool:
-        """Goes to the next line that can begin a record, past the one where it stands; False if there is none.
-
-        Raises:
-            RecordError: `too-large`, after `MAX_MEMBER_BYTES`.
-        """
-        first = self.position
-        self._advance(len(self.peek_line()))
-        while self._fill(1):
-            match = _START.search(self._buffer, self._at)
-            if match:
-                self._advance(match.start() - self._at)
-                return True
-            end = self._buffer.rfind(b"\n", self._at) + 1
-            if len(self._buffer) - max(end, self._at) > _LINE_LIMIT:
-                end = len(self._buffer)
-            if end > self._at:
-                self._advance(end - self._at)
-            elif not self._fill(len(self._buffer) - self._at + 1):  # the last line has no end
-                self._advance(len(self._buffer) - self._at)
-            if self.position - first > MAX_MEMBER_BYTES:
-                raise RecordError("too-large", f"no record within {MAX_MEMBER_BYTES} bytes")
-        return False
-
-    def _advance(self, size: int) -> None:
-        self._at += size
-        self.position += size
-
-
-def _in_stream(stream: _Stream) -> Iterator[Record]:
+def _in_stream(stream: Stream) -> Iterator[Record]:
     """The records of a stream. Where it cannot be read on, that is one more record, failed, and the last."""
     start, head = stream.position, dict[str, str]()
     try:
@@ -352,7 +173,7 @@ def _in_stream(stream: _Stream) -> Iterator[Record]:
             except RecordError as error:
                 if error.reason != "bad-record":
                     raise
-                stream.skip_to_record()
+                stream.skip_to(_START, MAX_MEMBER_BYTES)
                 yield _failed(start, stream, head, error)
                 continue
             yield _read_body(stream, start, head, is_arc)
@@ -360,11 +181,11 @@ def _in_stream(stream: _Stream) -> Iterator[Record]:
         yield _failed(start, stream, head, error)
 
 
-def _failed(start: int, stream: _Stream, head: dict[str, str], error: RecordError) -> Record:
+def _failed(start: int, stream: Stream, head: dict[str, str], error: RecordError) -> Record:
     return Record(offset=start, length=stream.position - start, stored=False, head=head, failure=error)
 
 
-def _read_head(stream: _Stream, head: dict[str, str]) -> bool:
+def _read_head(stream: Stream, head: dict[str, str]) -> bool:
     """Fills `head`; returns whether it is an ARC's.
 
     Raises:
@@ -387,7 +208,7 @@ def _read_head(stream: _Stream, head: dict[str, str]) -> bool:
     return False
 
 
-def _read_fields(stream: _Stream, head: dict[str, str]) -> None:
+def _read_fields(stream: Stream, head: dict[str, str]) -> None:
     """Named fields up to an empty line; a line that begins with a blank goes on with the field before it."""
     size, last = 0, ""
     block = stream.take_block()
@@ -417,7 +238,7 @@ def _read_fields(stream: _Stream, head: dict[str, str]) -> None:
             head.setdefault(last, value.strip())
 
 
-def _read_body(stream: _Stream, start: int, head: dict[str, str], is_arc: bool) -> Record:
+def _read_body(stream: Stream, start: int, head: dict[str, str], is_arc: bool) -> Record:
     """Reads a body, and the empty lines after it, so that the stream stands at the next record.
 
     Raises:
@@ -433,7 +254,7 @@ def _read_body(stream: _Stream, start: int, head: dict[str, str], is_arc: bool) 
         error = RecordError("bad-record", f"{size} bytes announced, a record begins after {swallowed.start()}")
         return _failed(start, stream, head, error)
     if size > MAX_MEMBER_BYTES and len(body) == MAX_BODY_BYTES:
-        stream.skip_to_record()
+        stream.skip_to(_START, MAX_MEMBER_BYTES)
         error = RecordError("too-large", f"a record of {size} bytes; at most {MAX_MEMBER_BYTES} are passed over")
         return _failed(start, stream, head, error)
     if got < size:
