@@ -126,16 +126,21 @@ def open_parquet(path: Location) -> pq.ParquetFile:
         return pq.ParquetFile(path if isinstance(path, Path) else path.open())
 
 
+def _may_use_threads(path: Location) -> bool:
+    """Not where Python reads the file: a thread of Arrow's that lets go of it while Python ends, ends in abort()."""
+    return isinstance(path, Path)
+
+
 def read_table(path: Location) -> pa.Table:
     """A whole file."""
     file = open_parquet(path)
     with translate_damage(path):
-        return file.read()
+        return file.read(use_threads=_may_use_threads(path))
 
 
 def read_batches(path: Location, **options: Any) -> Iterator[pa.RecordBatch]:
     """A file in pieces; `options` are those of `pyarrow.parquet.ParquetFile.iter_batches`."""
-    batches = open_parquet(path).iter_batches(**options)
+    batches = open_parquet(path).iter_batches(**{"use_threads": _may_use_threads(path), **options})
     while True:
         with translate_damage(path):
             batch = next(batches, None)
@@ -161,7 +166,7 @@ def read_where(path: Location, column: str, values: Sequence[int]) -> pa.Table:
     wanted = sorted(set(values))
     groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, column, wanted)]
     with translate_damage(path):
-        table = file.read_row_groups(groups)
+        table = file.read_row_groups(groups, use_threads=_may_use_threads(path))
     return table.filter(pc.is_in(table[column], value_set=int64_array(wanted)))
 
 
@@ -188,7 +193,8 @@ def read_rows(path: Location, start: int, end: int) -> pa.Table:
         if first < end and start < first + count:
             low, high = max(start - first, 0), min(end - first, count)
             with translate_damage(path):
-                pieces.append(file.read_row_group(group).slice(low, high - low))
+                whole = file.read_row_group(group, use_threads=_may_use_threads(path))
+                pieces.append(whole.slice(low, high - low))
         first += count
     return pa.concat_tables(pieces) if pieces else file.read_row_groups([])
 
