@@ -9,6 +9,7 @@ On a cluster the work directory must be one that all nodes see.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import enum
 import multiprocessing
@@ -124,13 +125,13 @@ class StageExecutor(PipelineExecutor):  # type: ignore[misc]
             datatrove_executor=self.kind.name,
         )
 
+    @abc.abstractmethod
     def run(self) -> Iterator[int]:
         """Runs all tasks; yields each rank when it is done.
 
         Raises:
             ServiceError: a worker was lost, or the cluster is not to be had.
         """
-        raise NotImplementedError
 
     def script(self) -> str:
         """What is submitted to a batch system; "" where there is none."""
