@@ -28,7 +28,8 @@ WHERE status = '{Status.KEPT}'
        OR doc_id IN (SELECT survivor_id FROM gone WHERE status = '{Status.DUPLICATE}'));
 
 CREATE TABLE affected AS
-SELECT *, status = '{Status.KEPT}' OR reason = '{EXACT}' AS is_settled
+-- Of equals only those whose representative goes are settled too: where it stays, it stays who stands for them.
+SELECT *, status = '{Status.KEPT}' OR reason = '{EXACT}' AND survivor_id IN (SELECT doc_id FROM gone) AS is_settled
 FROM carried
 WHERE origin_id NOT IN (FROM removed)
   AND ((status = '{Status.KEPT}' AND doc_id IN (FROM centres))
@@ -95,11 +96,11 @@ FROM (FROM parent UNION ALL BY NAME FROM decided)
 ORDER BY doc_id, status, captured, input_file, input_offset, text_sha256, title, url, reason
 """
 
-OWNERS = f"""
+# Owners of displaced texts too: without them an equal of one would lose its text when that comes back.
+OWNERS = """
 SELECT source_id, owner_id FROM owners WHERE source_id NOT IN (FROM split)
 UNION
-SELECT source_id, owner_id FROM {{owners}}
-WHERE source_id IN (SELECT source_id FROM decided WHERE status = '{Status.KEPT}')
+SELECT source_id, owner_id FROM {owners}
 ORDER BY source_id, owner_id
 """
 

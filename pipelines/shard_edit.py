@@ -1,8 +1,9 @@
 """A snapshot's shards with some texts out and some in: only the shards that these are of are written anew.
 
 Texts are sorted by (source, document) over all shards, and stay so: a text belongs to the last shard that begins at or
-before it. Shards keep their numbers; one that has nothing left is not there any more. Memory: one row group (8 MiB of
-text), and the ids of the texts that go. Cost: what is in the shards that are touched.
+before it, and a shard begins with all of its first source, unless that goes on from the shard before. Shards keep their
+numbers; one that has nothing left is not there any more. Memory: one row group (8 MiB of text), and the ids of what
+goes. Cost: what is in the shards that are touched.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TypeAlias
 
 from pipelines.shards import Placement, ShardWriter
 from pipelines.textsort import Row
-from registry.parquet import read_batches
+from registry.parquet import open_parquet, read_batches
 from registry.snapshot import SnapshotWriter
 
 Key: TypeAlias = tuple[int, int]  # source_id, doc_id
@@ -30,7 +31,7 @@ class Plan:
 
     Attributes:
         numbers: of all shards, in order.
-        firsts: the first text of each.
+        firsts: the least text that belongs in each.
         touched: numbers of those that are written anew.
     """
 
@@ -52,8 +53,13 @@ def plan(names: Sequence[str], place: Path, changes: Iterable[Key]) -> Plan:
         changes: the texts that go or come.
     """
     numbers = tuple(int(name[-5:]) for name in names)
-    firsts = tuple(_first(place / f"{name}.parquet") for name in names)
-    found = Plan(numbers=numbers, firsts=firsts, touched=frozenset())
+    firsts: list[Key] = []
+    last_source = -1
+    for name in names:
+        source_id, doc_id = _first(place / f"{name}.parquet")
+        firsts.append((source_id, doc_id if source_id == last_source else -1))
+        last_source = _last_source(place / f"{name}.parquet")
+    found = Plan(numbers=numbers, firsts=tuple(firsts), touched=frozenset())
     return dataclasses.replace(found, touched=frozenset(found.shard_of(key) for key in changes))
 
 
@@ -107,6 +113,11 @@ def _rows(file: Path) -> Iterator[Row]:
 def _first(file: Path) -> Key:
     batch = next(read_batches(file, columns=["source_id", "doc_id"], batch_size=1))
     return batch["source_id"][0].as_py(), batch["doc_id"][0].as_py()
+
+
+def _last_source(file: Path) -> int:
+    metadata = open_parquet(file).metadata
+    return int(metadata.row_group(metadata.num_row_groups - 1).column(0).statistics.max)
 
 
 def _name(folder: str, number: int) -> str:

@@ -245,6 +245,71 @@ def test_all_sources_can_go(tmp_path: Path) -> None:
     assert newest(tmp_path).table("documents").num_rows == newest(tmp_path).table("sources").num_rows == 0
 
 
+def test_a_displaced_text_of_several_sources_keeps_its_owners_and_comes_back_under_them(tmp_path: Path) -> None:
+    survivors = {f"s{number}.example/": text(1, 200) + " and more" for number in range(5)}
+    copies = {f"{name}.example/": near(1, 1, 200) for name in "abr"}
+    ingested(tmp_path, survivors | copies)
+    both = ids.shared_key([ids.source_id("web:a.example"), ids.source_id("web:b.example")])
+    remove(["r.example"], registry_uri=tmp_path / "registry")
+    assert [key for key, _ in texts(newest(tmp_path), "displaced")] == [both]  # `texts` reads keys from `sources`
+    assert resolve(newest(tmp_path), both).shared_with == ("web:a.example", "web:b.example")
+    remove([url[:-1] for url in survivors], registry_uri=tmp_path / "registry")
+    assert [key for key, _ in texts(newest(tmp_path))] == [both]
+    assert sorted(status for status, _, _ in fates(newest(tmp_path)).values()) == ["duplicate", "kept"]
+    assert {source for _, source, _ in fates(newest(tmp_path)).values()} == {both}
+
+
+@pytest.mark.parametrize("longest", ["a.example", "b.example"])
+def test_who_stands_for_a_text_stays_if_it_is_not_removed(longest: str, tmp_path: Path) -> None:
+    sites = ("a.example", "b.example", "r.example")
+    pages = {f"{site}/one": text(1, 120) + " tail" + ("!" * 5 if site == longest else "") for site in sites}
+    pages |= {f"{site}/two": near(1, 1, 120) for site in sites}  # of the same owners: its text is not stored
+    before = ingested(tmp_path, pages)
+    assert not texts(before, "displaced")
+    remove(["r.example"], registry_uri=tmp_path / "registry")
+    found = fates(newest(tmp_path))
+    assert found[f"{longest}/one"][0] == "kept"
+    assert [survivor for _, _, survivor in found.values() if survivor] == [f"{longest}/one"] * 3
+
+
+def test_the_url_of_a_removed_article_does_not_take_its_site(tmp_path: Path) -> None:
+    write_dump(tmp_path / "enwiki.xml", [Page("Alpha", text(1), page_id=1), Page("Beta", text(2), page_id=2)])
+    path = archive(tmp_path / "crawl.warc.gz", {"en.wikipedia.org/wiki/Gamma": text(3), "b.example/": text(4)})
+    config = IngestConfig(wikipedia=(str(tmp_path / "enwiki.xml"),), web=(str(path),))
+    ingest(config, registry_uri=tmp_path / "registry")
+    article = "https://en.wikipedia.org/wiki/Alpha"
+    report = remove([article], registry_uri=tmp_path / "registry")
+    assert [entry["key"] for entry in report.removed] == ["wiki:enwiki:1"]
+    for url in (article, "https://en.wikipedia.org/wiki/Never_read"):
+        with pytest.raises(NotFoundError, match=r"name it: web:wikipedia\.org"):
+            remove([url], registry_uri=tmp_path / "registry")
+    report = remove(["wikipedia.org"], registry_uri=tmp_path / "registry")
+    assert [entry["key"] for entry in report.removed] == ["web:wikipedia.org"]
+
+
+def test_what_is_removed_again_is_on_record_once(tmp_path: Path) -> None:
+    ingested(tmp_path, {"a.example/1": text(1), "b.example/1": text(2)})
+    remove(["a.example"], registry_uri=tmp_path / "registry")
+    path = archive(tmp_path / "later.warc.gz", {"a.example/3": text(3), "c.example/": text(4)})
+    ingest(IngestConfig(web=(str(path),)), registry_uri=tmp_path / "registry")
+    remove(["a.example"], registry_uri=tmp_path / "registry")
+    assert [entry["key"] for entry in newest(tmp_path).removed] == ["web:a.example"]
+
+
+def test_what_comes_back_lies_with_the_rest_of_its_source(tmp_path: Path) -> None:
+    sites, pages = [f"s{number}.example" for number in range(8)], {}
+    for number, site in enumerate(sites):
+        pages |= {f"{site}/{page}": text(10 * number + page, 100) for page in range(2)}
+        for page in range(3):  # of several ids some are lower than those that are there
+            seed = 1000 + 10 * number + page
+            pages |= {f"r.example/{seed}": text(seed, 120) + " and more", f"{site}/copy{page}": near(seed, 1, 120)}
+    before = ingested(tmp_path, pages, shard_bytes=2500)
+    report = remove(["r.example"], registry_uri=tmp_path / "registry")
+    assert report.came_back == 24
+    places = [len(row["placements"]) for row in newest(tmp_path).table("sources").to_pylist()]
+    assert (len(before.shards()) > 5, places) == (True, [1] * 8)
+
+
 PAGE = st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3))  # site, text, variant
 
 
