@@ -38,8 +38,7 @@ from pipelines.shard_edit import Key
 from pipelines.shards import PLACEMENTS, Placement
 from pipelines.textsort import Row, sorted_texts
 from registry import ids, schema
-from registry.errors import NotFoundError, UsageError
-from registry.identity import WebSource, candidates
+from registry.errors import UsageError
 from registry.lookup import Source
 from registry.lookup import resolve as resolve_name
 from registry.parquet import ParquetFileWriter
@@ -127,27 +126,12 @@ def remove(
 
 
 def _sources(snapshot: Snapshot, names: Sequence[str]) -> list[Source]:
-    found = {source.source_id: source for source in (_source(snapshot, name) for name in names)}
+    found = {source.source_id: source for source in (resolve_name(snapshot, name) for name in names)}
     for source in found.values():
         if source.kind == Kind.SHARED:
             owners = ", ".join(source.shared_with)
             raise UsageError(f"{source.key} is text that several sources published; remove its owners: {owners}")
     return [found[number] for number in sorted(found)]
-
-
-def _source(snapshot: Snapshot, name: str) -> Source:
-    """The source that `name` means; never the site where the URL is that of an article or a book that is not there."""
-    source = resolve_name(snapshot, name)
-    if source.kind != Kind.WEB or snapshot.web_source is WebSource.PAGE:
-        return source
-    meant = candidates(name, snapshot.wikis, snapshot.web_source)
-    narrowest = next((candidate for candidate in meant if candidate.matched_by == "url"), None)
-    if narrowest and narrowest.source_id != source.source_id:
-        raise NotFoundError(
-            f"{name!r} is in no source of snapshot {snapshot.id[:12]} but its whole site; "
-            f"to remove that, name it: {source.key}"
-        )
-    return source
 
 
 class _Removal:

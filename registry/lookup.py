@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from registry import ids
 from registry.errors import NotFoundError, UsageError
-from registry.identity import Candidate, candidates, canonical_title, fold_title
+from registry.identity import Candidate, WebSource, candidates, canonical_title, fold_title
 from registry.parquet import int64_array
-from registry.schema import AliasKind
+from registry.schema import AliasKind, Kind
 from registry.snapshot import Snapshot
 
 _NUM_SUGGESTIONS = 5
@@ -106,8 +106,11 @@ def _removals(snapshot: Snapshot, wanted: list[int | None]) -> list[str]:
 def resolve(snapshot: Snapshot, query: str) -> Source:
     """The one source that `query` names: the narrowest, where a URL names an article and its site.
 
+    The URL of an article or a book that the snapshot does not hold never means the site that it is on: who asks for one
+    article to be taken out must not lose, or take out, all of a site.
+
     Raises:
-        NotFoundError: none; the message has suggestions.
+        NotFoundError: none, or none but the site; the message has suggestions.
         UsageError: a title that several sources have.
     """
     answer = lookup(snapshot, query)
@@ -119,7 +122,20 @@ def resolve(snapshot: Snapshot, query: str) -> Source:
     rivals = [m.source.key for m in answer.matches if m.matched_by == first.matched_by]
     if len(rivals) > 1 and first.matched_by != "url":
         raise UsageError(f"{query!r} is ambiguous: {', '.join(rivals)}; name one of these keys")
+    if _is_only_its_site(snapshot, query, first.source):
+        raise NotFoundError(
+            f"{query!r} is in no source of snapshot {snapshot.id[:12]} but its whole site; "
+            f"if that is meant, name it: {first.source.key}"
+        )
     return first.source
+
+
+def _is_only_its_site(snapshot: Snapshot, query: str, found: Source) -> bool:
+    if found.kind != Kind.WEB or snapshot.web_source is WebSource.PAGE:
+        return False
+    meant = candidates(query, snapshot.wikis, snapshot.web_source)
+    narrowest = next((candidate for candidate in meant if candidate.matched_by == "url"), None)
+    return narrowest is not None and narrowest.source_id != found.source_id
 
 
 def read_sources(snapshot: Snapshot, source_ids: Iterable[int]) -> dict[int, Source]:

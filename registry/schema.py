@@ -11,7 +11,7 @@ import enum
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Kind(enum.StrEnum):

@@ -186,7 +186,13 @@ def test_suggestions_never_name_what_is_not_held(small: Snapshot) -> None:
 def test_resolve_takes_the_narrowest(small: Snapshot) -> None:
     assert lookup.resolve(small, "https://en.wikipedia.org/wiki/Anarchism").key == "wiki:enwiki:12"
     assert lookup.resolve(small, "Node.js").key == "wiki:enwiki:16"
-    assert lookup.resolve(small, "https://en.wikipedia.org/wiki/Unheard_of").key == "web:wikipedia.org"
+    assert lookup.resolve(small, "https://en.wikipedia.org/").key == "web:wikipedia.org"
+
+
+def test_the_url_of_an_article_that_is_not_there_is_not_its_site(small: Snapshot) -> None:
+    assert lookup.lookup(small, "https://en.wikipedia.org/wiki/Unheard_of").matches[0].source.key == "web:wikipedia.org"
+    with pytest.raises(NotFoundError, match=r"name it: web:wikipedia\.org"):
+        lookup.resolve(small, "https://en.wikipedia.org/wiki/Unheard_of")
 
 
 @pytest.mark.parametrize("query", ["Mercury", "aNaRcHiSm"])

@@ -211,7 +211,7 @@ def test_ingesting_again_mends_a_damaged_snapshot(commit: Commit, registry: Regi
 def test_another_schema_version_is_told(commit: Commit, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     commit()
     monkeypatch.setattr(schema, "SCHEMA_VERSION", 99)
-    with pytest.raises(DamagedError, match="schema version 2, this release reads 99"):
+    with pytest.raises(DamagedError, match="schema version 3, this release reads 99"):
         registry.snapshot()
 
 
