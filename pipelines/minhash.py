@@ -6,7 +6,7 @@ Two texts whose shingle sets (word 5-grams) have Jaccard similarity s agree in o
 
 Why not datatrove's or datasketch's: both hash shingle by shingle in Python (tens to hundreds of documents a second).
 Here a text becomes one array of code points, and words, shingles and permutations are array operations:
-3,700 documents of 4 kB per second and core, signature included; memory is 1 MiB beside the text's own arrays.
+3,200 documents of 4 kB per second and core, signature included; memory is 1 MiB beside the text's own arrays.
 
 Words are runs of letters, marks, digits and symbols after NFKC and case folding; scripts written without spaces (Han,
 kana, Thai, Lao, Khmer, Myanmar) count each character as a word. Everything is a pure function of the text, the

@@ -33,7 +33,7 @@ _SENTENCE = re.compile(r"[^.!?。！？…]*[.!?。！？…]+[\"'”’)\]]*\s*
 
 
 class FastTokenizer(WordTokenizer):  # type: ignore[misc]
-    """Words and sentences by regular expressions: 20 MB of text a second."""
+    """Words and sentences by regular expressions: 10 MB of text a second."""
 
     def word_tokenize(self, text: str) -> list[str]:
         """Words and runs of punctuation, in order. The same text is often asked for several times in a row."""
