@@ -31,6 +31,10 @@ def ingest(
     """`nulls ingest`; each mapping holds the flags of one subject, as they were given."""
     if not any(inputs.values()):
         raise UsageError("nothing to ingest; name inputs with --wikipedia P, --web P or --books P")
+    if workers > 1 and executor["kind"] == "local" and not dry_run:
+        from pipelines import forking
+
+        forking.warm_up()  # before this process imports as much
     from pipelines.engines import Engine
     from pipelines.executors import Execution, ExecutorKind
     from pipelines.extract import HtmlExtractor

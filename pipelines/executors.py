@@ -12,7 +12,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -32,6 +31,7 @@ from datatrove.executor.base import DistributedEnvVars, PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
+from pipelines import forking
 from registry.errors import NullsError, ServiceError, UsageError
 
 _RAY_RETRIES = 3  # of a task whose worker was lost; nodes are lost now and then, a task that kills three is at fault
@@ -163,7 +163,7 @@ class LocalExecutor(StageExecutor):
             yield from self._run_pool()
 
     def _run_pool(self) -> Iterator[int]:
-        context = multiprocessing.get_context("forkserver")  # fork would copy the locks of running threads
+        context = forking.context()
         theirs, ours = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(
             min(self.workers, self.tasks), context, initializer=_begin, initargs=(theirs, dict(os.environ))

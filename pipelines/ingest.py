@@ -27,10 +27,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines import lineage, minhash, stage, staged
+from pipelines import forking, lineage, minhash, stage, staged
 from pipelines.conservation import Accounts
 from pipelines.engines import Engine, resolve
-from pipelines.executors import Execution
+from pipelines.executors import Execution, ExecutorKind
 from pipelines.extract import HtmlExtractor
 from pipelines.filters import FilterConfig
 from pipelines.inputs import Input, InputKind, Inputs, find_inputs
@@ -157,6 +157,8 @@ def ingest(
     if workers < 1:
         raise UsageError(f"--workers: got {workers}, expected at least 1")
     started = time.monotonic()
+    if workers > 1 and execution.kind is ExecutorKind.LOCAL and not dry_run:
+        forking.warm_up()
     inputs = find_inputs(config.patterns, on_file=lambda path: on_progress("hashing the files", None))
     registry = _there(registry_uri) if dry_run else Registry.open(registry_uri, create=True)
     if not dry_run:

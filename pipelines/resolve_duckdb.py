@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from pipelines import dedup, duck, resolve_aliases, staged
 from pipelines import resolve_sql as sql
+from pipelines.ahead import ahead
 from pipelines.minhash import DedupConfig
 from pipelines.verify import ShingleFile
 from registry.errors import DamagedError
@@ -199,12 +200,15 @@ class DuckResolution:
         """The texts of the rows that the query `plan` gives, with its columns: row group by row group of the files."""
         name = f"plan_{next(self._plan_numbers)}"
         self._con.execute(f"CREATE OR REPLACE TABLE {name} AS {plan} ORDER BY row")
+        return ahead(self._read_planned(name, self._con.cursor()))  # a cursor of its own, since it is a thread's
+
+    def _read_planned(self, name: str, cursor: Any) -> Iterator[tuple[dict[str, Any], pa.Array]]:
         for folder in self._folders:
             file = open_parquet(folder / "texts.parquet")
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group, columns=["row"])["row"].to_numpy()
                 query = f"SELECT * FROM {name} WHERE row BETWEEN {rows[0]} AND {rows[-1]} ORDER BY row"
-                wanted = self._con.cursor().execute(query).fetchnumpy()
+                wanted = cursor.execute(query).fetchnumpy()
                 if wanted["row"].size:
                     texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks()
                     yield wanted, texts.take(pa.array(np.searchsorted(rows, wanted["row"])))

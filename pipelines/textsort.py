@@ -17,6 +17,7 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.ahead import ahead
 from registry.schema import SHARD
 from registry.storage import translate_os_errors
 
@@ -41,11 +42,11 @@ def sorted_texts(batches: Iterable[pa.RecordBatch], folder: Path, run_bytes: int
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         names = (folder / f"run-{number:06d}.arrow" for number in itertools.count())
-        runs = [_write_run(_batches_of(run), next(names)) for run in _runs(batches, run_bytes)]
+        runs = [_write_run(ahead(_batches_of(run)), next(names)) for run in _runs(ahead(batches), run_bytes)]
         while len(runs) > _FAN_IN:
             merged, runs = runs[:_FAN_IN], runs[_FAN_IN:]
-            runs.append(_write_run(_batched(_merge(merged)), next(names)))
-    yield from _merge(runs)
+            runs.append(_write_run(map(rows_to_batch, _chunks(_merge(merged))), next(names)))
+    yield from itertools.chain.from_iterable(ahead(_chunks(_merge(runs))))
 
 
 def _runs(batches: Iterable[pa.RecordBatch], run_bytes: int) -> Iterator[pa.Table]:
@@ -68,7 +69,7 @@ def _batches_of(run: pa.Table) -> Iterator[pa.RecordBatch]:
 
 
 def _write_run(batches: Iterable[pa.RecordBatch], path: Path) -> Path:
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    options = pa.ipc.IpcWriteOptions(compression="lz4")  # written once, read once: zstd would take four times as long
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SHARD, options=options) as writer:
         for batch in batches:
             writer.write_batch(batch)
@@ -87,18 +88,18 @@ def _rows(path: Path) -> Iterator[Row]:
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _batched(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
-    """Rows in batches of about `_BATCH_BYTES`."""
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Rows in lists of about `_BATCH_BYTES` of text."""
     pending: list[Row] = []
     size = 0
     for row in rows:
         pending.append(row)
         size += len(row[2])
         if size >= _BATCH_BYTES:
-            yield rows_to_batch(pending)
+            yield pending
             pending, size = [], 0
     if pending:
-        yield rows_to_batch(pending)
+        yield pending
 
 
 def rows_to_batch(rows: list[Row]) -> pa.RecordBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -191,3 +192,13 @@ def test_all_planted_pairs_of_the_tutorial_set_are_found_and_nothing_else(size: 
 def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         DedupConfig(**wrong)
+
+
+def test_classes_of_code_points_are_those_of_unicode_on_every_plane() -> None:
+    table = minhash._classes()
+    solo = {point for first, last in minhash._SOLO_RANGES for point in range(first, last + 1)}
+    for point in range(0, sys.maxunicode + 1, 7):
+        category = unicodedata.category(chr(point))
+        separates, ignored = category == "Cc" or category[0] in "PZ", category == "Cf"
+        word = minhash._SOLO if point in solo else minhash._WORD
+        assert table[point] == (minhash._SEPARATOR if separates else minhash._IGNORED if ignored else word), hex(point)
