@@ -25,8 +25,16 @@ from training.masks import SinkLayout
 from training.optim import OptimConfig
 
 DTYPES = ("auto", "float32", "bfloat16")
+PARALLEL = ("auto", "ddp", "fsdp")
 # Change these and the same weights come out: where and how often to save, how often to try again.
-_NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "max_failures")
+_NO_EFFECT = (
+    "checkpoint_every",
+    "keep_checkpoints",
+    "async_checkpoints",
+    "max_failures",
+    "watch_every",
+    "watch_sources",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +125,8 @@ class TrainConfig:
     """Rows in one forward pass of one worker: bounds memory, changes the result by rounding only."""
     sink_dropout: float = 0.25
     """Share of a document's visits trained without its sinks, so that the backbone goes on learning."""
+    sinks_open_at: float = 0.0
+    """Share of all steps, from the first, in which no source has its sinks: the backbone learns alone before."""
     heldout_share: float = 0.01
     """Share of the sources never trained: the yardstick that an unlearned source is measured by."""
     min_heldout: int = 8
@@ -131,17 +141,30 @@ class TrainConfig:
     """Text that a tokenizer is trained on at most: a spread over the whole snapshot, always the same."""
     dtype: str = "auto"
     """Arithmetic of forward and backward: `auto` is bfloat16 on CUDA, float32 on CPU. Weights are float32."""
+    parallel: str = "auto"
+    """How several workers share the model: `ddp` (a copy each), `fsdp` (a part each, FSDP2); `auto` is `fsdp` on
+    several GPUs where weights, gradients and moments of a copy would take more than half of one, else `ddp`."""
+    compile: bool = False
+    """Whether layers go through torch.compile: faster on CUDA after a minute of compiling, other rounding."""
+    activation_checkpointing: bool = False
+    """Whether layers are computed again in the backward pass: a quarter more work, activations of one layer."""
+    watch_every: int = 100
+    """Steps between measurements of isolation: the loss of a few fixed sources on, off and held out; 0: never."""
+    watch_sources: int = 8
+    """Trained sources measured then, and as many held-out ones."""
     checkpoint_every: int = 200
     """Steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept; 2 leaves a whole one where the last was cut short."""
+    async_checkpoints: bool = True
+    """Whether training goes on while a checkpoint is written, from a copy in memory."""
     max_failures: int = 3
     """Crashed workers that a run survives, going on from the last checkpoint each time."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "rows_per_step", "micro_batch", "checkpoint_every", "keep_checkpoints"):
             _at_least("", self, name, 1)
-        for name in ("seed", "min_heldout", "min_heldout_bytes", "max_failures"):
+        for name in ("seed", "min_heldout", "min_heldout_bytes", "max_failures", "watch_every", "watch_sources"):
             _at_least("", self, name, 0)
         _at_least("", self, "context_length", 8)
         _at_least("", self, "tokenizer_sample_bytes", 1000)
@@ -149,10 +172,14 @@ class TrainConfig:
             raise UsageError(f"vocab_size={self.vocab_size}: expected at least 257, 256 bytes and <|endoftext|>")
         if not 0 <= self.sink_dropout < 1:
             raise UsageError(f"sink_dropout={self.sink_dropout}: expected at least 0 and less than 1")
+        if not 0 <= self.sinks_open_at < 1:
+            raise UsageError(f"sinks_open_at={self.sinks_open_at}: expected at least 0 and less than 1")
         if not 0 <= self.heldout_share <= 0.5:
             raise UsageError(f"heldout_share={self.heldout_share}: expected 0 to 0.5")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype={self.dtype!r}: expected one of {list(DTYPES)}")
+        if self.parallel not in PARALLEL:
+            raise UsageError(f"parallel={self.parallel!r}: expected one of {list(PARALLEL)}")
 
     @property
     def num_tokens_per_step(self) -> int:
