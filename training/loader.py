@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -90,6 +91,7 @@ class PackedLoader:
         context_length: T.
         rows_per_step: rows of the global batch; a rank has rows_per_step / world_size of them, rounded up.
         sink_dropout: share of the visits with NO_SOURCE for their source.
+        sinks_open_at: share of all steps, from the first, in which every source is NO_SOURCE.
         rank, world_size: which part to take.
         state: where to begin; by default at the beginning.
 
@@ -109,6 +111,7 @@ class PackedLoader:
         context_length: int,
         rows_per_step: int,
         sink_dropout: float = 0.0,
+        sinks_open_at: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
         state: LoaderState | None = None,
@@ -128,6 +131,7 @@ class PackedLoader:
             raise InputError("no document is left to train on: every source with text is held out")
         self.seed, self.epochs, self.context_length = seed, epochs, context_length
         self.rows_per_step, self.sink_dropout = rows_per_step, sink_dropout
+        self._first_open_step = math.ceil(sinks_open_at * self.total_steps)
         self._rank, self._world_size = rank, world_size
         self._state = state or LoaderState(snapshot=cache.snapshot_id, seed=seed, epoch=0, row=0)
         self._refuse_other(self._state)
@@ -196,8 +200,11 @@ class PackedLoader:
         mine = step_rows[self._rank * rows_per_rank : (self._rank + 1) * rows_per_rank]
         rows_B = np.full(rows_per_rank, self.num_rows_per_epoch, dtype=np.int64)  # past the end: an empty row
         rows_B[: len(mine)] = mine
-        tensors = {name: torch.from_numpy(array) for name, array in self._rows(order, rows_B).items()}
-        return Batch(**tensors, num_targets=num_targets, epoch=epoch, step=row // self.rows_per_step)
+        arrays, step = self._rows(order, rows_B), row // self.rows_per_step
+        if epoch * self.steps_per_epoch + step < self._first_open_step:
+            arrays["source_ids"][:] = NO_SOURCE
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(**tensors, num_targets=num_targets, epoch=epoch, step=step)
 
     def _rows(self, order: _Epoch, rows_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
         """The arrays [B, T] of some rows of an epoch."""

@@ -143,6 +143,7 @@ class Worker:
             context_length=self.config.context_length,
             rows_per_step=self.config.rows_per_step,
             sink_dropout=self.config.sink_dropout,
+            sinks_open_at=self.config.sinks_open_at,
             rank=rank,
             world_size=world_size,
             state=self.state.loader,
