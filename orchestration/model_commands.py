@@ -13,6 +13,8 @@ from orchestration.plan import Policy
 from orchestration.settings import Settings
 from registry.errors import NotFoundError, UsageError
 
+_SLOW_LOADER = 0.05  # share of a step spent waiting for data, from which on it is worth a word
+
 
 def demo(output: Output, directory: Path, dump: Path | None) -> None:
     """`nulls demo`."""
@@ -105,15 +107,21 @@ def resolve_config(preset: str, overrides: list[str]) -> Any:
 
 
 def step_progress(update: ProgressUpdate) -> Any:
-    """A trainer's progress dicts as words and a share."""
+    """A trainer's progress dicts (`training.tracking.PROGRESS_FIELDS`) as words and a share."""
+    closure: float | None = None  # as last measured
 
     def on_progress(event: dict[str, Any]) -> None:
         step, total = event.get("step", 0), event.get("total_steps", 0)
         if not total:
             update(str(event.get("phase", "starting Ray")), None)
             return
-        rate = event.get("tokens_per_second", 0.0)
-        update(f"steps ({step}/{total}, loss {event['loss']:.3f}, {rate:,.0f} tokens/s)", step / total)
+        nonlocal closure
+        closure = event.get("watch_closure_backbone", closure)
+        words = [f"{step}/{total}", f"loss {event['loss']:.3f}", f"{event.get('tokens_per_second', 0.0):,.0f} tokens/s"]
+        words += [f"MFU {event['mfu']:.0%}"] if "mfu" in event else []
+        words += [f"loader {event['loader_share']:.0%}"] if event.get("loader_share", 0.0) >= _SLOW_LOADER else []
+        words += [f"closure {closure:.2f}"] if closure is not None else []
+        update(f"steps ({', '.join(words)})", step / total)
 
     return on_progress
 

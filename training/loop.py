@@ -49,7 +49,9 @@ from training.loader import IGNORED, Batch, LoaderState, PackedLoader
 from training.masks import NO_SOURCE
 from training.model import NullsConfig, NullsForCausalLM
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
+from training.prefetch import Prefetcher
 from training.tokens import TokenCache, load_tokenizer, tokenizer_fingerprint
+from training.watch import Watch
 
 PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
 _LOCK_WAIT_S = 60.0
@@ -126,10 +128,11 @@ class Worker:
         _seed(self.config.seed)
         self.model = build_model(self.config, self.tokenizer).to(device)
         self.optimizer = build_optimizer(self.model, self.config.optim)
+        self.loss = TokenLoss(self.model, _dtype(self.config.dtype, device))
         # find_unused_parameters keeps the buckets as they are at the start. DDP otherwise regroups them after its first
         # step, and sums of three and more ranks would then round differently after a restart.
         self.net = DistributedDataParallel(
-            TokenLoss(self.model, _dtype(self.config.dtype, device)),
+            self.loss,
             find_unused_parameters=True,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
@@ -147,6 +150,14 @@ class Worker:
             rank=rank,
             world_size=world_size,
             state=self.state.loader,
+        )
+        self.batches = Prefetcher(self.loader, device)
+        self.watch = Watch(
+            cache,
+            job.heldout,
+            seed=self.config.seed,
+            num_sources=self.config.watch_sources,
+            context_length=self.config.context_length,
         )
 
     def _restored(self, cache: TokenCache) -> RunState:
@@ -170,11 +181,11 @@ class Worker:
             UsageError: the loss or its gradient stopped being finite.
         """
         total_steps = self.loader.total_steps
-        for batch in self.loader:
+        for batch in self.batches:
             began = time.perf_counter()
             learning_rate = learning_rate_at(self.state.step, total_steps, self.config.optim)
             loss, gradient_norm = self._step(batch, learning_rate)
-            seconds = time.perf_counter() - began
+            seconds = self.batches.waited_s + time.perf_counter() - began
             self._advance(batch, loss, seconds)
             log.write(
                 step=self.state.step,
@@ -185,11 +196,21 @@ class Worker:
                 gradient_norm=gradient_norm,
                 num_targets=batch.num_targets,
                 tokens_per_second=batch.num_targets / seconds,
+                loader_share=self.batches.waited_s / seconds,
                 **self._utilisation(batch.num_targets / seconds),
+                **self._watched(),
             )
             if self.state.step % self.config.checkpoint_every == 0 and self.state.step < total_steps:
                 self._save(log)
         self._finish(log)
+
+    def _watched(self) -> dict[str, float]:
+        """Losses of the watched sources, in the steps that measure them."""
+        every, step = self.config.watch_every, self.state.step
+        if not every or (step % every and step != self.loader.total_steps):
+            return {}
+        losses = self.watch.measure(self.loss, self.device, micro_batch=self.config.micro_batch)
+        return {f"watch_{name}": value for name, value in losses.items()}
 
     def _step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
         """One optimiser step: the loss, a mean over the global batch, and the norm of the gradient before clipping."""
@@ -200,7 +221,7 @@ class Worker:
         for index, tensors in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with contextlib.nullcontext() if last else self.net.no_sync():
-                loss_sum = self.net(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+                loss_sum = self.net(*tensors)
                 # DDP averages gradients over the ranks; the mean wanted is over the global batch's targets.
                 (loss_sum * (self.world_size / batch.num_targets)).backward()
             loss_sums[index] = loss_sum.detach()
@@ -225,9 +246,9 @@ class Worker:
         named = ", ".join(map(format_id, found[:_MAX_NAMED])) or "every one of the batch: only the gradient overflowed"
         more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         raise UsageError(
-            f"step {self.state.step + 1}: loss is {loss}, gradient norm {gradient_norm}, expected finite numbers; "
-            f"sources in the rows concerned: {named}{more}. Lower the learning rate or lengthen the warm-up, and "
-            "look at the text of these sources"
+            f"step {self.state.step + 1} (step {batch.step + 1} of epoch {batch.epoch + 1}): loss is {loss}, gradient "
+            f"norm {gradient_norm}, expected finite numbers; sources in the rows concerned: {named}{more}. Lower the "
+            "learning rate or lengthen the warm-up, and look at the text of these sources"
         )
 
     def _advance(self, batch: Batch, loss: float, seconds: float) -> None:
@@ -236,7 +257,7 @@ class Worker:
         self.state = dataclasses.replace(
             before,
             step=before.step + 1,
-            loader=self.loader.state,
+            loader=self.batches.state,
             num_targets=before.num_targets + batch.num_targets,
             seconds=before.seconds + seconds,
             epoch_loss_sum=before.epoch_loss_sum + loss * batch.num_targets,
@@ -286,13 +307,21 @@ class Worker:
         write_atomic(run_dir / RESULT, json.dumps(result).encode())
 
     def _utilisation(self, tokens_per_second: float) -> dict[str, float]:
-        """Model FLOP utilisation on the FLOPs of active neurons; nothing where the device's peak is not known."""
+        """Of a GPU: its memory, and model FLOP utilisation: on the FLOPs of active neurons, and on those of a dense
+        model that computes the whole pool, which is how much arithmetic was saved; the latter can pass 1."""
         if self.device.type != "cuda":
             return {}
+        found = {"gpu_memory_bytes": float(torch.cuda.max_memory_allocated(self.device))}
         name = torch.cuda.get_device_name(self.device)
         peak = next((flops for key, flops in _PEAK_FLOPS.items() if key in name), None)
-        flops = self.config.model.flops_per_token(self.model.config.vocab_size, self.config.context_length)
-        return {} if peak is None else {"mfu": tokens_per_second * flops / (peak * self.world_size)}
+        if peak is None:
+            return found
+        sizes = self.model.config.vocab_size, self.config.context_length
+        shape, share = self.config.model, tokens_per_second / (peak * self.world_size)
+        return found | {
+            "mfu": share * shape.flops_per_token(*sizes),
+            "mfu_dense_equivalent": share * shape.dense_flops_per_token(*sizes),
+        }
 
 
 class ProgressLog:

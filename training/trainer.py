@@ -97,7 +97,7 @@ def train(
         resume: go on with the newest run of this model, if there is one.
         new_version: allow a name that exists: this becomes its newest version.
         ray_address: of a running cluster; by default one is started here, unless Ray is connected already.
-        on_progress: called from a thread with step, total_steps, loss and tokens_per_second of each step.
+        on_progress: called from a thread with `tracking.PROGRESS_FIELDS` of each step, as far as it has them.
 
     Raises:
         UsageError: a bad argument, too few sources, or a loss that stopped being finite.
