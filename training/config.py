@@ -86,8 +86,8 @@ class ModelConfig:
             )
         if self.head_size % 2 or self.head_size < 2:
             raise UsageError(
-                f"model.head_dim={self.head_dim}: heads are {self.head_size} wide, expected an even number, since rotary "
-                "embeddings turn pairs within a head; set model.head_dim, or another model.num_heads"
+                f"model.head_dim={self.head_dim}: heads are {self.head_size} wide, expected an even number, since "
+                "rotary embeddings turn pairs within a head; set model.head_dim, or another model.num_heads"
             )
         if not self.norm_eps > 0:
             raise UsageError(f"model.norm_eps={self.norm_eps}: expected more than 0")
@@ -321,8 +321,9 @@ def _typed(name: str, value: Any, annotation: str) -> Any:
     # True is an int to Python, and no number of epochs.
     if not isinstance(value, _PLAIN[wanted]) or isinstance(value, bool) != (wanted == "bool"):
         raise UsageError(f"{name}={value!r}: a value of the wrong type, expected {annotation}")
+    made: Any = value
     # 1 and 1.0 are one configuration, and are to have one fingerprint.
-    return float(value) if wanted == "float" else value
+    return float(made) if wanted == "float" else made
 
 
 def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

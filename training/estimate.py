@@ -111,8 +111,8 @@ def choose_parallel(
     Returns:
         `fsdp` where weights, gradients and moments of a copy would take more than half of one GPU, else `ddp`.
     """
-    if config.parallel == "ddp" or config.parallel == "fsdp":
-        return config.parallel
+    if config.parallel != "auto":
+        return "fsdp" if config.parallel == "fsdp" else "ddp"
     if num_workers < 2 or gpu_bytes is None:
         return "ddp"
     return "fsdp" if 2 * state_bytes(config.model, vocab_size or config.vocab_size) > gpu_bytes else "ddp"

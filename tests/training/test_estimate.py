@@ -155,7 +155,7 @@ def test_the_peak_is_the_peak(checkpointing: bool, change: dict[str, int]) -> No
     config = dataclasses.replace(CONFIG, **change)
     model = built(config)
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     inputs = batch(config)
     tracker = mem_tracker.MemTracker()
     tracker.track_external(model, *inputs)
@@ -187,7 +187,7 @@ def test_state_and_checkpoints_are_as_large_as_said(tmp_path: Path) -> None:
         optimizer = build_optimizer(model, config.optim)
         TokenLoss(model, torch.float32)(*batch(config)).backward()
         optimizer.step()
-        held = [parameter for parameter in model.parameters()]
+        held = list(model.parameters())
         held += [parameter.grad for parameter in held if parameter.grad is not None]
         held += [v for state in optimizer.state.values() for v in state.values() if v.ndim]
         assert sum(t.nbytes for t in held) == estimate.state_bytes(config.model, config.vocab_size)
