@@ -15,6 +15,7 @@ sinks, G sources in a micro-batch, L layers, P pool neurons.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from registry.errors import UsageError
@@ -236,7 +237,7 @@ def memory_per_worker(
     Args:
         config: of the run.
         vocab_size: the tokenizer's.
-        num_workers: that share the model, under `fsdp`.
+        num_workers: that share a step, and under `fsdp` the model.
         parallel: see `choose_parallel`.
         on_gpu: decides what `dtype: auto` is, and how attention keeps documents apart.
         document_tokens: of a document, on average: how many sources a micro-batch has; by default half a row.
@@ -247,13 +248,15 @@ def memory_per_worker(
     shards = num_workers if parallel == "fsdp" else 1
     size = _HALF if half else _FLOAT
     layer = (counts.total - counts.embeddings) // model.num_layers
+    # A worker's part of a step may be less than a micro-batch.
+    rows = min(config.micro_batch, math.ceil(config.rows_per_step / num_workers))
     # A row holds so many documents, and on average half of one more at each end.
     per_row = config.context_length / (document_tokens or config.context_length / 2) + 1
     pair = (
         activations(
-            config,
+            dataclasses.replace(config, micro_batch=rows),
             vocab_size=vocab_size,
-            num_sources=config.micro_batch * per_row,
+            num_sources=rows * per_row,
             half=half,
             masked=not on_gpu,
             checkpointing=checkpointing,

@@ -239,6 +239,14 @@ def test_fsdp_shares_state_and_leaves_activations() -> None:
     assert alone.total(checkpointing=True) < alone.total(checkpointing=False) < GPUS["h100"].memory_bytes
 
 
+def test_a_worker_s_part_of_a_step_bounds_its_micro_batch() -> None:
+    options: dict[str, Any] = {"vocab_size": VOCAB, "parallel": "ddp", "on_gpu": False}
+    one, four, eight = (estimate.memory_per_worker(CONFIG, **options, num_workers=n) for n in (1, 4, 8))
+    assert (CONFIG.rows_per_step, CONFIG.micro_batch) == (16, 4)
+    assert one.plain == four.plain
+    assert eight.plain.layers == pytest.approx(four.plain.layers / 2, rel=0.01)
+
+
 def test_hours_at_a_stated_speed() -> None:
     gpu = Gpu(peak_flops=1e12, memory_bytes=1)
     assert estimate.hours(3600, 1e9, num_workers=2, gpu=gpu, mfu=0.5) == pytest.approx(1e-3)
