@@ -16,6 +16,7 @@ import typer
 
 from orchestration import corpus_commands as corpus
 from orchestration import model_commands as model
+from orchestration.dry_run import Speed
 from orchestration.output import Output
 from orchestration.plan import Policy
 from orchestration.settings import DEFAULT_REGISTRY, Settings
@@ -231,7 +232,14 @@ def remove(
 @app.command()
 def train(
     model_name: Annotated[str, typer.Option("--model", metavar="NAME", help="Name to register the model under.")],
-    preset: Annotated[str, typer.Option("--preset", metavar="P", help="demo, small, or a YAML file.")] = "demo",
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="P", help="demo (unless given), small, paper-1b or paper-1b-aligned."),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="YAML of fields, over the `preset:` that it names, if any."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Change one field, e.g. epochs=3, model.num_pool=4096."),
@@ -244,6 +252,20 @@ def train(
     runs: Annotated[
         Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")
     ] = Path("nulls-runs"),
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="h100|h200|a100|b200", help="Of a dry run: what it is reckoned for."),
+    ] = None,
+    mfu: Annotated[
+        float, typer.Option("--mfu", help="Of a dry run: the share of the GPU's peak that is reached.")
+    ] = 0.4,
+    tokens_per_second: Annotated[
+        float | None,
+        typer.Option("--tokens-per-second", metavar="N", help="Of a dry run: the speed, instead of an MFU."),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", metavar="N", help="Of a dry run: of an epoch, instead of a snapshot's.")
+    ] = None,
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", metavar="A", help="A running Ray cluster; by default a local one.")
     ] = None,
@@ -258,6 +280,7 @@ def train(
         Settings(registry=registry, snapshot=snapshot),
         model_name=model_name,
         preset=preset,
+        config_file=config_file,
         overrides=overrides or [],
         workers=workers,
         resume=resume,
@@ -265,6 +288,7 @@ def train(
         runs=runs,
         ray_address=ray_address,
         dry_run=dry_run,
+        speed=Speed(gpu=gpu, mfu=mfu, tokens_per_second=tokens_per_second, tokens=tokens),
     )
 
 

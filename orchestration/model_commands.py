@@ -8,6 +8,9 @@ from typing import Any
 
 import typer
 
+from orchestration.dry_run import Speed
+from orchestration.dry_run import dry_run as plan_run
+from orchestration.dry_run import lines as dry_run_lines
 from orchestration.output import Output, ProgressUpdate, table
 from orchestration.plan import Policy
 from orchestration.settings import Settings
@@ -29,7 +32,8 @@ def train(
     settings: Settings,
     *,
     model_name: str,
-    preset: str,
+    preset: str | None,
+    config_file: Path | None,
     overrides: list[str],
     workers: int,
     resume: bool,
@@ -37,14 +41,15 @@ def train(
     runs: Path,
     ray_address: str | None,
     dry_run: bool,
+    speed: Speed,
 ) -> None:
     """`nulls train`."""
-    config = resolve_config(preset, overrides)
-    snapshot = settings.open_snapshot()
+    config = resolve_config(preset, overrides, config_file)
     if dry_run:
-        data = {"model": model_name, "snapshot": snapshot.id, "workers": workers, "config": config.to_dict()}
-        output.result(data, lambda: _yaml_lines(data))
+        data = plan_run(config, settings, model_name=model_name, workers=workers, runs=runs, speed=speed)
+        output.result(data, lambda: dry_run_lines(data))
         return
+    snapshot = settings.open_snapshot()
     from training.trainer import train as run
 
     with output.progress("train") as update:
@@ -81,12 +86,19 @@ def train(
     )
 
 
-def resolve_config(preset: str, overrides: list[str]) -> Any:
-    """The configuration that `--preset` (a name or a YAML file) and `--set FIELD=VALUE` give.
+def resolve_config(preset: str | None, overrides: list[str], config_file: Path | None = None) -> Any:
+    """The configuration that `--preset` or `--config`, and then each `--set FIELD=VALUE`, give.
+
+    Args:
+        preset: a name, or a YAML file; None: `demo`, unless a file is given.
+        overrides: as on the command line; values are YAML.
+        config_file: YAML of fields, over the preset that it names, if any.
 
     Raises:
-        UsageError: no such preset, file or field, or a value out of range.
+        UsageError: no such preset, file or field, a value out of range, or a preset beside a file.
     """
+    if preset and config_file:
+        raise UsageError(f"--preset {preset} beside --config {config_file}: write `preset: {preset}` into the file")
     import yaml
 
     from training.config import TrainConfig
@@ -100,10 +112,15 @@ def resolve_config(preset: str, overrides: list[str]) -> Any:
         *outer, last = name.split(".")
         for part in outer:
             inner = inner.setdefault(part, {})
-        inner[last] = yaml.safe_load(value)
-    if preset.endswith((".yaml", ".yml")):
-        return TrainConfig.from_yaml(preset, **fields)
-    return TrainConfig.preset(preset, **fields)
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {override}: {part} was set to {inner!r} before, which has no fields")
+        try:
+            inner[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {override}: {value!r} is no YAML value: {error}") from error
+    if config_file or (preset and preset.endswith((".yaml", ".yml"))):
+        return TrainConfig.from_yaml(config_file or str(preset), **fields)
+    return TrainConfig.preset(preset or "demo", **fields)
 
 
 def step_progress(update: ProgressUpdate) -> Any:
@@ -321,9 +338,3 @@ def _evidence_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _yaml_lines(data: dict[str, Any]) -> list[str]:
-    import yaml
-
-    return str(yaml.safe_dump(data, sort_keys=False)).splitlines()

@@ -368,6 +368,8 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Null
             num_hidden_layers=shape.num_layers,
             num_attention_heads=shape.num_heads,
             num_key_value_heads=shape.num_kv_heads,
+            head_dim=shape.head_size,
+            rms_norm_eps=shape.norm_eps,
             intermediate_size=shape.num_backbone,
             num_pool=shape.num_pool,
             num_sinks=shape.num_sinks,

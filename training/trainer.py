@@ -41,6 +41,7 @@ from training import checkpoint, loop, store, tracking
 from training.config import TrainConfig
 from training.heldout import choose_heldout
 from training.loader import PackedLoader
+from training.token_count import tokenizer_recipe
 from training.tokens import TokenCache, load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
 
 if TYPE_CHECKING:
@@ -199,6 +200,7 @@ def _prepare_run(
         "snapshot": snapshot.id,
         "config": config.fingerprint(),
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer_recipe": tokenizer_recipe(config, heldout),
         "cache": str(cache.path),
         "heldout": [format_id(source) for source in heldout],
     }
