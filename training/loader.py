@@ -75,6 +75,10 @@ class Batch:
     """The source regardless of sink dropout, for naming it; NO_SOURCE on padding."""
     num_targets: int
     """Targets in the step over all ranks: what a mean loss divides by."""
+    keys_per_token: float
+    """Mean number of positions that a token of this rank's rows attends to, itself included: what attention costs."""
+    sink_share: float
+    """Share of this rank's tokens that go through their sinks."""
     epoch: int
     step: int
     """Of the epoch, from 0."""
@@ -203,8 +207,16 @@ class PackedLoader:
         arrays, step = self._rows(order, rows_B), row // self.rows_per_step
         if epoch * self.steps_per_epoch + step < self._first_open_step:
             arrays["source_ids"][:] = NO_SOURCE
+        num_tokens = max(1, int((arrays["document_ids"] != PADDING).sum()))
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Batch(**tensors, num_targets=num_targets, epoch=epoch, step=step)
+        return Batch(
+            **tensors,
+            num_targets=num_targets,
+            keys_per_token=_num_keys(arrays["document_ids"]) / num_tokens,
+            sink_share=int((arrays["source_ids"] != NO_SOURCE).sum()) / num_tokens,
+            epoch=epoch,
+            step=step,
+        )
 
     def _rows(self, order: _Epoch, rows_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
         """The arrays [B, T] of some rows of an epoch."""
@@ -259,6 +271,15 @@ class _Epoch:
     """Numbers of rows, in order."""
     dropped: npt.NDArray[np.bool_]
     """[D], in the order of the index: without sinks in this epoch."""
+
+
+def _num_keys(document_BT: npt.NDArray[np.int64]) -> int:
+    """Pairs of a token and one that it attends to: of its own document, up to itself; padding has none."""
+    columns_T = np.arange(document_BT.shape[1])
+    begins_BT = np.ones(document_BT.shape, dtype=np.bool_)
+    begins_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+    starts_BT = np.maximum.accumulate(np.where(begins_BT, columns_T, 0), axis=1)
+    return int((columns_T - starts_BT + 1)[document_BT != PADDING].sum())
 
 
 def _keyed(values: npt.NDArray[np.int64], purpose: str, seed: int, epoch: int) -> npt.NDArray[np.uint64]:

@@ -42,7 +42,7 @@ from transformers import PreTrainedTokenizerFast
 from registry.errors import NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.storage import write_atomic
-from training import checkpoint
+from training import checkpoint, utilisation
 from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.loader import IGNORED, Batch, LoaderState, PackedLoader
@@ -56,8 +56,6 @@ from training.watch import Watch
 PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
 _LOCK_WAIT_S = 60.0
 _MAX_NAMED = 8
-# Peak dense bf16 FLOP/s, from NVIDIA's data sheets.
-_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,7 +195,14 @@ class Worker:
                 num_targets=batch.num_targets,
                 tokens_per_second=batch.num_targets / seconds,
                 loader_share=self.batches.waited_s / seconds,
-                **self._utilisation(batch.num_targets / seconds),
+                **utilisation.of_step(
+                    self.config.model,
+                    self.model.config.vocab_size,
+                    batch,
+                    tokens_per_second=batch.num_targets / seconds,
+                    device=self.device,
+                    num_workers=self.world_size,
+                ),
                 **self._watched(),
             )
             if self.state.step % self.config.checkpoint_every == 0 and self.state.step < total_steps:
@@ -305,23 +310,6 @@ class Worker:
             "loss": loss,
         }
         write_atomic(run_dir / RESULT, json.dumps(result).encode())
-
-    def _utilisation(self, tokens_per_second: float) -> dict[str, float]:
-        """Of a GPU: its memory, and model FLOP utilisation: on the FLOPs of active neurons, and on those of a dense
-        model that computes the whole pool, which is how much arithmetic was saved; the latter can pass 1."""
-        if self.device.type != "cuda":
-            return {}
-        found = {"gpu_memory_bytes": float(torch.cuda.max_memory_allocated(self.device))}
-        name = torch.cuda.get_device_name(self.device)
-        peak = next((flops for key, flops in _PEAK_FLOPS.items() if key in name), None)
-        if peak is None:
-            return found
-        sizes = self.model.config.vocab_size, self.config.context_length
-        shape, share = self.config.model, tokens_per_second / (peak * self.world_size)
-        return found | {
-            "mfu": share * shape.flops_per_token(*sizes),
-            "mfu_dense_equivalent": share * shape.dense_flops_per_token(*sizes),
-        }
 
 
 class ProgressLog:
