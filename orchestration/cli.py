@@ -16,6 +16,7 @@ import typer
 
 from orchestration import corpus_commands as corpus
 from orchestration import model_commands as model
+from orchestration.job_commands import TRAIN_ADDRESS_HELP, jobs_app
 from orchestration.output import Output
 from orchestration.plan import Policy
 from orchestration.settings import DEFAULT_REGISTRY, Settings
@@ -43,6 +44,7 @@ snapshots_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(snapshots_app, name="snapshots")
+app.add_typer(jobs_app, name="jobs")
 
 RegistryOption = Annotated[
     str | None,
@@ -245,8 +247,10 @@ def train(
         Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")
     ] = Path("nulls-runs"),
     ray_address: Annotated[
-        str | None, typer.Option("--ray-address", metavar="A", help="A running Ray cluster; by default a local one.")
+        str | None,
+        typer.Option("--ray-address", metavar="A", help=TRAIN_ADDRESS_HELP),
     ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit the job and return its id at once.")] = False,
     registry: RegistryOption = None,
     snapshot: SnapshotOption = None,
     dry_run: DryRunOption = False,
@@ -264,6 +268,7 @@ def train(
         new_version=new_version,
         runs=runs,
         ray_address=ray_address,
+        detach=detach,
         dry_run=dry_run,
     )
 
