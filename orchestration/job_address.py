@@ -33,13 +33,23 @@ def is_here(session: str, environ: Mapping[str, str]) -> bool:
     return bool(session) and (Path(root) / "ray" / session).is_dir()
 
 
-def prepare() -> None:
-    """Settings that Ray reads when it is imported."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # As ray.init does: who has a token shows it, so that a cluster that asks for one can be used.
-    tokens = (os.environ.get("RAY_AUTH_TOKEN"), os.environ.get("RAY_AUTH_TOKEN_PATH"))
-    if any(tokens) or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+def token_header(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """The header that shows a cluster its token, for a user who has one, as `ray.init` does; Ray's job client shows it
+    only with RAY_AUTH_MODE=token set before Ray is imported.
+
+    Raises:
+        UsageError: RAY_AUTH_TOKEN_PATH names no file.
+    """
+    if environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return {}
+    token = environ.get("RAY_AUTH_TOKEN", "")
+    path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
+    try:
+        token = token or path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if environ.get("RAY_AUTH_TOKEN_PATH"):
+            raise UsageError(f"RAY_AUTH_TOKEN_PATH: {error}; name the file of the cluster's token") from error
+    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
 def find_job_server(address: str | None) -> str:
@@ -85,6 +95,8 @@ def _asked_of_ray(address: str) -> str:
     can take minutes, and end the process that asks."""
     program = "import sys; from ray.dashboard import utils; print(utils.get_address_for_submission_client(sys.argv[1]))"
     environment = {name: value for name, value in os.environ.items() if name not in _ADDRESSES}
+    if token_header(environment, Path.home()):
+        environment["RAY_AUTH_MODE"] = "token"
     command = [sys.executable, "-c", program, address]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_FIND_S, check=False)

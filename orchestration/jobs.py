@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration import job_plan
-from orchestration.job_address import ADVICE, find_job_server, is_here, prepare, without_addresses
+from orchestration.job_address import ADVICE, find_job_server, is_here, token_header, without_addresses
 from orchestration.job_entry import RESULT_MARK
 from orchestration.job_plan import MODEL_KEY, Submission
 from registry import errors
@@ -189,14 +189,14 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        prepare()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported
         self.url = find_job_server(address)
         with without_addresses(), self._translated():
             from ray.job_submission import JobSubmissionClient
 
             for name in _CHATTY:
                 logging.getLogger(name).setLevel(logging.WARNING)
-            client: Any = JobSubmissionClient(self.url)
+            client: Any = JobSubmissionClient(self.url, headers=token_header(os.environ, Path.home()))
             # The client waits for ever for an answer by itself.
             client._do_request = functools.partial(client._do_request, timeout=(CONNECT_S, _ANSWER_S))
             self._client = client

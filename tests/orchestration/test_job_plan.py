@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration import job_plan
-from orchestration.job_address import find_job_server, is_here
+from orchestration.job_address import find_job_server, is_here, token_header
 from orchestration.job_entry import RESULT_MARK
 from orchestration.job_plan import Places, environment, place, redacted, secrets, shown, train_command
 from orchestration.jobs import Job, JobState, LogReader, outcome
@@ -199,6 +199,20 @@ def test_a_cluster_is_here_if_its_session_is(tmp_path: Path) -> None:
     assert is_here("session_1", {"RAY_TMPDIR": str(tmp_path)})
     assert not is_here("session_2", {"RAY_TMPDIR": str(tmp_path)})
     assert not is_here("", {"RAY_TMPDIR": str(tmp_path)})
+
+
+def test_the_token_of_a_user_is_shown(tmp_path: Path) -> None:
+    assert token_header({}, tmp_path) == {}
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("of-home\n")
+    (tmp_path / "other").write_text("of-file")
+    assert token_header({}, tmp_path) == {"Authorization": "Bearer of-home"}
+    other = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}
+    assert token_header(other, tmp_path) == {"Authorization": "Bearer of-file"}
+    assert token_header(other | {"RAY_AUTH_TOKEN": "given"}, tmp_path) == {"Authorization": "Bearer given"}
+    assert token_header({"RAY_AUTH_MODE": "disabled"}, tmp_path) == {}
+    with pytest.raises(UsageError, match="RAY_AUTH_TOKEN_PATH"):
+        token_header({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}, tmp_path)
 
 
 @pytest.mark.parametrize("address", ["host", "ftp://host:1", "host:port"])

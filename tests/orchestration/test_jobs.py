@@ -16,15 +16,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
+import sqlalchemy as sa
 import yaml
 
 from orchestration.job_plan import MODEL_KEY, Submission, interpreter
 from orchestration.jobs import Cluster, JobState, outcome
-from registry.catalog import Catalog
+from registry.catalog import Catalog, models
 from registry.errors import NotFoundError, RefusedError, ServiceError
 from tests.orchestration.test_cli import answer
 from training import store
@@ -155,8 +155,8 @@ def test_a_training_is_submitted_followed_and_answers_as_a_local_one(cluster: Ru
     # Registered where a local run would have registered it.
     uri = f"sqlite:///{cluster.folder}/mlflow.db"
     assert store.model_version(store.client(uri), uri, "models:/wiki/1").run_id == result["run_id"]
-    catalog = Catalog(f"sqlite:///{cluster.folder}/nulls-registry/catalog.db")
-    assert [model["uri"] for model in catalog.models()] == ["models:/wiki/1"]
+    with Catalog(f"sqlite:///{cluster.folder}/nulls-registry/catalog.db").read() as connection:
+        assert connection.execute(sa.select(models.c.model_uri)).scalars().all() == ["models:/wiki/1"]
     assert (cluster.folder / "nulls-runs/wiki/run-001/result.json").exists()
 
     # And an error of the job is the command's own.
