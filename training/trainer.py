@@ -97,7 +97,7 @@ def train(
         experiment: MLflow's, made if there is none.
         resume: go on with the newest run of this model, if there is one.
         new_version: allow a name that exists: this becomes its newest version.
-        ray_address: of a running cluster; by default one is started here, unless Ray is connected already.
+        ray_address: of a running cluster; by default RAY_ADDRESS, else one is started here, unless Ray is connected.
         on_progress: called from a thread with step, total_steps, loss and tokens_per_second of each step.
 
     Raises:

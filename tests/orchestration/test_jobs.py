@@ -144,7 +144,7 @@ def wait_for(running: Running, head: subprocess.Popen[bytes], log: Path) -> None
 @pytest.mark.ray
 def test_a_training_is_submitted_followed_and_answers_as_a_local_one(cluster: Running) -> None:
     # Relative places, of this directory; the address of the dashboard without its scheme.
-    train = ("train", "--model", "wiki", "--preset", "tiny.yaml", "--workers", "2", "--json", "--ray-address")
+    train = ("train", "--model", "wiki", "--preset", "tiny.yaml", "--workers", "1", "--json", "--ray-address")
     done = cluster.nulls(*train, cluster.url.removeprefix("http://"))
     result = answer(done)
     assert set(result) == {"run_id", "model_uri", "snapshot", "tokens", "tokens_per_second", "loss"}
@@ -165,6 +165,7 @@ def test_a_training_is_submitted_followed_and_answers_as_a_local_one(cluster: Ru
     assert (error["kind"], "--new-version" in error["message"]) == ("ModelExistsError", True)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_detached_training_is_listed_and_stopped(cluster: Running) -> None:
     where = ("--ray-address", cluster.url, "--json")
