@@ -34,6 +34,7 @@ from registry import errors
 from registry.errors import NotFoundError, NullsError, RefusedError, ServiceError, UsageError
 from registry.network import CONNECT_S
 
+_log = logging.getLogger(__name__)
 _ANSWER_S = 60.0
 _QUIET_S = 120.0  # without a line from a followed log: ask whether the job is still there
 _LOST_S = 60.0  # of a job server that does not answer while a job is followed
@@ -259,9 +260,7 @@ class Cluster:
         lost_at: float | None = None
         while True:
             reader.rewind()
-            # Whatever breaks a log off, the job's state tells what to do next.
-            with contextlib.suppress(Exception):
-                asyncio.run(self._tail(job_id, reader))
+            self._tail_until_it_breaks(job_id, reader)
             try:
                 job = self.job(job_id)
                 lost_at = None
@@ -279,6 +278,14 @@ class Cluster:
             reader.feed(self._client.get_job_logs(job_id) or "")
         reader.close()
         return job, reader.result
+
+    def _tail_until_it_breaks(self, job_id: str, reader: LogReader) -> None:
+        try:
+            asyncio.run(self._tail(job_id, reader))
+        except BrokenPipeError:  # nobody reads the lines any more
+            raise
+        except Exception as error:  # whatever else breaks a log off, the job's state tells what to do next
+            _log.debug("the log of %s broke off: %r", job_id, error)
 
     async def _tail(self, job_id: str, reader: LogReader) -> None:
         pieces = aiter(self._client.tail_job_logs(job_id))
