@@ -17,6 +17,7 @@ import typer
 from orchestration import corpus_commands as corpus
 from orchestration import model_commands as model
 from orchestration.dry_run import Speed
+from orchestration.job_commands import TRAIN_ADDRESS_HELP, jobs_app
 from orchestration.output import Output
 from orchestration.plan import Policy
 from orchestration.settings import DEFAULT_REGISTRY, Settings
@@ -44,6 +45,7 @@ snapshots_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(snapshots_app, name="snapshots")
+app.add_typer(jobs_app, name="jobs")
 
 RegistryOption = Annotated[
     str | None,
@@ -267,8 +269,10 @@ def train(
         int | None, typer.Option("--tokens", metavar="N", help="Of a dry run: of an epoch, instead of a snapshot's.")
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option("--ray-address", metavar="A", help="A running Ray cluster; by default a local one.")
+        str | None,
+        typer.Option("--ray-address", metavar="A", help=TRAIN_ADDRESS_HELP),
     ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Submit the job and return its id at once.")] = False,
     registry: RegistryOption = None,
     snapshot: SnapshotOption = None,
     dry_run: DryRunOption = False,
@@ -287,6 +291,7 @@ def train(
         new_version=new_version,
         runs=runs,
         ray_address=ray_address,
+        detach=detach,
         dry_run=dry_run,
         speed=Speed(gpu=gpu, mfu=mfu, tokens_per_second=tokens_per_second, tokens=tokens),
     )

@@ -40,11 +40,31 @@ def train(
     new_version: bool,
     runs: Path,
     ray_address: str | None,
+    detach: bool,
     dry_run: bool,
     speed: Speed,
 ) -> None:
     """`nulls train`."""
     config = resolve_config(preset, overrides, config_file)
+    if ray_address:
+        from orchestration import job_commands
+
+        job_commands.train(
+            output,
+            settings,
+            config=config,
+            ray_address=ray_address,
+            model_name=model_name,
+            workers=workers,
+            resume=resume,
+            new_version=new_version,
+            runs=str(runs),
+            detach=detach,
+            dry_run=dry_run,
+        )
+        return
+    if detach:
+        raise UsageError("--detach: only a job of a cluster goes on by itself; name one with --ray-address")
     if dry_run:
         data = plan_run(config, settings, model_name=model_name, workers=workers, runs=runs, speed=speed)
         output.result(data, lambda: dry_run_lines(data))
@@ -63,7 +83,6 @@ def train(
             tracking_uri=settings.tracking_uri,
             resume=resume,
             new_version=new_version,
-            ray_address=ray_address,
             on_progress=step_progress(update),
         )
     from training.flavor import describe
@@ -75,15 +94,18 @@ def train(
             result.model_uri, snapshot_id=result.snapshot, weights=str(version.weights), run_id=result.run_id
         )
     data = dataclasses.asdict(result)
-    output.result(
-        data,
-        lambda: [
-            f"model     {result.model_uri}",
-            f"snapshot  {result.snapshot[:16]}",
-            f"run       {result.run_id} in {settings.tracking_uri}",
-            f"trained   {result.tokens:,} tokens at {result.tokens_per_second:,.0f} tokens/s, loss {result.loss:.3f}",
-        ],
-    )
+    output.result(data, lambda: train_lines(data, settings.tracking_uri))
+
+
+def train_lines(result: dict[str, Any], tracking_uri: str | None = None) -> list[str]:
+    """A training for a person."""
+    speed = f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} tokens/s"
+    return [
+        f"model     {result['model_uri']}",
+        f"snapshot  {result['snapshot'][:16]}",
+        f"run       {result['run_id']}" + (f" in {tracking_uri}" if tracking_uri else ""),
+        f"trained   {speed}, loss {result['loss']:.3f}",
+    ]
 
 
 def resolve_config(preset: str | None, overrides: list[str], config_file: Path | None = None) -> Any:

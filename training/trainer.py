@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from registry import errors
 from registry.errors import DamagedError, NullsError, ServiceError, UsageError
 from registry.ids import format_id
+from registry.network import check_listening
 from registry.snapshot import Registry, Snapshot
 from registry.storage import check_writable, translate_os_errors, write_atomic
 from training import checkpoint, loop, store, tracking
@@ -97,7 +98,7 @@ def train(
         experiment: MLflow's, made if there is none.
         resume: go on with the newest run of this model, if there is one.
         new_version: allow a name that exists: this becomes its newest version.
-        ray_address: of a running cluster; by default one is started here, unless Ray is connected already.
+        ray_address: of a running cluster; by default RAY_ADDRESS, else one is started here, unless Ray is connected.
         on_progress: called from a thread with `tracking.PROGRESS_FIELDS` of each step, as far as it has them.
 
     Raises:
@@ -303,7 +304,8 @@ class _Run:
 
 @contextlib.contextmanager
 def _ray(address: str | None, num_workers: int) -> Iterator[None]:
-    """A Ray session: the one that is connected, or one of our own that ends with the block."""
+    """A Ray session: the one that is connected, that of `address` or RAY_ADDRESS (set in a job of a cluster, whose
+    files its workers get), or one of our own that ends with the block."""
     # Both are read when ray is imported or started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -314,16 +316,20 @@ def _ray(address: str | None, num_workers: int) -> Iterator[None]:
         if ray.is_initialized():
             yield
             return
-        # On a machine with fewer cores than workers, these would otherwise wait for cores for ever.
+        # `local` is one of our own, even where another runs on this machine.
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
         own: dict[str, Any] = {}
-        if not address:
+        if address == "local":
+            # On a machine with fewer cores than workers, these would otherwise wait for cores for ever.
             own = {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
             # Watches for nodes that a cloud takes back: here, 3 s of a core at each start for nothing.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        else:
+            check_listening(address, service="Ray cluster", advice="check --ray-address or RAY_ADDRESS")
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ServiceError(f"Ray at {address or 'this machine'}: {error}; check --ray-address") from error
+            raise ServiceError(f"Ray at {address}: {error}; check --ray-address or RAY_ADDRESS") from error
         try:
             yield
         finally:
