@@ -17,6 +17,7 @@ Cost: 12 bytes a parameter (weights and two moments, float32); for 2.5M paramete
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -166,7 +167,8 @@ def write(directory: Path, content: Content, group: dist.ProcessGroup | None = N
         _on_rank_0(directory, complete, group)
     except (CheckpointException, ServiceError) as error:
         if _rank() == 0:
-            _remove(directory)
+            with contextlib.suppress(OSError):  # the first error is the one to see
+                _remove(directory)
         if isinstance(error, ServiceError):
             raise
         # A CheckpointException is a BaseException, which would pass by every `except Exception`.

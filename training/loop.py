@@ -36,7 +36,6 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -50,7 +49,7 @@ from training.loader import IGNORED, Batch, LoaderState, PackedLoader
 from training.masks import NO_SOURCE
 from training.model import NullsConfig, NullsForCausalLM
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
-from training.saving import CheckpointWriter
+from training.saving import CheckpointWriter, report_to_ray
 from training.tokens import TokenCache, load_tokenizer, tokenizer_fingerprint
 
 PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
@@ -188,7 +187,12 @@ class Worker:
         else:
             checkpoint.read_state(directory).refuse_unless(**expected)
             state = checkpoint.load(directory, self.model, self.optimizer)
-        log.write(begun_at=state.step, world_size=self.world_size, cut_short=[path.name for path in cut_short])
+        log.write(
+            begun_at=state.step,
+            world_size=self.world_size,
+            attempt=self.job.attempt,
+            cut_short=[path.name for path in cut_short],
+        )
         return state
 
     def run(self, log: ProgressLog) -> None:
@@ -344,7 +348,7 @@ def run_worker(plain_job: dict[str, Any]) -> None:
             workers: list[dict[str, Any]] = [{} for _ in range(world_size)]
             dist.all_gather_object(workers, {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()})
             log.write(workers=workers)
-            worker = Worker(job, device, rank, world_size, log, _report_to_ray)
+            worker = Worker(job, device, rank, world_size, log, report_to_ray)
             try:
                 worker.run(log)
             finally:
@@ -354,23 +358,6 @@ def run_worker(plain_job: dict[str, Any]) -> None:
     except NullsError as error:
         content = {"error": type(error).__name__, "message": str(error)}
         write_atomic(job.run_dir / FAILURE, json.dumps(content).encode())
-
-
-def _report_to_ray(step: int, directory: Path, written: Future[Path]) -> None:
-    """Tells Ray of a checkpoint once it is whole; all ranks call it at the same step."""
-
-    def wait(checkpoint: Checkpoint, _: str) -> Checkpoint:
-        # It is written where it belongs: there is nothing to upload. What goes wrong ends this worker at once, and the
-        # run goes on from the checkpoint before.
-        written.result()
-        return checkpoint
-
-    ray.train.report(
-        {"step": step},
-        checkpoint=Checkpoint.from_directory(str(directory)),
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=wait,
-    )
 
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> NullsForCausalLM:

@@ -100,6 +100,26 @@ class CheckpointWriter:
         return directory
 
 
+def report_to_ray(step: int, directory: Path, written: Future[Path]) -> None:
+    """Tells Ray of a checkpoint once it is whole; all ranks call it at the same step."""
+
+    import ray.train
+    from ray.train import Checkpoint, CheckpointUploadMode
+
+    def wait(checkpoint: Checkpoint, _: str) -> Checkpoint:
+        # It is written where it belongs: there is nothing to upload. What goes wrong ends this worker at once, and the
+        # run goes on from the checkpoint before.
+        written.result()
+        return checkpoint
+
+    ray.train.report(
+        {"step": step},
+        checkpoint=Checkpoint.from_directory(str(directory)),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        checkpoint_upload_fn=wait,
+    )
+
+
 def _stager() -> DefaultStager:
     """Copies to host memory; from a GPU through pinned memory, which is kept for the next time."""
     on_cuda = torch.cuda.is_available()

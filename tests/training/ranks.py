@@ -48,7 +48,7 @@ def prepared(snapshot: Snapshot, folder: Path, config: TrainConfig) -> Job:
     return Job(config=config, run_dir=run_dir, attempt="attempt-001", cache=cache.path, heldout=(), facts={})
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """A run that is cut off, on all ranks, after a checkpoint."""
 
 
@@ -64,14 +64,14 @@ def _train_rank(rank: int, plain_job: dict[str, Any], stop_at: int | None) -> No
     def report(step: int, directory: Path, written: Future[Path]) -> None:
         if step == stop_at:
             assert checkpoint.is_complete(written.result())
-            raise Stopped
+            raise StoppedError
 
     with (job.run_dir / loop.PROGRESS).open("a") as file:
         log = ProgressLog(None if rank else file)
         worker = Worker(job, torch.device("cpu"), rank, dist.get_world_size(), log, report)
         try:
             worker.run(log)
-        except Stopped:
+        except StoppedError:
             assert stop_at is not None
         finally:
             worker.writer.close()

@@ -139,7 +139,9 @@ class Reference:
             return np.arange(len(self.steps[name]))
         sources = [source for (when, _, _), source in SOURCES.items() if when == step]
         layer = int(name.split(".")[2])
-        return np.unique(self.layout.select(np.array(sources, dtype=np.int64), layer)[0]) if sources else np.array([], int)
+        return (
+            np.unique(self.layout.select(np.array(sources, dtype=np.int64), layer)[0]) if sources else np.array([], int)
+        )
 
     def updated(
         self, name: str, value: npt.NDArray[np.float64], gradient: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]
