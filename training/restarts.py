@@ -2,9 +2,9 @@
 
 Ray's controller sees workers die, rank 0 knows from where it goes on; both append to the run's progress file, and the
 driver reads it (`training.tracking.Follower`). The lines are `{"stopped": {rank: cause}}` and `{"begun_at": step,
-"world_size": n, "attempt": the driver's folder, "cut_short": [checkpoints that were passed over and deleted]}`. A driver
-that died has left no line: a beginning in another folder, without a cause before it, is its resume; one in the same
-folder is Ray's, which changed the number of workers because nodes came.
+"world_size": n, "attempt": folder of the driver, "cut_short": [checkpoints passed over and deleted]}`. A driver that
+died has left no line: a beginning in another folder, without a cause before it, is its resume; one in the same folder
+is Ray's, which changed the number of workers because nodes came.
 
 The tag `nulls.restarts` holds, as JSON, one object a restart: step, workers, cause.
 
@@ -79,13 +79,14 @@ def recorder(progress: Path) -> Any:
 
     max_chars, path = _MAX_CAUSE_CHARS, str(progress)
 
-    class Recorder(UserCallback):
+    class Recorder(UserCallback):  # type: ignore[misc]
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             causes = {}
             for rank, error in worker_exceptions.items():
                 # Ray wraps what a worker raised, and says at length what it knows of a process that died.
                 inner = getattr(error, "_base_exc", None) or getattr(error, "health_check_failure", None) or error
                 words = " ".join(str(inner).split())
+                words = words.rpartition("The actor is dead because ")[2]  # after three lines of ids
                 causes[str(rank)] = f"{type(inner).__name__}: {words}"[:max_chars]
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": time.time(), "stopped": causes}) + "\n")

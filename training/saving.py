@@ -117,6 +117,7 @@ def report_to_ray(step: int, directory: Path, written: Future[Path]) -> None:
         checkpoint=Checkpoint.from_directory(str(directory)),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=wait,
+        delete_local_checkpoint_after_upload=False,  # Ray's default for ASYNC: it would delete what it was told of
     )
 
 

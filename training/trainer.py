@@ -319,7 +319,8 @@ def _ray(address: str | None, num_workers: int) -> Iterator[None]:
             # Watches for nodes that a cloud takes back: here, 3 s of a core at each start for nothing.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+            # Not "the one that runs here", which Ray would look for: it may be of somebody else, or another version.
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise ServiceError(f"Ray at {address or 'this machine'}: {error}; check --ray-address") from error
         try:
