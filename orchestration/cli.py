@@ -236,7 +236,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Change one field, e.g. epochs=3, model.num_pool=4096."),
     ] = None,
-    workers: WorkersOption = 2,
+    workers: Annotated[
+        str, typer.Option("--workers", metavar="N|N-M", help="Ray workers: a number, or a range to fill as can be.")
+    ] = "2",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of this model's run.")
     ] = False,

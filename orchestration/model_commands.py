@@ -29,7 +29,7 @@ def train(
     model_name: str,
     preset: str,
     overrides: list[str],
-    workers: int,
+    workers: str,
     resume: bool,
     new_version: bool,
     runs: Path,
@@ -37,10 +37,13 @@ def train(
     dry_run: bool,
 ) -> None:
     """`nulls train`."""
+    from training.workers import Workers
+
+    num_workers = Workers.parse(workers)
     config = resolve_config(preset, overrides)
     snapshot = settings.open_snapshot()
     if dry_run:
-        data = {"model": model_name, "snapshot": snapshot.id, "workers": workers, "config": config.to_dict()}
+        data = {"model": model_name, "snapshot": snapshot.id, "workers": str(num_workers), "config": config.to_dict()}
         output.result(data, lambda: _yaml_lines(data))
         return
     from training.trainer import train as run
@@ -51,7 +54,7 @@ def train(
             registry_uri=str(settings.open_registry().root),
             snapshot_ref=snapshot.id,
             model_name=model_name,
-            num_workers=workers,
+            num_workers=num_workers,
             storage=runs,
             tracking_uri=settings.tracking_uri,
             resume=resume,

@@ -166,15 +166,25 @@ def write(directory: Path, content: Content, group: dist.ProcessGroup | None = N
         state_dict_saver.save(content.tensors, checkpoint_id=directory, process_group=group, no_dist=_alone())
         _on_rank_0(directory, complete, group)
     except (CheckpointException, ServiceError) as error:
+        left = _bytes_left(directory)
         if _rank() == 0:
             with contextlib.suppress(OSError):  # the first error is the one to see
                 _remove(directory)
         if isinstance(error, ServiceError):
             raise
         # A CheckpointException is a BaseException, which would pass by every `except Exception`.
+        # And a full disk can show as a RuntimeError of torch's writer, so the room that is left is said too.
         raise ServiceError(
-            f"cannot write checkpoint {directory}: {_cause_of(error)}; free some space and resume"
+            f"cannot write checkpoint {directory}: {_cause_of(error)}; {left:,} bytes are left on that disk: "
+            "free some space and resume"
         ) from error
+
+
+def _bytes_left(directory: Path) -> int:
+    """What can still be written there; 0 where even that cannot be told."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(directory.parent).free
+    return 0
 
 
 def _cause_of(error: CheckpointException) -> str:

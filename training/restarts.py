@@ -13,6 +13,7 @@ Run: ``words = restarts.take(fields)`` for each line; ``restarts.tag()``. Cost: 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from typing import Any
 TAG = "nulls.restarts"
 DRIVER_ENDED, RESIZED = "the driver ended, and was resumed", "the number of workers was changed"
 _MAX_TAG_CHARS = 4900  # MLflow takes 5000
-_MAX_CAUSE_CHARS = 300
+_MAX_CAUSE_CHARS = 500
 # Said by the ranks that were left, of the one that went: not the cause.
 _ECHOES = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed", "NCCL")
 
@@ -88,7 +89,8 @@ def recorder(progress: Path) -> Any:
                 words = " ".join(str(inner).split())
                 words = words.rpartition("The actor is dead because ")[2]  # after three lines of ids
                 causes[str(rank)] = f"{type(inner).__name__}: {words}"[:max_chars]
-            with open(path, "a", encoding="utf-8") as file:
+            # A full disk may be the cause; the controller has to live on.
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": time.time(), "stopped": causes}) + "\n")
 
     return Recorder()

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from registry import ids
 from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
 from registry.snapshot import Registry, Snapshot
+from tests.training.full_disk import small_disk
 from training import checkpoint, loop, tracking, trainer
 from training.config import TrainConfig
 from training.store import tracking_uri
@@ -200,6 +202,41 @@ def test_what_interrupted_a_run_is_said_and_kept(
     other, other_result = undisturbed
     tags = MlflowClient(other.arguments["tracking_uri"]).get_run(other_result.run_id).data.tags
     assert "nulls.restarts" not in tags
+
+
+@pytest.mark.ray
+def test_a_disk_that_fills_up_costs_steps_and_no_more(
+    root: Path, registry_root: Path, undisturbed: tuple[Run, TrainResult]
+) -> None:
+    """Full while the second checkpoint is written; somebody makes room after the restart."""
+    disk = root / "small disk"
+    with small_disk(disk, 8 << 20):
+        run = Run(root, registry_root, "fills")
+        run.arguments["storage"] = disk
+        run.dir = disk / "fills" / "run-001"
+        ballast = disk / "ballast"
+
+        def fill(progress: dict[str, Any]) -> None:
+            starts = sum("workers" in line for line in run.lines())
+            if starts > 1:
+                ballast.unlink(missing_ok=True)
+            elif checkpoint.latest(run.dir) and not ballast.exists():
+                # Room for lines of the progress file, not for a checkpoint.
+                ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 200_000))
+
+        config = TrainConfig.from_dict(TINY.to_dict() | {"max_failures": 3})
+        with contextlib.redirect_stderr(run.stderr):
+            result = train(config, on_progress=fill, **run.arguments)
+        assert " bytes are left on that disk" in run.stderr.getvalue()
+        assert not ballast.exists(), "the disk was never full"
+        begun = [line["begun_at"] for line in run.lines() if "begun_at" in line]
+        assert begun[0] == 0
+        assert set(begun[1:]) <= {4, 8, 12}
+        alone, alone_result = undisturbed
+        assert (result.loss, result.tokens) == (alone_result.loss, alone_result.tokens)
+        assert checkpoint.weights_digest(run.dir / "weights") == checkpoint.weights_digest(alone.dir / "weights")
+        tags = MlflowClient(run.arguments["tracking_uri"]).get_run(result.run_id).data.tags
+        assert " bytes are left on that disk" in json.loads(tags["nulls.restarts"])[0]["cause"]
 
 
 @pytest.mark.ray
