@@ -246,6 +246,10 @@ def train(
     runs: Annotated[
         Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")
     ] = Path("nulls-runs"),
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", metavar="S3_URI", help="Keep checkpoints at s3:// too: a resume needs nothing else."),
+    ] = None,
     ray_address: Annotated[
         str | None, typer.Option("--ray-address", metavar="A", help="A running Ray cluster; by default a local one.")
     ] = None,
@@ -265,6 +269,7 @@ def train(
         resume=resume,
         new_version=new_version,
         runs=runs,
+        storage=storage,
         ray_address=ray_address,
         dry_run=dry_run,
     )

@@ -33,6 +33,7 @@ def train(
     resume: bool,
     new_version: bool,
     runs: Path,
+    storage: str | None,
     ray_address: str | None,
     dry_run: bool,
 ) -> None:
@@ -56,6 +57,7 @@ def train(
             model_name=model_name,
             num_workers=num_workers,
             storage=runs,
+            mirror_uri=storage,
             tracking_uri=settings.tracking_uri,
             resume=resume,
             new_version=new_version,

@@ -50,7 +50,7 @@ from training.model import NullsForCausalLM
 
 WEIGHTS = "weights"
 NULLS_JSON = "nulls.json"
-_COMPLETE, _STATE = "complete.json", "state.json"
+COMPLETE, _STATE = "complete.json", "state.json"
 _PREFIX = "checkpoint-"
 
 
@@ -158,13 +158,13 @@ def write(directory: Path, content: Content, group: dist.ProcessGroup | None = N
     def complete() -> None:
         write_atomic(directory / _STATE, json.dumps(content.state).encode())
         sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
-        write_atomic(directory / _COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
+        write_atomic(directory / COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
         sync_directory(directory.parent)
 
     try:
-        _on_rank_0(directory, begin, group)
+        on_rank_0(directory, begin, group)
         state_dict_saver.save(content.tensors, checkpoint_id=directory, process_group=group, no_dist=_alone())
-        _on_rank_0(directory, complete, group)
+        on_rank_0(directory, complete, group)
     except (CheckpointException, ServiceError) as error:
         left = _bytes_left(directory)
         if _rank() == 0:
@@ -194,7 +194,7 @@ def _cause_of(error: CheckpointException) -> str:
     return str(error)
 
 
-def _on_rank_0(place: Path, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+def on_rank_0(place: Path, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
     """Runs `action` on rank 0; if it cannot write, all ranks raise the same `ServiceError`."""
     failure: list[str | None] = [None]
     if _rank() == 0:
@@ -241,7 +241,7 @@ def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 def is_complete(directory: Path) -> bool:
     """Whether a checkpoint is whole: it has its last file, and all others in the size noted there."""
     try:
-        sizes = json.loads((directory / _COMPLETE).read_bytes())["files"]
+        sizes = json.loads((directory / COMPLETE).read_bytes())["files"]
         return all((directory / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -350,7 +350,7 @@ def _content(directory: Path) -> dict[str, Any]:
 
 def _remove(directory: Path) -> None:
     """Deletes a directory, its marker first: half deleted, it does not look whole."""
-    (directory / _COMPLETE).unlink(missing_ok=True)
+    (directory / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -47,6 +47,7 @@ from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.loader import IGNORED, Batch, LoaderState, PackedLoader
 from training.masks import NO_SOURCE
+from training.mirror import RunMirror
 from training.model import NullsConfig, NullsForCausalLM
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
 from training.saving import CheckpointWriter, report_to_ray
@@ -74,6 +75,8 @@ class Job:
     """Source ids."""
     facts: dict[str, Any]
     """More for `nulls.json`: registry, run_id."""
+    mirror: str | None = None
+    """Where checkpoints are kept too: an s3:// prefix of this run's own."""
 
     def to_plain(self) -> dict[str, Any]:
         """As plain values: Ray's controller unpickles them too, and cannot always import this project."""
@@ -84,6 +87,7 @@ class Job:
             "cache": str(self.cache),
             "heldout": list(self.heldout),
             "facts": self.facts,
+            "mirror": self.mirror,
         }
 
     @classmethod
@@ -96,6 +100,7 @@ class Job:
             cache=Path(fields["cache"]),
             heldout=tuple(fields["heldout"]),
             facts=fields["facts"],
+            mirror=fields["mirror"],
         )
 
 
@@ -157,6 +162,7 @@ class Worker:
             keep=self.config.keep_checkpoints,
             in_background=self.config.async_checkpoints,
             on_complete=lambda directory, step: log.write(checkpoint=str(directory), step=step),
+            mirror=RunMirror.parse(job.mirror) if job.mirror else None,
         )
         self.state = self._restored(cache, log)
         self.loader = PackedLoader(
