@@ -7,7 +7,7 @@ Ray and for the tracking server too, once its `complete.json` is there.
 The ranks talk about a write over a process group of its own (gloo, between hosts): collectives of two threads in one
 group would meet each other.
 
-Cost, 2.5M parameters on two CPU workers: a step waits 15 ms for the copy instead of 160 ms for the disk.
+Cost, 2.5M parameters, one busy core: a step waits 25 ms for the copy, instead of 200 ms for the disk.
 """
 
 from __future__ import annotations
