@@ -146,6 +146,8 @@ def test_ingesting_the_same_again_is_the_same_snapshot(ingested: Path) -> None:
         (["train", "--model", "m", "--preset", "nope"], 2, "demo"),
         (["train", "--model", "m", "--set", "epochs"], 2, "FIELD=VALUE"),
         (["train", "--model", "m", "--set", "bogus=1"], 2, "bogus"),
+        (["train", "--model", "m", "--workers", "4-1"], 2, "1-4"),
+        (["train", "--model", "m", "--storage", "elsewhere"], 2, "s3://BUCKET"),
         (["generate", "models:/m/1", "x", "--source", "a", "--no-source"], 2, "exclude"),
     ],
 )
@@ -165,8 +167,10 @@ def test_errors_are_json_too(ingested: Path) -> None:
 
 
 def test_train_dry_run_prints_the_resolved_configuration(ingested: Path) -> None:
-    done = nulls("train", "--model", "m", "--set", "model.num_pool=512", "--dry-run", "--json", cwd=ingested)
+    changes = ("--set", "model.num_pool=512", "--workers", "1-4")
+    done = nulls("train", "--model", "m", *changes, "--dry-run", "--json", cwd=ingested)
     assert answer(done)["config"]["model"]["num_pool"] == 512
+    assert answer(done)["workers"] == "1-4"
     assert not (ingested / "mlflow.db").exists()
 
 
