@@ -113,14 +113,14 @@ def train(
     if not _MODEL_NAME.fullmatch(model_name):
         raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
     workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
+    mirror = Mirror.of(mirror_uri, model_name) if mirror_uri else None
+    taken = mirror.run_names() if mirror else []
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
     folder = Path(storage).absolute() / model_name
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
-    mirror = Mirror.of(mirror_uri, model_name) if mirror_uri else None
-    taken = mirror.run_names() if mirror else []
     run_dir = _newest_run(folder, mirror) if resume else None
     if run_dir is None:
         if not new_version:
