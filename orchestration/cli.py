@@ -246,7 +246,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Change one field, e.g. epochs=3, model.num_pool=4096."),
     ] = None,
-    workers: WorkersOption = 2,
+    workers: Annotated[
+        str, typer.Option("--workers", metavar="N|N-M", help="Ray workers: a number, or a range to fill as can be.")
+    ] = "2",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of this model's run.")
     ] = False,
@@ -254,6 +256,10 @@ def train(
     runs: Annotated[
         Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")
     ] = Path("nulls-runs"),
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", metavar="S3_URI", help="Keep checkpoints at s3:// too: a resume needs nothing else."),
+    ] = None,
     gpu: Annotated[
         str | None,
         typer.Option("--gpu", metavar="h100|h200|a100|b200", help="Of a dry run: what it is reckoned for."),
@@ -290,6 +296,7 @@ def train(
         resume=resume,
         new_version=new_version,
         runs=runs,
+        storage=storage,
         ray_address=ray_address,
         detach=detach,
         dry_run=dry_run,

@@ -110,10 +110,11 @@ def train(
     config: Any,
     ray_address: str,
     model_name: str,
-    workers: int,
+    workers: str,
     resume: bool,
     new_version: bool,
     runs: str,
+    storage: str | None,
     detach: bool,
     dry_run: bool,
 ) -> None:
@@ -130,6 +131,7 @@ def train(
         workers=workers,
         resume=resume,
         new_version=new_version,
+        storage=storage,
         is_here=cluster.is_here,
     )
     if submission.left_out:

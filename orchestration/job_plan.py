@@ -135,15 +135,17 @@ def train_command(
     *,
     model: str,
     snapshot: str | None,
-    workers: int,
+    workers: str,
     resume: bool,
     new_version: bool,
+    storage: str | None,
     python: str,
 ) -> str:
     """The shell command of the job: `nulls train` of the files that go along, in `orchestration.job_entry`."""
     words = [python, "-m", "orchestration.job_entry", "train", "--model", model, "--preset", CONFIG]
-    words += ["--workers", str(workers), "--registry", places.registry, "--runs", places.runs]
+    words += ["--workers", workers, "--registry", places.registry, "--runs", places.runs]
     words += ["--snapshot", snapshot] if snapshot else []
+    words += ["--storage", storage] if storage else []
     words += ["--resume"] * resume + ["--new-version"] * new_version
     # exec: Ray's signals reach Python itself, not a shell that ends before it.
     return "exec " + shlex.join([*words, "--json"])
@@ -201,9 +203,10 @@ def prepare(
     config: Any,
     runs: str,
     model: str,
-    workers: int,
+    workers: str,
     resume: bool,
     new_version: bool,
+    storage: str | None,
     is_here: bool,
 ) -> Submission:
     """The job that `nulls train` with these options is.
@@ -212,6 +215,8 @@ def prepare(
         settings: where the registry, the catalogue and MLflow are.
         config: the resolved TrainConfig.
         runs: `--runs`.
+        workers: `--workers`, a number or a range.
+        storage: `--storage`, an s3:// prefix.
         is_here: whether the cluster's head is this machine. The snapshot is then looked up now; else by the job.
 
     Raises:
@@ -239,6 +244,7 @@ def prepare(
             workers=workers,
             resume=resume,
             new_version=new_version,
+            storage=storage,
             python=interpreter(is_here),
         ),
         environment=variables,

@@ -35,16 +35,20 @@ def train(
     preset: str | None,
     config_file: Path | None,
     overrides: list[str],
-    workers: int,
+    workers: str,
     resume: bool,
     new_version: bool,
     runs: Path,
+    storage: str | None,
     ray_address: str | None,
     detach: bool,
     dry_run: bool,
     speed: Speed,
 ) -> None:
     """`nulls train`."""
+    from training.workers import Workers
+
+    num_workers = Workers.parse(workers)
     config = resolve_config(preset, overrides, config_file)
     if ray_address:
         from orchestration import job_commands
@@ -55,10 +59,11 @@ def train(
             config=config,
             ray_address=ray_address,
             model_name=model_name,
-            workers=workers,
+            workers=str(num_workers),
             resume=resume,
             new_version=new_version,
             runs=str(runs),
+            storage=storage,
             detach=detach,
             dry_run=dry_run,
         )
@@ -66,7 +71,7 @@ def train(
     if detach:
         raise UsageError("--detach: only a job of a cluster goes on by itself; name one with --ray-address")
     if dry_run:
-        data = plan_run(config, settings, model_name=model_name, workers=workers, runs=runs, speed=speed)
+        data = plan_run(config, settings, model_name=model_name, workers=num_workers.most, runs=runs, speed=speed)
         output.result(data, lambda: dry_run_lines(data))
         return
     snapshot = settings.open_snapshot()
@@ -78,8 +83,9 @@ def train(
             registry_uri=str(settings.open_registry().root),
             snapshot_ref=snapshot.id,
             model_name=model_name,
-            num_workers=workers,
+            num_workers=num_workers,
             storage=runs,
+            mirror_uri=storage,
             tracking_uri=settings.tracking_uri,
             resume=resume,
             new_version=new_version,

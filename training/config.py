@@ -31,8 +31,13 @@ from training.optim import OptimConfig
 DTYPES = ("auto", "float32", "bfloat16")
 PARALLEL = ("auto", "ddp", "fsdp")
 _PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-# Change these and the same weights come out: where and how often to save, how often to try again.
+# Change these and the same weights come out, but for rounding: how work is shared out, where and how often to save, how
+# often to try again. A run can go on elsewhere.
 _NO_EFFECT = (
+    "micro_batch",
+    "parallel",
+    "compile",
+    "activation_checkpointing",
     "checkpoint_every",
     "keep_checkpoints",
     "async_checkpoints",

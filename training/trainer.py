@@ -28,7 +28,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +38,19 @@ from registry.ids import format_id
 from registry.network import check_listening
 from registry.snapshot import Registry, Snapshot
 from registry.storage import check_writable, translate_os_errors, write_atomic
-from training import checkpoint, loop, store, tracking
+from training import checkpoint, loop, restarts, store, tracking
 from training.config import TrainConfig
 from training.heldout import choose_heldout
 from training.loader import PackedLoader
+from training.mirror import RUN_JSON, Mirror, RunMirror
 from training.token_count import tokenizer_recipe
 from training.tokens import TokenCache, load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
+from training.workers import Workers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-RUN_JSON, DONE_JSON = "run.json", "done.json"
+DONE_JSON = "done.json"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -76,8 +78,9 @@ def train(
     registry_uri: str | Path,
     snapshot_ref: str | None = None,
     model_name: str,
-    num_workers: int = 2,
+    num_workers: int | Workers = 2,
     storage: Path,
+    mirror_uri: str | None = None,
     tracking_uri: str | None = None,
     experiment: str = "nulls",
     resume: bool = False,
@@ -92,8 +95,9 @@ def train(
         registry_uri: the registry that holds the snapshot.
         snapshot_ref: id or its beginning; by default the newest.
         model_name: to register under; a new name, unless `resume` or `new_version`.
-        num_workers: Ray workers; one GPU each where there are any, else a share of the CPU cores.
+        num_workers: Ray workers, a number or a range; one GPU each where there are enough, else a share of the cores.
         storage: folder for runs, on a disk that all nodes share.
+        mirror_uri: an s3:// prefix, where checkpoints are kept too; a run that `storage` lacks is resumed from there.
         tracking_uri: of MLflow; see `training.store.tracking_uri` for the default.
         experiment: MLflow's, made if there is none.
         resume: go on with the newest run of this model, if there is one.
@@ -110,38 +114,42 @@ def train(
     """
     if not _MODEL_NAME.fullmatch(model_name):
         raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
-    if num_workers < 1:
-        raise UsageError(f"num_workers={num_workers}: expected at least 1")
+    workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
+    mirror = Mirror.of(mirror_uri, model_name) if mirror_uri else None
+    taken = mirror.run_names() if mirror else []
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
     folder = Path(storage).absolute() / model_name
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
-    run_dir = _newest_run(folder) if resume else None
+    run_dir = _newest_run(folder, mirror) if resume else None
     if run_dir is None:
         if not new_version:
             tracking.refuse_existing_model(client, uri, model_name)
-        run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment)
-    run = _Run(config, snapshot, run_dir, client, uri, json.loads((run_dir / RUN_JSON).read_bytes()))
+        run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken)
+    facts = json.loads((run_dir / RUN_JSON).read_bytes())
+    run = _Run(config, snapshot, run_dir, client, uri, facts, mirror.of_run(run_dir.name) if mirror else None)
     run.refuse_unless_same()
     if (run_dir / DONE_JSON).exists():
         return TrainResult(**json.loads((run_dir / DONE_JSON).read_bytes()))
     with run.status():
         if not (run_dir / loop.RESULT).exists():
-            run.fit(num_workers, ray_address, on_progress)
+            run.fit(workers, ray_address, on_progress)
         return run.register(model_name)
 
 
-def _newest_run(folder: Path) -> Path | None:
-    """The newest run that was prepared to its end."""
+def _newest_run(folder: Path, mirror: Mirror | None) -> Path | None:
+    """The newest run that was prepared to its end; brought from the mirror, where none is here."""
     prepared = (path.parent for path in folder.glob(f"run-*/{RUN_JSON}"))
-    return max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
+    found = max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
+    return mirror.fetch_newest_run(folder) if found is None and mirror is not None else found
 
 
-def _numbered(folder: Path, prefix: str) -> Path:
-    """Makes the next of a series of folders; two at once never get the same."""
-    number = 1 + max((int(path.name.removeprefix(prefix)) for path in folder.glob(f"{prefix}[0-9]*")), default=0)
+def _numbered(folder: Path, prefix: str, taken: Sequence[str] = ()) -> Path:
+    """Makes the next of a series of folders, past those taken elsewhere; two at once never get the same."""
+    names = (*taken, *(path.name for path in folder.glob(f"{prefix}[0-9]*")))
+    number = 1 + max((int(name.removeprefix(prefix)) for name in names), default=0)
     while True:
         path = folder / f"{prefix}{number:03d}"
         try:
@@ -159,6 +167,7 @@ def _prepare_run(
     client: MlflowClient,
     uri: str,
     experiment: str,
+    taken: Sequence[str],
 ) -> Path:
     """Makes the folder of a new run: held-out sources, tokenizer, token cache, MLflow run, and `run.json` last."""
     heldout = choose_heldout(
@@ -176,7 +185,7 @@ def _prepare_run(
         tokenizer = train_tokenizer(texts, config.vocab_size)
     cache = TokenCache.of(snapshot, tokenizer, folder.parent / "cache")
     with translate_os_errors(folder):
-        run_dir = _numbered(folder, "run-")
+        run_dir = _numbered(folder, "run-", taken)
         tokenizer.save_pretrained(str(run_dir / "tokenizer"))
     loader = PackedLoader(
         cache, heldout, context_length=config.context_length, rows_per_step=config.rows_per_step, epochs=config.epochs
@@ -220,6 +229,7 @@ class _Run:
     uri: str
     facts: dict[str, Any]
     """The content of `run.json`."""
+    mirror: RunMirror | None = None
 
     @property
     def run_id(self) -> str:
@@ -233,13 +243,16 @@ class _Run:
         )
 
     def fit(
-        self, num_workers: int, ray_address: str | None, on_progress: Callable[[dict[str, Any]], None] | None
+        self, workers: Workers, ray_address: str | None, on_progress: Callable[[dict[str, Any]], None] | None
     ) -> None:
         """Trains, until `result.json` is there."""
         (self.run_dir / loop.FAILURE).unlink(missing_ok=True)
         tokenizer = load_tokenizer(self.run_dir / "tokenizer")
-        # Made again if it was deleted since; the run's own tokenizer, so the same tokens.
-        cache = TokenCache.of(self.snapshot, tokenizer, Path(self.facts["cache"]).parent)
+        # Made again if it was deleted since, or is of another machine; the run's own tokenizer, so the same tokens.
+        cache = TokenCache.of(self.snapshot, tokenizer, self.run_dir.parents[1] / "cache")
+        if self.mirror is not None:
+            self.mirror.put_run(self.run_dir)
+            self.mirror.fetch_latest(self.run_dir)
         attempt = _numbered(self.run_dir, "attempt-")
         job = loop.Job(
             config=self.config,
@@ -248,10 +261,11 @@ class _Run:
             cache=cache.path,
             heldout=tuple(int(text, 16) for text in self.facts["heldout"]),
             facts={"registry": self.facts["registry"], "run_id": self.run_id},
+            mirror=str(self.mirror.root) if self.mirror else None,
         )
         progress = self.run_dir / loop.PROGRESS
-        with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address, num_workers):
-            _fit(job, attempt, num_workers)
+        with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address, workers.most):
+            _fit(job, attempt, workers)
         self._raise_failure()
 
     def _raise_failure(self) -> None:
@@ -336,21 +350,21 @@ def _ray(address: str | None, num_workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def _fit(job: loop.Job, attempt: Path, num_workers: int) -> None:
+def _fit(job: loop.Job, attempt: Path, workers: Workers) -> None:
     """Runs the workers to their end, through as many of their deaths as the configuration allows.
 
     Raises:
         ServiceError: more workers died than that.
     """
     import ray
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= num_workers
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers.least
     trainer = TorchTrainer(
         loop.run_worker,
         train_loop_config=job.to_plain(),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=workers.scaling(use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             # A name of its own for each driver: Ray would otherwise take up its own record of the last one's
@@ -360,6 +374,7 @@ def _fit(job: loop.Job, attempt: Path, num_workers: int) -> None:
             failure_config=FailureConfig(max_failures=job.config.max_failures),
             worker_runtime_env={"env_vars": _worker_environment()},
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[restarts.recorder(job.run_dir / loop.PROGRESS)],
         ),
     )
     try:

@@ -148,6 +148,8 @@ def test_ingesting_the_same_again_is_the_same_snapshot(ingested: Path) -> None:
         (["train", "--model", "m", "--set", "bogus=1"], 2, "bogus"),
         (["train", "--model", "m", "--preset", "demo", "--config", "run.yaml"], 2, "preset: demo"),
         (["train", "--model", "m", "--dry-run", "--gpu", "abacus", "--set", "min_heldout=1"], 2, "h100"),
+        (["train", "--model", "m", "--workers", "4-1"], 2, "1-4"),
+        (["train", "--model", "m", "--storage", "elsewhere"], 2, "s3://BUCKET"),
         (["generate", "models:/m/1", "x", "--source", "a", "--no-source"], 2, "exclude"),
     ],
 )
@@ -170,7 +172,8 @@ DRY_RUN = ("train", "--model", "m", "--dry-run", "--set", "min_heldout=1", "--se
 
 
 def test_train_dry_run_prints_the_resolved_configuration(ingested: Path) -> None:
-    planned = answer(nulls(*DRY_RUN, "--gpu", "h200", "--json", cwd=ingested))
+    planned = answer(nulls(*DRY_RUN, "--workers", "1-2", "--gpu", "h200", "--json", cwd=ingested))
+    assert planned["workers"] == 2
     assert planned["config"]["model"]["num_pool"] == 512
     assert not (ingested / "mlflow.db").exists()
     assert not (ingested / "nulls-runs").exists()

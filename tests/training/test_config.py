@@ -116,9 +116,9 @@ def test_unknown_preset_lists_the_known() -> None:
 
 def test_the_fingerprint_covers_what_shapes_the_weights() -> None:
     config = TrainConfig.preset("demo")
-    # The tokenizer counts by its content; the rest says where and how often to save, to look, and to try again.
+    # The tokenizer counts by its content; the rest says how work is shared out, what to watch, and how often to save.
     without_effect = {"checkpoint_every", "keep_checkpoints", "async_checkpoints", "max_failures", "tokenizer"}
-    without_effect |= {"watch_every", "watch_sources"}
+    without_effect |= {"watch_every", "watch_sources", "micro_batch", "parallel", "compile", "activation_checkpointing"}
     changes: dict[str, Any] = {"dtype": "float32", "tokenizer": "elsewhere", "model": ModelConfig(sink_seed=1)}
     changes |= {"optim": dataclasses.replace(config.optim, learning_rate=0.123), "parallel": "fsdp"}
     seen = {config.fingerprint()}
