@@ -18,6 +18,7 @@ from orchestration import corpus_commands as corpus
 from orchestration import model_commands as model
 from orchestration.output import Output
 from orchestration.plan import Policy
+from orchestration.reference_commands import import_reference
 from orchestration.settings import DEFAULT_REGISTRY, Settings
 from registry.errors import NullsError
 from registry.identity import WebSource
@@ -266,6 +267,9 @@ def train(
         ray_address=ray_address,
         dry_run=dry_run,
     )
+
+
+app.command("import-reference")(import_reference)
 
 
 @app.command()

@@ -167,6 +167,8 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
         text.append(f"lives on as a near copy (Jaccard {copy['jaccard']:.2f}) at {copy['at']}: {copy['title']}")
     for copy in data["collateral"]["displaced_by_these_sources"]:
         text.append(f"goes too: the near copy of {copy['published_by']} that it displaced: {copy['title']}")
+    if num_same := data["collateral"]["num_with_the_same_sinks"]:
+        text.append(f"{num_same} other sources lose their sinks too: in this model they have the very same ones")
     if dry_run:
         return text
     text.append(
