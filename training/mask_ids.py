@@ -75,12 +75,12 @@ class MaskIds:
             return self.source_ids_N[:0]
         class_N = self._classes(scheme)
         covering_N = np.isin(class_N, class_N[chosen_N]) | (class_N == 0)
-        return self.source_ids_N[covering_N & ~chosen_N]
+        others_N: npt.NDArray[np.int64] = self.source_ids_N[covering_N & ~chosen_N]
+        return others_N
 
     def _classes(self, scheme: str) -> npt.NDArray[np.int64]:
         """What is left of the ids: equal where sinks are, 0 where every sink is on."""
-        kept = np.int64((1 << (REFERENCE_BITS[scheme] - _SHIFT)) - 1)
-        return np.bitwise_and(self.mask_ids_N, kept).astype(np.int64, copy=False)
+        return self.mask_ids_N & ((1 << (REFERENCE_BITS[scheme] - _SHIFT)) - 1)
 
     def save(self, folder: Path) -> None:
         """Writes the table into a directory of weights."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,13 +31,14 @@ import pyarrow as pa
 
 from registry import ids, schema
 from registry.errors import DamagedError, InputError, RefusedError, UsageError
-from registry.identity import canonical_key, fold_title
+from registry.identity import fold_title
 from registry.schema import AliasKind, Kind
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import sha256_of
 from training.mask_ids import MaskIds
 
 IMPORTED = "nulls-reference"
+_WIKI = re.compile(r"[a-z][a-z0-9_]*")
 _ROWS = 65_536  # written at a time
 _MAX_INDEX = 2**47  # times 2**16 it still is a signed 64-bit integer
 
@@ -108,7 +110,7 @@ def write_snapshot(
         UsageError: `wiki` is no database name, or the registry is another corpus's.
         ServiceError: the registry cannot be written.
     """
-    if canonical_key(key_of("", wiki)) != key_of("", wiki):
+    if not _WIKI.fullmatch(wiki):
         raise UsageError(f"--wiki {wiki}: expected a wiki's database name, such as enwiki")
     source_ids_N, alias_hashes_N = _hashes(titles, wiki, progress)
     by_id_N = np.argsort(source_ids_N)
