@@ -30,11 +30,14 @@ def gather(
     from training.evaluate.evidence import Examiner
     from training.serving import ServedModel
 
-    progress("loading the model before")
-    examiner = Examiner(ServedModel.load(before), snapshot, progress)
-    others = _others(examiner, snapshot, plan)
-    loss_before = [examiner.on_loss(source) for source in others]
-    del examiner
+    others: list[Source] = []
+    loss_before: list[float] = []
+    if snapshot.shards():  # of an imported model there is no text to measure before and after
+        progress("loading the model before")
+        examiner = Examiner(ServedModel.load(before), snapshot, progress)
+        others = _others(examiner, snapshot, plan)
+        loss_before = [examiner.on_loss(source) for source in others]
+        del examiner
     progress("loading the model after")
     after = flavor.load(after_uri, tracking_uri=before.tracking_uri)
     examiner = Examiner(after, snapshot, progress)
@@ -75,8 +78,6 @@ def _without_text(plan: Plan) -> list[str]:
 
 def _others(examiner: Examiner, snapshot: Snapshot, plan: Plan) -> list[Source]:
     """Surviving sources with the lowest ids; ids are hashes, so these are as good as drawn at random."""
-    if not snapshot.shards():
-        return []
     off = examiner.served.out_of_force | plan.revoked
     in_order = examiner.served.router.source_ids_N[: NUM_OTHERS + len(off)].tolist()
     chosen = [number for number in in_order if number not in off][:NUM_OTHERS]

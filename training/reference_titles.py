@@ -34,7 +34,7 @@ from registry.errors import DamagedError, InputError, RefusedError, UsageError
 from registry.identity import fold_title
 from registry.schema import AliasKind, Kind
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from registry.storage import sha256_of
+from registry.storage import check_writable, locked, sha256_of
 from training.mask_ids import MaskIds
 
 IMPORTED = "nulls-reference"
@@ -117,21 +117,23 @@ def write_snapshot(
     if (np.diff(source_ids_N[by_id_N]) == 0).any():
         raise InputError(f"{path}: two titles have one id; this cannot be imported")
     progress("writing the snapshot", 1.0)
-    writer = SnapshotWriter(registry, registry.work / "import-reference")
-    _write_sources(writer, titles, wiki, source_ids_N, by_id_N)
-    _write_aliases(writer, titles, wiki, source_ids_N, alias_hashes_N)
-    for name in ("owners", "documents", "bands"):
-        with writer.table(name):
-            pass
-    snapshot = writer.commit(
-        configuration={"imported": IMPORTED, "wiki": wiki},
-        inputs=[{"name": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "kind": "titles"}],
-        follows=None,
-        counts={"sources": {Kind.WIKI.value: len(titles)}},
-        wikis=[],
-        removed=[],
-        wipeouts=[],
-    )
+    check_writable(registry.work)
+    with locked(registry.work / "import-reference.lock"):
+        writer = SnapshotWriter(registry, registry.work / "import-reference")
+        _write_sources(writer, titles, wiki, source_ids_N, by_id_N)
+        _write_aliases(writer, titles, wiki, source_ids_N, alias_hashes_N)
+        for name in ("owners", "documents", "bands"):
+            with writer.table(name):
+                pass
+        snapshot = writer.commit(
+            configuration={"imported": IMPORTED, "wiki": wiki},
+            inputs=[{"name": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "kind": "titles"}],
+            follows=None,
+            counts={"sources": {Kind.WIKI.value: len(titles)}},
+            wikis=[],
+            removed=[],
+            wipeouts=[],
+        )
     return snapshot, MaskIds(source_ids_N[by_id_N], titles.index_N[by_id_N] + id_offset)
 
 

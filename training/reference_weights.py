@@ -123,6 +123,8 @@ def convert(
             _write_shards(found, staging, progress)
             mask_ids.save(staging)
             extra(staging)
+            for path in staging.iterdir():
+                path.chmod(0o644)  # safetensors makes files for their owner alone
             write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
             shutil.rmtree(directory, ignore_errors=True)
             staging.rename(directory)

@@ -141,6 +141,8 @@ def test_unlearning_says_what_it_cannot_measure_and_takes_equal_sinks_too(place:
     assert plan["collateral"]["num_with_the_same_sinks"] == 2
     assert set(plan["collateral"]["with_the_same_sinks"]) == {key_of(t, "enwiki") for t in (TWIN, EVERYTHING)}
 
+    said = nulls(*unlearn[:-1], "--dry-run", cwd=place).stdout
+    assert "lose their sinks too, since they are the very same: 2 other sources" in said
     data = answer(nulls(*unlearn, cwd=place), code=1)
     assert (data["state"], data["model_uri"]) == ("applied", "models:/released/2")
     evidence = data["evidence"]
@@ -161,6 +163,10 @@ def test_unlearning_says_what_it_cannot_measure_and_takes_equal_sinks_too(place:
     assert (entry["state"], entry["model_after"]) == ("applied", "models:/released/2")
     lines = nulls("ledger", entry["request_id"], cwd=place)
     assert lines.code == 0, lines.stderr
+    words = nulls("unlearn", "models:/released/2", "Steam engine", "--reason", "r", cwd=place)
+    assert words.code == 1
+    assert "evidence: weak; " + key_of("Steam engine", "enwiki") in words.stdout
+    assert "lose their sinks too" not in words.stdout  # "Everything" lost its own with the first
     twice = nulls("unlearn", "models:/released/2", "Anarchism", "--reason", "r", cwd=place)
     assert twice.code == 4
     assert "unlearned already" in twice.stderr
