@@ -202,10 +202,8 @@ class _Import:
 
         def write_router(folder: Path) -> None:
             update("indexing titles, which prompts are routed by", None)
-            numbers = dict(zip(mask_ids.mask_ids_N.tolist(), mask_ids.source_ids_N.tolist(), strict=True))
-            order = (titles.index_N + self.found.id_offset).tolist()
-            pairs = ((numbers[n], title) for n, title in zip(order, titles.titles.to_pylist(), strict=True))
-            Router.build(pairs).save(folder / ROUTER_FILE)
+            source_ids = mask_ids.sources_of(titles.index_N + self.found.id_offset).tolist()
+            Router.build(zip(source_ids, titles.titles.to_pylist(), strict=True)).save(folder / ROUTER_FILE)
 
         convert(
             self.found,

@@ -5,7 +5,7 @@ reference numbered its sources itself (index in title_to_index, plus the vocabul
 carries this table, and whoever switches sinks on asks it (`training.serving`). Under `reference-int32` about 98 of 6.4
 million sources have the same sinks; to unlearn one of them is to refuse those sinks, whoever asks for them.
 
-Cost: 16 bytes a source (103 MB for 6.4 million, read in 0.1 s); finding who shares sinks takes 0.2 s for as many.
+Cost: 16 bytes a source (103 MB for 6.4 million, read in 0.1 s); finding who shares sinks takes 0.05 s for as many.
 Imports no torch. Run: ``MaskIds.load(weights_dir).of(source_id)``.
 
 Shapes: N sources.
@@ -60,6 +60,13 @@ class MaskIds:
         if place == len(self.source_ids_N) or int(self.source_ids_N[place]) != source_id:
             raise NotFoundError(f"source {ids.format_id(source_id)} has no number in this model: it was not trained")
         return int(self.mask_ids_N[place])
+
+    def sources_of(self, mask_ids_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The sources that have these numbers, each of which one has: int64 [N], the inverse of `of`."""
+        order_N = np.argsort(self.mask_ids_N)
+        places_N = np.searchsorted(self.mask_ids_N, mask_ids_N, sorter=order_N)
+        sources_N: npt.NDArray[np.int64] = self.source_ids_N[order_N[places_N]]
+        return sources_N
 
     def num_distinct(self, scheme: str) -> int:
         """How many different sets of sinks the sources have."""

@@ -10,7 +10,8 @@ article's own key has its page id (`wiki:enwiki:12`), which the release does not
 one key in every release, and no page id (`?curid=`) leads to it by chance. Each source has one document, of no bytes:
 it was trained on, and its text is not here.
 
-Cost for 6.4 million titles on one core: see `docs/LOG.md`. Run: ``read_titles(path)``, ``write_snapshot(...)``.
+Cost for 6.4 million titles on one core: read in 17 s, written in 68 s, 490 MB of Parquet, peak memory 1.7 GB; a title
+is then found in 45 ms. Run: ``read_titles(path)``, ``write_snapshot(...)``.
 
 Shapes: N titles.
 """

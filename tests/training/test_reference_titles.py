@@ -224,6 +224,7 @@ def test_a_table_of_numbers_is_kept_and_damage_seen(tmp_path: Path) -> None:
     loaded = MaskIds.load(tmp_path)
     assert loaded is not None
     assert (loaded.of(3), loaded.of(2**62)) == (49152, 6_000_000)
+    assert loaded.sources_of(np.array([6_000_000, 49152, 6_000_000])).tolist() == [2**62, 3, 2**62]
     for absent in (2, 4, 2**62 + 1):
         with pytest.raises(NotFoundError):
             loaded.of(absent)
