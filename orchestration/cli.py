@@ -20,6 +20,7 @@ from orchestration.dry_run import Speed
 from orchestration.job_commands import TRAIN_ADDRESS_HELP, jobs_app
 from orchestration.output import Output
 from orchestration.plan import Policy
+from orchestration.reference_commands import import_reference
 from orchestration.settings import DEFAULT_REGISTRY, Settings
 from registry.errors import NullsError
 from registry.identity import WebSource
@@ -302,6 +303,9 @@ def train(
         dry_run=dry_run,
         speed=Speed(gpu=gpu, mfu=mfu, tokens_per_second=tokens_per_second, tokens=tokens),
     )
+
+
+app.command("import-reference")(import_reference)
 
 
 @app.command()

@@ -220,6 +220,8 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
         text.append(f"lives on as a near copy (Jaccard {copy['jaccard']:.2f}) at {copy['at']}: {copy['title']}")
     for copy in data["collateral"]["displaced_by_these_sources"]:
         text.append(f"goes too: the near copy of {copy['published_by']} that it displaced: {copy['title']}")
+    if num_same := data["collateral"]["num_with_the_same_sinks"]:
+        text.append(f"lose their sinks too, since they are the very same: {num_same} other sources of this model")
     if dry_run:
         return text
     text.append(

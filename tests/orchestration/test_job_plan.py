@@ -65,7 +65,14 @@ def test_every_place_is_looked_at() -> None:
 def test_the_command_survives_a_shell() -> None:
     awkward = places(registry="/with space/$HOME;true", runs="/it's")
     command = train_command(
-        awkward, model="m", snapshot="ab" * 32, workers="2-3", resume=True, new_version=False, storage="s3://b/x y", python="echo"
+        awkward,
+        model="m",
+        snapshot="ab" * 32,
+        workers="2-3",
+        resume=True,
+        new_version=False,
+        storage="s3://b/x y",
+        python="echo",
     )
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert awkward.registry in done.stdout
