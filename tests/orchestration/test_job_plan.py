@@ -78,6 +78,8 @@ def test_the_command_survives_a_shell() -> None:
     assert awkward.registry in done.stdout
     words = shlex.split(command)
     assert words[words.index("--runs") + 1] == awkward.runs
+    assert words[words.index("--workers") + 1 :][0] == "2-3"
+    assert words[words.index("--storage") + 1] == "s3://b/x y"
     assert "--resume" in words
     assert "--new-version" not in words
 
