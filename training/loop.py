@@ -16,20 +16,17 @@ parameter) and 20 ms of optimizer. Micro-batches of 2 or 8 rows, instead of 4, a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
 import random
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import ray.train
@@ -45,6 +42,7 @@ from registry.storage import write_atomic
 from training import checkpoint, parallel, utilisation
 from training.checkpoint import RunState
 from training.config import TrainConfig
+from training.job import FAILURE, RESULT, Job, ProgressLog, writing
 from training.loader import IGNORED, Batch, LoaderState, PackedLoader
 from training.masks import NO_SOURCE
 from training.mirror import RunMirror
@@ -55,53 +53,7 @@ from training.saving import CheckpointWriter, report_to_ray
 from training.tokens import TokenCache, load_tokenizer, tokenizer_fingerprint
 from training.watch import Watch
 
-PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
-_LOCK_WAIT_S = 60.0
 _MAX_NAMED = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the driver hands to each worker: plain values and paths on a disk that all share."""
-
-    config: TrainConfig
-    run_dir: Path
-    """Of the run; `tokenizer/` is in it."""
-    attempt: str
-    """Name of the folder in it for this driver's checkpoints."""
-    cache: Path
-    """The token cache."""
-    heldout: tuple[int, ...]
-    """Source ids."""
-    facts: dict[str, Any]
-    """More for `nulls.json`: registry, run_id."""
-    mirror: str | None = None
-    """Where checkpoints are kept too: an s3:// prefix of this run's own."""
-
-    def to_plain(self) -> dict[str, Any]:
-        """As plain values: Ray's controller unpickles them too, and cannot always import this project."""
-        return {
-            "config": self.config.to_dict(),
-            "run_dir": str(self.run_dir),
-            "attempt": self.attempt,
-            "cache": str(self.cache),
-            "heldout": list(self.heldout),
-            "facts": self.facts,
-            "mirror": self.mirror,
-        }
-
-    @classmethod
-    def from_plain(cls, fields: dict[str, Any]) -> Job:
-        """The inverse of `to_plain`."""
-        return cls(
-            config=TrainConfig.from_dict(fields["config"]),
-            run_dir=Path(fields["run_dir"]),
-            attempt=fields["attempt"],
-            cache=Path(fields["cache"]),
-            heldout=tuple(fields["heldout"]),
-            facts=fields["facts"],
-            mirror=fields["mirror"],
-        )
 
 
 class TokenLoss(nn.Module):
@@ -343,21 +295,6 @@ class Worker:
         write_atomic(run_dir / RESULT, json.dumps(result).encode())
 
 
-class ProgressLog:
-    """Appends one JSON object a line; a line is written in one call, so a reader sees whole ones."""
-
-    def __init__(self, file: TextIO | None) -> None:
-        self._file = file
-        self._lock = threading.Lock()  # checkpoints are told of by the thread that writes them
-
-    def write(self, **fields: Any) -> None:
-        """Appends a line; on ranks other than 0, nothing."""
-        if self._file is not None:
-            with self._lock:
-                self._file.write(json.dumps({"time": time.time(), **fields}) + "\n")
-                self._file.flush()
-
-
 def run_worker(plain_job: dict[str, Any]) -> None:
     """The function that Ray Train runs on each worker; see `Job.to_plain`."""
     job = Job.from_plain(plain_job)
@@ -367,7 +304,7 @@ def run_worker(plain_job: dict[str, Any]) -> None:
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     try:
-        with _writing(job.run_dir, rank) as log:
+        with writing(job.run_dir, rank) as log:
             workers: list[dict[str, Any]] = [{} for _ in range(world_size)]
             dist.all_gather_object(workers, {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()})
             log.write(workers=workers)
@@ -408,27 +345,6 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Null
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-
-
-@contextlib.contextmanager
-def _writing(run_dir: Path, rank: int) -> Iterator[ProgressLog]:
-    """Rank 0's right to write to a run: a lock that the system frees when its holder dies, however it dies."""
-    if rank:
-        yield ProgressLog(None)
-        return
-    with (run_dir / PROGRESS).open("a", encoding="utf-8") as file:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ServiceError(
-                        f"run {run_dir}: another process is still training in it; wait for it or stop it"
-                    ) from None
-                time.sleep(0.2)
-        yield ProgressLog(file)
 
 
 def _seed(seed: int) -> None:

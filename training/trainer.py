@@ -41,6 +41,7 @@ from registry.storage import check_writable, translate_os_errors, write_atomic
 from training import checkpoint, loop, restarts, store, tracking
 from training.config import TrainConfig
 from training.heldout import choose_heldout
+from training.job import FAILURE, PROGRESS, RESULT, Job
 from training.loader import PackedLoader
 from training.mirror import RUN_JSON, Mirror, RunMirror
 from training.token_count import tokenizer_recipe
@@ -134,7 +135,7 @@ def train(
     if (run_dir / DONE_JSON).exists():
         return TrainResult(**json.loads((run_dir / DONE_JSON).read_bytes()))
     with run.status():
-        if not (run_dir / loop.RESULT).exists():
+        if not (run_dir / RESULT).exists():
             run.fit(workers, ray_address, on_progress)
         return run.register(model_name)
 
@@ -246,7 +247,7 @@ class _Run:
         self, workers: Workers, ray_address: str | None, on_progress: Callable[[dict[str, Any]], None] | None
     ) -> None:
         """Trains, until `result.json` is there."""
-        (self.run_dir / loop.FAILURE).unlink(missing_ok=True)
+        (self.run_dir / FAILURE).unlink(missing_ok=True)
         tokenizer = load_tokenizer(self.run_dir / "tokenizer")
         # Made again if it was deleted since, or is of another machine; the run's own tokenizer, so the same tokens.
         cache = TokenCache.of(self.snapshot, tokenizer, self.run_dir.parents[1] / "cache")
@@ -254,7 +255,7 @@ class _Run:
             self.mirror.put_run(self.run_dir)
             self.mirror.fetch_latest(self.run_dir)
         attempt = _numbered(self.run_dir, "attempt-")
-        job = loop.Job(
+        job = Job(
             config=self.config,
             run_dir=self.run_dir,
             attempt=attempt.name,
@@ -263,17 +264,17 @@ class _Run:
             facts={"registry": self.facts["registry"], "run_id": self.run_id},
             mirror=str(self.mirror.root) if self.mirror else None,
         )
-        progress = self.run_dir / loop.PROGRESS
+        progress = self.run_dir / PROGRESS
         with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address, workers.most):
             _fit(job, attempt, workers)
         self._raise_failure()
 
     def _raise_failure(self) -> None:
         """Raises the error that ended the workers, if one did."""
-        if (self.run_dir / loop.FAILURE).exists():
-            failure = json.loads((self.run_dir / loop.FAILURE).read_bytes())
+        if (self.run_dir / FAILURE).exists():
+            failure = json.loads((self.run_dir / FAILURE).read_bytes())
             raise getattr(errors, failure["error"], NullsError)(failure["message"])
-        if not (self.run_dir / loop.RESULT).exists():
+        if not (self.run_dir / RESULT).exists():
             raise ServiceError(f"run {self.run_dir}: the workers ended without a result; go on with --resume")
 
     def register(self, model_name: str) -> TrainResult:
@@ -281,10 +282,10 @@ class _Run:
         from training import flavor
 
         weights = self.run_dir / checkpoint.WEIGHTS
-        result = json.loads((self.run_dir / loop.RESULT).read_bytes())
+        result = json.loads((self.run_dir / RESULT).read_bytes())
         if checkpoint.weights_digest(weights) != result["weights"]:
             raise DamagedError(
-                f"{weights}: the weights are not what was trained; delete {self.run_dir / loop.RESULT} and resume"
+                f"{weights}: the weights are not what was trained; delete {self.run_dir / RESULT} and resume"
             )
         model_uri = flavor.register(weights, model_name=model_name, run_id=self.run_id, tracking_uri=self.uri)
         done = TrainResult(
@@ -350,7 +351,7 @@ def _ray(address: str | None, num_workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def _fit(job: loop.Job, attempt: Path, workers: Workers) -> None:
+def _fit(job: Job, attempt: Path, workers: Workers) -> None:
     """Runs the workers to their end, through as many of their deaths as the configuration allows.
 
     Raises:
@@ -374,7 +375,7 @@ def _fit(job: loop.Job, attempt: Path, workers: Workers) -> None:
             failure_config=FailureConfig(max_failures=job.config.max_failures),
             worker_runtime_env={"env_vars": _worker_environment()},
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[restarts.recorder(job.run_dir / loop.PROGRESS)],
+            callbacks=[restarts.recorder(job.run_dir / PROGRESS)],
         ),
     )
     try:

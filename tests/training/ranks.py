@@ -14,9 +14,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from registry.snapshot import Snapshot
-from training import checkpoint, loop
+from training import checkpoint
 from training.config import TrainConfig
-from training.loop import Job, ProgressLog, Worker
+from training.job import PROGRESS, Job, ProgressLog
+from training.loop import Worker
 from training.tokens import TokenCache, sample_texts, train_tokenizer
 
 
@@ -66,7 +67,7 @@ def _train_rank(rank: int, plain_job: dict[str, Any], stop_at: int | None) -> No
             assert checkpoint.is_complete(written.result())
             raise StoppedError
 
-    with (job.run_dir / loop.PROGRESS).open("a") as file:
+    with (job.run_dir / PROGRESS).open("a") as file:
         log = ProgressLog(None if rank else file)
         worker = Worker(job, torch.device("cpu"), rank, dist.get_world_size(), log, report)
         try:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from registry.errors import UsageError
-from training.config import PRESETS, ModelConfig, TrainConfig
+from training.config import ModelConfig, TrainConfig
+from training.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from registry.errors import UsageError
 from training import checkpoint, estimate
 from training.checkpoint import RunState
-from training.config import PRESETS, TrainConfig
+from training.config import TrainConfig
 from training.estimate import GPUS, Gpu, Parallel, activations, choose_parallel, count_parameters
 from training.loader import LoaderState
 from training.loop import TokenLoss, build_model
 from training.model import NullsForCausalLM
 from training.optim import build_optimizer
+from training.presets import PRESETS
 from training.sinks import SINK_PARAMETERS
 
 VOCAB = 1000

@@ -15,8 +15,9 @@ from registry.s3 import S3Path
 from tests.s3 import Proxy, always, bucket, keys, once_each, proxy, put, s3_proxy, s3_server  # noqa: F401 - fixtures
 from tests.training.test_checkpoint import made, state, train_step
 from tests.training.test_trainer import TINY, Run
-from training import checkpoint, loop, tracking
+from training import checkpoint, tracking
 from training.config import TrainConfig
+from training.job import PROGRESS
 from training.mirror import Mirror, RunMirror
 from training.saving import CheckpointWriter
 from training.tracking import loss_curve
@@ -119,11 +120,11 @@ def test_a_run_goes_on_where_nothing_of_it_is_left(
     arguments = run.arguments | {"num_workers": 1, "mirror_uri": mirror_uri}
     with pytest.raises(ServiceError, match="--resume"):
         train(config, on_progress=kill, **arguments)
-    before = loss_curve(run.dir / loop.PROGRESS)
+    before = loss_curve(run.dir / PROGRESS)
     shutil.rmtree(tmp_path / "runs")
     result = train(config, **(arguments | {"storage": tmp_path / "elsewhere", "resume": True}))
     run_dir = tmp_path / "elsewhere" / "mirrored" / "run-001"
-    after = loss_curve(run_dir / loop.PROGRESS)
+    after = loss_curve(run_dir / PROGRESS)
     assert min(after) > 4, "it began anew instead of going on"
     assert all(before[step] == after[step] for step in before.keys() & after.keys())
     assert set(before) | set(after) == set(range(1, max(after) + 1))

@@ -19,10 +19,10 @@ from tests.training.conftest import corpus, write_snapshot
 from tests.training.full_disk import small_disk
 from tests.training.ranks import prepared, run_ranks, train
 from tests.training.test_checkpoint import made, state, train_step
-from training import checkpoint, loop
+from training import checkpoint
 from training.checkpoint import Content
 from training.config import TrainConfig
-from training.loop import Job
+from training.job import PROGRESS, RESULT, Job
 from training.saving import CheckpointWriter
 from training.tokens import TokenCache, load_tokenizer
 from training.tracking import loss_curve
@@ -42,12 +42,12 @@ CONFIG = TrainConfig.preset(
 
 
 def lines(job: Job) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (job.run_dir / loop.PROGRESS).read_text().splitlines()]
+    return [json.loads(line) for line in (job.run_dir / PROGRESS).read_text().splitlines()]
 
 
 def assert_same_numbers(job: Job, other: Job) -> None:
     """The loss of every step, and the weights at the end, but for the order in which floats were added."""
-    expected, got = loss_curve(job.run_dir / loop.PROGRESS), loss_curve(other.run_dir / loop.PROGRESS)
+    expected, got = loss_curve(job.run_dir / PROGRESS), loss_curve(other.run_dir / PROGRESS)
     assert got.keys() == expected.keys()
     assert len(expected) == 18
     assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-4)
@@ -66,7 +66,7 @@ def alone(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def result(job: Job) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((job.run_dir / loop.RESULT).read_bytes())
+    content: dict[str, Any] = json.loads((job.run_dir / RESULT).read_bytes())
     return content
 
 

@@ -23,8 +23,9 @@ from registry import ids
 from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
 from registry.snapshot import Registry, Snapshot
 from tests.training.full_disk import small_disk
-from training import checkpoint, loop, tracking, trainer
+from training import checkpoint, tracking, trainer
 from training.config import TrainConfig
+from training.job import PROGRESS
 from training.store import tracking_uri
 from training.tracking import DIGEST_CHARS, loss_curve
 from training.trainer import TrainResult, train
@@ -78,7 +79,7 @@ class Run:
         return train(TINY, on_progress=kill, **self.arguments)
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.dir / loop.PROGRESS).read_text().splitlines()]
+        return [json.loads(line) for line in (self.dir / PROGRESS).read_text().splitlines()]
 
     def worker_pids(self) -> dict[int, int]:
         workers = [line["workers"] for line in self.lines() if "workers" in line][-1]
@@ -155,7 +156,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult]
 ) -> None:
     (alone, alone_result), (killed, killed_result) = undisturbed, disturbed
-    expected, got = loss_curve(alone.dir / loop.PROGRESS), loss_curve(killed.dir / loop.PROGRESS)
+    expected, got = loss_curve(alone.dir / PROGRESS), loss_curve(killed.dir / PROGRESS)
     assert got == expected
     assert checkpoint.weights_digest(killed.dir / "weights") == checkpoint.weights_digest(alone.dir / "weights")
     assert (killed_result.loss, killed_result.tokens) == (alone_result.loss, alone_result.tokens)
@@ -179,7 +180,7 @@ def test_mlflow_holds_parameters_curve_dataset_and_checkpoint(
         assert logged.data.params["model.num_sinks"] == "16"
         assert logged.data.params["sink_dropout"] == str(TINY.sink_dropout)
         history = client.get_metric_history(result.run_id, "loss")
-        assert {metric.step: metric.value for metric in history} == loss_curve(run.dir / loop.PROGRESS)
+        assert {metric.step: metric.value for metric in history} == loss_curve(run.dir / PROGRESS)
         assert len(history) == run.progress[-1]["total_steps"]  # each step once, repeated ones included
         assert logged.inputs.dataset_inputs[0].dataset.digest == snapshot.id[:DIGEST_CHARS]
         assert checkpoint.is_complete(Path(logged.data.tags["nulls.checkpoint"]))

@@ -13,8 +13,9 @@ from ray.cluster_utils import Cluster
 
 from registry.errors import UsageError
 from tests.training.test_trainer import TINY
-from training import loop, tracking
+from training import tracking
 from training.config import TrainConfig
+from training.job import PROGRESS
 from training.trainer import train
 from training.workers import Workers
 
@@ -68,7 +69,7 @@ def test_a_lost_node_is_made_up_for_by_those_that_are_left(
         ray_address=cluster.address,
         on_progress=lose,
     )
-    lines = [json.loads(line) for line in (run_dir / loop.PROGRESS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (run_dir / PROGRESS).read_text().splitlines()]
     begun = [(line["begun_at"], line["world_size"]) for line in lines if "begun_at" in line]
     assert begun[0] == (0, 2)
     assert begun[-1][1] == 1
