@@ -83,6 +83,8 @@ class NullsMLP(LlamaMLP):
     def __init__(self, config: NullsConfig, layer_idx: int) -> None:
         super().__init__(config)
         self.layer_idx = layer_idx
+        self.row_gradients = False
+        """Whether the pool's gradients are sparse; see `rows.py`."""
         self.sink_gate = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
         self.sink_up = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
         self.sink_down = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
@@ -93,7 +95,9 @@ class NullsMLP(LlamaMLP):
         if sink_plan is None:
             return backbone_BTD
         pool = self.sink_gate, self.sink_up, self.sink_down
-        sinks_TD = sink_mlp(hidden_BTD.flatten(0, 1), sink_plan, self.layer_idx, *pool)
+        sinks_TD = sink_mlp(
+            hidden_BTD.flatten(0, 1), sink_plan, self.layer_idx, *pool, row_gradients=self.row_gradients
+        )
         return backbone_BTD + sinks_TD.view_as(backbone_BTD)
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from registry.errors import UsageError
 from training import model as model_module
-from training.masks import NO_SOURCE, SinkLayout
+from training.masks import NO_SOURCE, Array, SinkLayout
 from training.model import NullsConfig, NullsForCausalLM, document_starts
 from training.sinks import SinkPlan, dense_masked_mlp, token_mask
 
@@ -173,7 +173,8 @@ def test_the_model_equals_its_dense_masked_self(scheme: str, ids_BT: Tensor, mon
     inputs = {"input_ids": ids_BT, "labels": ids_BT, "source_ids": source_ids, "document_ids": document_ids}
     gathered = loss_and_gradients(model, **inputs)
 
-    def dense(hidden_TD: Tensor, plan: SinkPlan, layer: int, *pool: Tensor) -> Tensor:
+    def dense(hidden_TD: Tensor, plan: SinkPlan, layer: int, *pool: Tensor, row_gradients: bool) -> Tensor:
+        assert not row_gradients
         return dense_masked_mlp(hidden_TD, token_mask(source_ids.flatten(), model.config.layout, layer), *pool)
 
     monkeypatch.setattr(model_module, "sink_mlp", dense)
@@ -197,6 +198,21 @@ def test_gradient_checkpointing_changes_nothing(ids_BT: Tensor, source_ids_B: Te
     assert len(calls) == 2, "nothing was computed a second time, so nothing was checkpointed"
     assert got.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in got.items())
+
+
+def test_masks_are_drawn_once_a_batch(ids_BT: Tensor, source_ids_B: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: list[list[int]] = []
+    draw = SinkLayout.select_layers
+
+    def counted(layout: SinkLayout, ids_G: Array, num_layers: int) -> tuple[Array, Array | None]:
+        draws.append(ids_G.tolist())
+        return draw(layout, ids_G, num_layers)
+
+    monkeypatch.setattr(SinkLayout, "select_layers", counted)
+    model = build().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    loss_and_gradients(model, input_ids=ids_BT, labels=ids_BT, source_ids=source_ids_B)
+    assert draws == [[4, 2**63 - 1]], "two layers, computed twice, are one draw for both"
 
 
 def test_weights_start_like_the_linear_layers(model: NullsForCausalLM) -> None:
