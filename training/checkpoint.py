@@ -5,6 +5,9 @@ any number of ranks can read it), `state.json` (step, position in the data, sums
 written last, `complete.json` with the size of every file. A directory without it, or whose sizes differ, was cut short
 and is passed over for the one before. `export` writes what leaves the training loop: a Hugging Face directory.
 
+`training.saving` decides when to write, and does it while training goes on. A write that fails takes what it wrote
+away (a full disk is no place for half a checkpoint), and fails on all ranks together.
+
 Random state is rank 0's: all ranks are seeded alike and draw alike, since nothing in the model is random per rank.
 
 Cost: 12 bytes a parameter (weights and two moments, float32); for 2.5M parameters 30 MB, written in 0.16 s and read in
@@ -14,13 +17,14 @@ Cost: 12 bytes a parameter (weights and two moments, float32); for 2.5M paramete
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
 import random
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,12 +34,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from registry.errors import DamagedError, RefusedError, ServiceError
 from registry.storage import sync_directory, translate_os_errors, write_atomic
+from training import parallel
 from training.loader import LoaderState
+from training.model import NullsForCausalLM
 
 WEIGHTS = "weights"
 NULLS_JSON = "nulls.json"
@@ -104,32 +115,88 @@ def directory_of(folder: Path, step: int) -> Path:
     return folder / f"{_PREFIX}{step:08d}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
+    """What one rank puts into a checkpoint."""
+
+    tensors: dict[str, Any]
+    """`model` and `optimizer`, as torch's distributed checkpoints name them."""
+    state: dict[str, Any]
+    """The content of `state.json`."""
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> Content:
+    """What a checkpoint holds now; the tensors are those of the model, not copies. All ranks call it."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return Content(
+        tensors={"model": model_state, "optimizer": optimizer_state},
+        state={**state.to_dict(), "random": _random_state()},
+    )
+
+
 def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> None:
     """Writes a checkpoint; all ranks call it, and the directory is on a disk that they share.
 
     Raises:
         ServiceError: the disk is full or cannot be written.
     """
-    with translate_os_errors(directory):
+    write(directory, capture(model, optimizer, state))
+
+
+def write(directory: Path, content: Content, group: dist.ProcessGroup | None = None) -> None:
+    """Writes a captured checkpoint, whole or not at all; all ranks of `group` (by default all) call it.
+
+    Raises:
+        ServiceError: the disk is full or cannot be written; on every rank, and nothing of it is left.
+    """
+
+    def begin() -> None:
+        # What is there was cut short, or is to be written again after going back to an older one.
+        _remove(directory)
+        directory.mkdir(parents=True)
+
+    def complete() -> None:
+        write_atomic(directory / _STATE, json.dumps(content.state).encode())
+        sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+        write_atomic(directory / _COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
+        sync_directory(directory.parent)
+
+    try:
+        _on_rank_0(directory, begin, group)
+        state_dict_saver.save(content.tensors, checkpoint_id=directory, process_group=group, no_dist=_alone())
+        _on_rank_0(directory, complete, group)
+    except (CheckpointException, ServiceError) as error:
         if _rank() == 0:
-            # What is there was cut short, or is to be written again after going back to an older one.
-            _remove(directory)
-            directory.mkdir(parents=True)
-        _barrier()
-        model_state, optimizer_state = get_state_dict(model, optimizer)
+            with contextlib.suppress(OSError):  # the first error is the one to see
+                _remove(directory)
+        if isinstance(error, ServiceError):
+            raise
+        # A CheckpointException is a BaseException, which would pass by every `except Exception`.
+        raise ServiceError(
+            f"cannot write checkpoint {directory}: {_cause_of(error)}; free some space and resume"
+        ) from error
+
+
+def _cause_of(error: CheckpointException) -> str:
+    """The first failure of a distributed write, without the stacks of all ranks."""
+    for rank, (cause, _) in sorted(error.failures.items()):
+        return f"rank {rank}: {type(cause).__name__}: {cause}"
+    return str(error)
+
+
+def _on_rank_0(place: Path, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    """Runs `action` on rank 0; if it cannot write, all ranks raise the same `ServiceError`."""
+    failure: list[str | None] = [None]
+    if _rank() == 0:
         try:
-            state_dict_saver.save(
-                {"model": model_state, "optimizer": optimizer_state}, checkpoint_id=directory, no_dist=_alone()
-            )
-        except CheckpointException as error:  # a BaseException, which would pass by every `except Exception`
-            raise ServiceError(f"cannot write checkpoint {directory}: {error}; free some space and resume") from error
-        if _rank() == 0:
-            content = {**state.to_dict(), "random": _random_state()}
-            write_atomic(directory / _STATE, json.dumps(content).encode())
-            sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
-            write_atomic(directory / _COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
-            sync_directory(directory.parent)
-        _barrier()
+            with translate_os_errors(place):
+                action()
+        except ServiceError as error:
+            failure = [str(error)]
+    if not _alone():
+        dist.broadcast_object_list(failure, src=0, group=group)
+    if failure[0] is not None:
+        raise ServiceError(failure[0])
 
 
 def read_state(directory: Path) -> RunState:
@@ -179,10 +246,40 @@ def latest(run_dir: Path) -> Path | None:
     return next(iter(_complete_newest_first(run_dir)), None)
 
 
+def agreed_latest(run_dir: Path) -> Path | None:
+    """`latest` as rank 0 sees it, on every rank: a shared disk may show others something older."""
+    found = [latest(run_dir) if _rank() == 0 else None]
+    if not _alone():
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def remove_cut_short(run_dir: Path) -> list[Path]:
+    """Deletes a run's checkpoints that were cut short, which nobody will read; returns where they were."""
+    found = sorted(path for path in run_dir.glob(f"*/{_PREFIX}*") if not is_complete(path))
+    for directory in found:
+        _remove(directory)
+    return found
+
+
 def prune(run_dir: Path, keep: int) -> None:
     """Deletes a run's whole checkpoints but the newest `keep`."""
     for directory in _complete_newest_first(run_dir)[keep:]:
         _remove(directory)
+
+
+def whole_model(model: PreTrainedModel) -> PreTrainedModel | None:
+    """The model in one piece on rank 0, None on the others; all ranks call it. Unsharded, it is the model itself."""
+    if not parallel.is_sharded(model):
+        return model if _rank() == 0 else None
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if _rank():
+        return None
+    with torch.device("meta"):
+        whole = NullsForCausalLM(model.config)
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    return whole
 
 
 def export(
@@ -253,11 +350,6 @@ def _alone() -> bool:
 
 def _rank() -> int:
     return 0 if _alone() else dist.get_rank()
-
-
-def _barrier() -> None:
-    if not _alone():
-        dist.barrier()
 
 
 def _random_state() -> dict[str, Any]:

@@ -26,8 +26,13 @@ from training.optim import OptimConfig
 
 DTYPES = ("auto", "float32", "bfloat16")
 PARALLEL = ("auto", "ddp", "fsdp")
-# Change these and the same weights come out: where and how often to save, how often to try again.
+# Change these and the same weights come out, but for rounding: how work is shared out, where and how often to save, how
+# often to try again. A run can go on elsewhere.
 _NO_EFFECT = (
+    "micro_batch",
+    "parallel",
+    "compile",
+    "activation_checkpointing",
     "checkpoint_every",
     "keep_checkpoints",
     "async_checkpoints",

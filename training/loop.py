@@ -24,8 +24,10 @@ import math
 import os
 import random
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -34,21 +36,20 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast
 
 from registry.errors import NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.storage import write_atomic
-from training import checkpoint
+from training import checkpoint, parallel
 from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.loader import IGNORED, Batch, LoaderState, PackedLoader
 from training.masks import NO_SOURCE
 from training.model import NullsConfig, NullsForCausalLM
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
+from training.saving import CheckpointWriter, report_to_ray
 from training.tokens import TokenCache, load_tokenizer, tokenizer_fingerprint
 
 PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
@@ -115,26 +116,49 @@ class TokenLoss(nn.Module):
         )
 
 
-class Worker:
-    """One rank's model, data and position."""
+Report = Callable[[int, Path, "Future[Path]"], None]
+"""Told of each checkpoint on all ranks: its step, where it will be, and what says that it is there."""
 
-    def __init__(self, job: Job, device: torch.device, rank: int, world_size: int) -> None:
+
+class Worker:
+    """One rank's model, data and position.
+
+    Args:
+        job: what to train.
+        device: this rank's.
+        rank, world_size: of the process group, which is there already.
+        log: where rank 0 writes what happens.
+        report: told of each checkpoint; by default nobody is.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        log: ProgressLog,
+        report: Report = lambda step, directory, written: None,
+    ) -> None:
         self.job, self.device, self.rank, self.world_size = job, device, rank, world_size
         self.config = job.config
         self.tokenizer = load_tokenizer(job.run_dir / "tokenizer")
         cache = TokenCache.open(job.cache)
         _seed(self.config.seed)
-        self.model = build_model(self.config, self.tokenizer).to(device)
+        self.model = build_model(self.config, self.tokenizer)
+        loss = TokenLoss(self.model, _dtype(self.config.dtype, device))
+        kind = parallel.chosen_for(self.model, self.config, device, world_size)
+        self.net = parallel.wrap(loss, kind, self.config, device)
         self.optimizer = build_optimizer(self.model, self.config.optim)
-        # find_unused_parameters keeps the buckets as they are at the start. DDP otherwise regroups them after its first
-        # step, and sums of three and more ranks would then round differently after a restart.
-        self.net = DistributedDataParallel(
-            TokenLoss(self.model, _dtype(self.config.dtype, device)),
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-            broadcast_buffers=False,
+        self.report = report
+        self.writer = CheckpointWriter(
+            job.run_dir,
+            job.run_dir / job.attempt,
+            keep=self.config.keep_checkpoints,
+            in_background=self.config.async_checkpoints,
+            on_complete=lambda directory, step: log.write(checkpoint=str(directory), step=step),
         )
-        self.state = self._restored(cache)
+        self.state = self._restored(cache, log)
         self.loader = PackedLoader(
             cache,
             job.heldout,
@@ -148,19 +172,28 @@ class Worker:
             state=self.state.loader,
         )
 
-    def _restored(self, cache: TokenCache) -> RunState:
+    def _restored(self, cache: TokenCache, log: ProgressLog) -> RunState:
         """The state to go on from, with model and optimizer brought there; a fresh one where nothing was saved."""
         expected = {
             "snapshot": cache.snapshot_id,
             "config": self.config.fingerprint(),
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
         }
-        directory = checkpoint.latest(self.job.run_dir)
+        directory = checkpoint.agreed_latest(self.job.run_dir)
+        cut_short = checkpoint.remove_cut_short(self.job.run_dir) if self.rank == 0 else []
         if directory is None:
             loader = LoaderState(snapshot=cache.snapshot_id, seed=self.config.seed, epoch=0, row=0)
-            return RunState(step=0, loader=loader, config=expected["config"], tokenizer=expected["tokenizer"])
-        checkpoint.read_state(directory).refuse_unless(**expected)
-        return checkpoint.load(directory, self.model, self.optimizer)
+            state = RunState(step=0, loader=loader, config=expected["config"], tokenizer=expected["tokenizer"])
+        else:
+            checkpoint.read_state(directory).refuse_unless(**expected)
+            state = checkpoint.load(directory, self.model, self.optimizer)
+        log.write(
+            begun_at=state.step,
+            world_size=self.world_size,
+            attempt=self.job.attempt,
+            cut_short=[path.name for path in cut_short],
+        )
+        return state
 
     def run(self, log: ProgressLog) -> None:
         """From the state to the end: steps, checkpoints, the exported weights.
@@ -187,8 +220,8 @@ class Worker:
                 **self._utilisation(batch.num_targets / seconds),
             )
             if self.state.step % self.config.checkpoint_every == 0 and self.state.step < total_steps:
-                self._save(log)
-        self._finish(log)
+                self._save()
+        self._finish()
 
     def _step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
         """One optimiser step: the loss, a mean over the global batch, and the norm of the gradient before clipping."""
@@ -198,9 +231,9 @@ class Worker:
         loss_sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=self.device)
         for index, tensors in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
-            with contextlib.nullcontext() if last else self.net.no_sync():
+            with parallel.syncing(self.net, last):
                 loss_sum = self.net(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
-                # DDP averages gradients over the ranks; the mean wanted is over the global batch's targets.
+                # DDP and FSDP2 average gradients over the ranks; the mean wanted is over the global batch's targets.
                 (loss_sum * (self.world_size / batch.num_targets)).backward()
             loss_sums[index] = loss_sum.detach()
         total = loss_sums.sum()
@@ -242,24 +275,17 @@ class Worker:
             epoch_targets=before.epoch_targets + batch.num_targets,
         )
 
-    def _save(self, log: ProgressLog) -> None:
-        """Writes a checkpoint into the run's own folder, tells Ray of it, and deletes old ones."""
-        directory = checkpoint.directory_of(self.job.run_dir / self.job.attempt, self.state.step)
-        checkpoint.save(directory, self.model, self.optimizer, self.state)
-        log.write(checkpoint=str(directory), step=self.state.step)
-        # It is already where it belongs: an upload would copy it to where it is.
-        ray.train.report(
-            {"step": self.state.step},
-            checkpoint=Checkpoint.from_directory(str(directory)),
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-        )
-        if self.rank == 0:
-            checkpoint.prune(self.job.run_dir, self.config.keep_checkpoints)
+    def _save(self) -> None:
+        """Has a checkpoint written into the run's own folder, and tells of it."""
+        directory, written = self.writer.save(self.model, self.optimizer, self.state)
+        self.report(self.state.step, directory, written)
 
-    def _finish(self, log: ProgressLog) -> None:
+    def _finish(self) -> None:
         """The last checkpoint, the exported weights and, last of all, the result: with it, the run is done."""
-        self._save(log)
-        if self.rank:
+        self._save()
+        self.writer.wait()
+        whole = checkpoint.whole_model(self.model)
+        if whole is None:
             return
         state, run_dir = self.state, self.job.run_dir
         loss = state.epoch_loss_sum / max(1, state.epoch_targets)
@@ -275,7 +301,7 @@ class Worker:
             "train_loss": loss,
             "tokens": state.num_targets,
         }
-        digest = checkpoint.export(self.model, self.tokenizer, run_dir / checkpoint.WEIGHTS, nulls)
+        digest = checkpoint.export(whole, self.tokenizer, run_dir / checkpoint.WEIGHTS, nulls)
         result = {
             "weights": digest,
             "tokens": state.num_targets,
@@ -299,12 +325,14 @@ class ProgressLog:
 
     def __init__(self, file: TextIO | None) -> None:
         self._file = file
+        self._lock = threading.Lock()  # checkpoints are told of by the thread that writes them
 
     def write(self, **fields: Any) -> None:
         """Appends a line; on ranks other than 0, nothing."""
         if self._file is not None:
-            self._file.write(json.dumps({"time": time.time(), **fields}) + "\n")
-            self._file.flush()
+            with self._lock:
+                self._file.write(json.dumps({"time": time.time(), **fields}) + "\n")
+                self._file.flush()
 
 
 def run_worker(plain_job: dict[str, Any]) -> None:
@@ -320,7 +348,11 @@ def run_worker(plain_job: dict[str, Any]) -> None:
             workers: list[dict[str, Any]] = [{} for _ in range(world_size)]
             dist.all_gather_object(workers, {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()})
             log.write(workers=workers)
-            Worker(job, device, rank, world_size).run(log)
+            worker = Worker(job, device, rank, world_size, log, report_to_ray)
+            try:
+                worker.run(log)
+            finally:
+                worker.writer.close()
     except ServiceError:
         raise  # a disk or a lock, and of one rank alone: Ray ends the others and tries again
     except NullsError as error:

@@ -10,6 +10,7 @@ Cost: one request a second or so, of up to 1000 numbers.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.errors import ModelExistsError, ServiceError
 from registry.snapshot import Snapshot
-from training import store
+from training import restarts, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,6 +133,8 @@ class Follower:
         self._shown_from = path.stat().st_size if path.exists() else 0
         self._pending: list[dict[str, Any]] = []
         self._checkpoints: list[str] = []
+        self._restarts = restarts.Restarts()
+        self._num_restarts_sent = 0
         self._logged_step: int | None = None
         self._retry_at = 0.0
         self._error: Exception | None = None
@@ -175,6 +178,8 @@ class Follower:
                 self._show(fields)
             elif "checkpoint" in fields:
                 self._checkpoints.append(fields["checkpoint"])
+            elif (words := self._restarts.take(fields)) and self._position > self._shown_from:
+                sys.stderr.write(f"{words}\n")
 
     def _show(self, fields: dict[str, Any]) -> None:
         if self._on_progress is not None and self._position > self._shown_from:
@@ -194,6 +199,9 @@ class Follower:
             if self._checkpoints:
                 self._client.set_tag(self._run_id, "nulls.checkpoint", self._checkpoints[-1])
                 self._checkpoints.clear()
+            if len(self._restarts.entries) > self._num_restarts_sent:
+                self._client.set_tag(self._run_id, restarts.TAG, self._restarts.tag())
+                self._num_restarts_sent = len(self._restarts.entries)
             self._error = None
         except Exception as error:  # any failure of a tracking store is one to try again
             self._error = error

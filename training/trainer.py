@@ -37,11 +37,12 @@ from registry.errors import DamagedError, NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.snapshot import Registry, Snapshot
 from registry.storage import check_writable, translate_os_errors, write_atomic
-from training import checkpoint, loop, store, tracking
+from training import checkpoint, loop, restarts, store, tracking
 from training.config import TrainConfig
 from training.heldout import choose_heldout
 from training.loader import PackedLoader
 from training.tokens import TokenCache, load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
+from training.workers import Workers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,7 @@ def train(
     registry_uri: str | Path,
     snapshot_ref: str | None = None,
     model_name: str,
-    num_workers: int = 2,
+    num_workers: int | Workers = 2,
     storage: Path,
     tracking_uri: str | None = None,
     experiment: str = "nulls",
@@ -90,7 +91,7 @@ def train(
         registry_uri: the registry that holds the snapshot.
         snapshot_ref: id or its beginning; by default the newest.
         model_name: to register under; a new name, unless `resume` or `new_version`.
-        num_workers: Ray workers; one GPU each where there are any, else a share of the CPU cores.
+        num_workers: Ray workers, a number or a range; one GPU each where there are enough, else a share of the cores.
         storage: folder for runs, on a disk that all nodes share.
         tracking_uri: of MLflow; see `training.store.tracking_uri` for the default.
         experiment: MLflow's, made if there is none.
@@ -108,8 +109,7 @@ def train(
     """
     if not _MODEL_NAME.fullmatch(model_name):
         raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
-    if num_workers < 1:
-        raise UsageError(f"num_workers={num_workers}: expected at least 1")
+    workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
     folder = Path(storage).absolute() / model_name
@@ -127,7 +127,7 @@ def train(
         return TrainResult(**json.loads((run_dir / DONE_JSON).read_bytes()))
     with run.status():
         if not (run_dir / loop.RESULT).exists():
-            run.fit(num_workers, ray_address, on_progress)
+            run.fit(workers, ray_address, on_progress)
         return run.register(model_name)
 
 
@@ -230,7 +230,7 @@ class _Run:
         )
 
     def fit(
-        self, num_workers: int, ray_address: str | None, on_progress: Callable[[dict[str, Any]], None] | None
+        self, workers: Workers, ray_address: str | None, on_progress: Callable[[dict[str, Any]], None] | None
     ) -> None:
         """Trains, until `result.json` is there."""
         (self.run_dir / loop.FAILURE).unlink(missing_ok=True)
@@ -247,8 +247,8 @@ class _Run:
             facts={"registry": self.facts["registry"], "run_id": self.run_id},
         )
         progress = self.run_dir / loop.PROGRESS
-        with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address, num_workers):
-            _fit(job, attempt, num_workers)
+        with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address, workers.most):
+            _fit(job, attempt, workers)
         self._raise_failure()
 
     def _raise_failure(self) -> None:
@@ -328,21 +328,21 @@ def _ray(address: str | None, num_workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def _fit(job: loop.Job, attempt: Path, num_workers: int) -> None:
+def _fit(job: loop.Job, attempt: Path, workers: Workers) -> None:
     """Runs the workers to their end, through as many of their deaths as the configuration allows.
 
     Raises:
         ServiceError: more workers died than that.
     """
     import ray
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= num_workers
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers.least
     trainer = TorchTrainer(
         loop.run_worker,
         train_loop_config=job.to_plain(),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=workers.scaling(use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
             # A name of its own for each driver: Ray would otherwise take up its own record of the last one's
@@ -352,6 +352,7 @@ def _fit(job: loop.Job, attempt: Path, num_workers: int) -> None:
             failure_config=FailureConfig(max_failures=job.config.max_failures),
             worker_runtime_env={"env_vars": _worker_environment()},
             logging_config=LoggingConfig(log_level="ERROR"),
+            callbacks=[restarts.recorder(job.run_dir / loop.PROGRESS)],
         ),
     )
     try:

@@ -91,16 +91,18 @@ def test_unknown_preset_lists_the_known() -> None:
 
 def test_the_fingerprint_covers_what_shapes_the_weights() -> None:
     config = TrainConfig.preset("demo")
-    # The tokenizer counts by its content, and the rest says where and how often to save.
-    without_effect = {"checkpoint_every", "keep_checkpoints", "max_failures", "tokenizer"}
+    # The tokenizer counts by its content; the rest says how work is shared out, what to watch, and how often to save.
+    without_effect = {"checkpoint_every", "keep_checkpoints", "async_checkpoints", "max_failures", "tokenizer"}
+    without_effect |= {"watch_every", "watch_sources", "micro_batch", "parallel", "compile", "activation_checkpointing"}
     changes: dict[str, Any] = {"dtype": "float32", "tokenizer": "elsewhere", "model": ModelConfig(sink_seed=1)}
+    changes |= {"parallel": "fsdp", "sinks_open_at": 0.5}
     changes["optim"] = dataclasses.replace(config.optim, learning_rate=0.123)
     seen = {config.fingerprint()}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         changed = changes.get(field.name, value / 2 if isinstance(value, float) else None)
         if changed is None:
-            changed = value + 1
+            changed = not value if isinstance(value, bool) else value + 1
         fingerprint = dataclasses.replace(config, **{field.name: changed}).fingerprint()
         assert (fingerprint == config.fingerprint()) == (field.name in without_effect), field.name
         seen.add(fingerprint)

@@ -1,0 +1,150 @@
+"""How several workers share one model: a copy each (DDP), or a part each (FSDP2); with it, compiling and recomputing.
+
+DDP holds 16 bytes a parameter on every worker (float32 weight, gradient, two moments) and sends 4 a step. FSDP2 holds a
+worker's share of them and gathers one layer at a time: it fits where a copy does not, and sends three times as much.
+Both give the same numbers up to rounding, and write the same checkpoints (`training.checkpoint`): a run begun under one
+can go on under the other.
+
+Gradients of all micro-batches but the last stay where they are; the last one's backward pass sums them over the ranks
+(`syncing`). Both wrappers *average* over ranks, so the loop scales a loss by the number of workers.
+
+Order of the layers around a decoder layer, from outside: FSDP2's hooks (gather, release), recomputation, torch.compile.
+So a recomputed layer is gathered once, and hooks are never compiled.
+
+Run: ``net = wrap(TokenLoss(model, dtype), kind, config, device)``, then build the optimizer: FSDP2 replaces parameters.
+Cost: wrapping takes milliseconds, and under FSDP2 a copy of each layer in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from training.config import TrainConfig
+
+Kind = Literal["ddp", "fsdp"]
+
+BYTES_PER_PARAMETER = 16
+"""Of a copy: weight, gradient and two moments, float32."""
+_COPY_SHARE = 0.5  # of a GPU's memory that a copy may take; the rest is for activations
+
+
+def choose(parallel: str, *, device_type: str, world_size: int, num_parameters: int, device_bytes: int) -> Kind:
+    """What `TrainConfig.parallel` comes to: what it says, or for `auto` FSDP2 where copies would not fit well.
+
+    Args:
+        parallel: `auto`, `ddp` or `fsdp`.
+        device_type: `cpu` or `cuda`; on a CPU `auto` is always `ddp`.
+        world_size: workers; one alone has nobody to share with.
+        num_parameters: of the model.
+        device_bytes: memory of one device.
+    """
+    if parallel == "ddp":
+        return "ddp"
+    if parallel == "fsdp":
+        return "fsdp"
+    if device_type != "cuda" or world_size == 1:
+        return "ddp"
+    return "fsdp" if num_parameters * BYTES_PER_PARAMETER > _COPY_SHARE * device_bytes else "ddp"
+
+
+def chosen_for(model: nn.Module, config: TrainConfig, device: torch.device, world_size: int) -> Kind:
+    """`choose` for a model on this worker's device."""
+    on_cuda = device.type == "cuda"
+    return choose(
+        config.parallel,
+        device_type=device.type,
+        world_size=world_size,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        device_bytes=torch.cuda.get_device_properties(device).total_memory if on_cuda else 0,
+    )
+
+
+def wrap(loss: nn.Module, kind: Kind, config: TrainConfig, device: torch.device) -> nn.Module:
+    """A loss module whose backward pass sums gradients over the ranks; all ranks call it, with equal weights.
+
+    Args:
+        loss: has the causal language model as `loss.model`, on a CPU. Under FSDP2 that model can still be called by
+            itself, by all ranks together.
+        kind: `choose`'s.
+        config: `compile`, `activation_checkpointing` and `dtype` count.
+        device: of this rank.
+
+    Returns:
+        A module to call in place of `loss`. Under FSDP2 the model's parameters are new ones: build the optimizer after.
+    """
+    model = loss.model
+    assert isinstance(model, nn.Module)
+    layers = list(_layers(model))
+    for layer in layers:
+        _wrap_forward(layer, config)
+    if kind == "fsdp":
+        _shard(model, layers, config, device)
+        return loss.to(device)
+    # find_unused_parameters keeps the buckets as they are at the start. DDP otherwise regroups them after its first
+    # step, and sums of three and more ranks would then round differently after a restart.
+    return DistributedDataParallel(
+        loss.to(device), find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The decoder layers of a causal language model, as transformers names them."""
+    inner = model.model
+    assert isinstance(inner, nn.Module)
+    assert isinstance(inner.layers, nn.ModuleList)
+    return iter(inner.layers)
+
+
+def _wrap_forward(layer: nn.Module, config: TrainConfig) -> None:
+    forward = layer.forward
+    if config.compile:
+        forward = torch.compile(forward)
+    if config.activation_checkpointing:
+        # Not reentrant: the plan of the sinks is an argument like any other, and need not be a tensor. Nothing in a
+        # layer is random, so there is no random state to bring back.
+        forward = functools.partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+    if forward is not layer.forward:
+        layer.forward = forward
+
+
+def _shard(model: nn.Module, layers: list[nn.Module], config: TrainConfig, device: torch.device) -> None:
+    """FSDP2 of each layer and of what is left; each tensor is cut by rows, so a rank has some of a pool's sinks."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    is_mixed = device.type == "cuda" and config.dtype != "float32"
+    # Sums over ranks are in float32: in bfloat16 a small gradient beside a large one would be lost, and a row of the
+    # pool could end as zero, which the optimizer takes for a source that was absent.
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if is_mixed else None
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
+
+
+@contextlib.contextmanager
+def syncing(net: nn.Module, is_last: bool) -> Iterator[None]:
+    """Context of one micro-batch's forward and backward: only the last of a step communicates gradients.
+
+    Under FSDP2 the sums are kept unsharded till then: 4 bytes a parameter more on each worker.
+    """
+    if isinstance(net, DistributedDataParallel):
+        with contextlib.nullcontext() if is_last else net.no_sync():
+            yield
+        return
+    model = net.model
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(is_last)
+    yield
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has cut this model's parameters."""
+    return isinstance(model, FSDPModule)
