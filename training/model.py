@@ -80,9 +80,8 @@ class NullsConfig(LlamaConfig):
 class NullsMLP(LlamaMLP):
     """The backbone's MLP, plus the sinks that a plan names."""
 
-    def __init__(self, config: NullsConfig, layer_idx: int) -> None:
+    def __init__(self, config: NullsConfig) -> None:
         super().__init__(config)
-        self.layer_idx = layer_idx
         self.row_gradients = False
         """Whether the pool's gradients are sparse; see `rows.py`."""
         self.sink_gate = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
@@ -90,14 +89,12 @@ class NullsMLP(LlamaMLP):
         self.sink_down = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None) -> Tensor:
-        """hidden_BTD -> out_BTD; without a plan, exactly LlamaMLP."""
+        """hidden_BTD -> out_BTD, through the plan's layer 0; without a plan, exactly LlamaMLP."""
         backbone_BTD: Tensor = super().forward(hidden_BTD)
         if sink_plan is None:
             return backbone_BTD
         pool = self.sink_gate, self.sink_up, self.sink_down
-        sinks_TD = sink_mlp(
-            hidden_BTD.flatten(0, 1), sink_plan, self.layer_idx, *pool, row_gradients=self.row_gradients
-        )
+        sinks_TD = sink_mlp(hidden_BTD.flatten(0, 1), sink_plan, 0, *pool, row_gradients=self.row_gradients)
         return backbone_BTD + sinks_TD.view_as(backbone_BTD)
 
 
@@ -106,7 +103,13 @@ class NullsDecoderLayer(LlamaDecoderLayer):
 
     def __init__(self, config: NullsConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.mlp = NullsMLP(config, layer_idx)
+        self.layer_idx = layer_idx
+        self.mlp = NullsMLP(config)
+
+    def __call__(self, *args: Any, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Any:
+        """`forward`, with the whole plan. The layer's own part is taken here, outside of what is compiled: a number that
+        differs from layer to layer would compile each of them anew, and after eight none."""
+        return super().__call__(*args, sink_plan=sink_plan and sink_plan.for_layer(self.layer_idx), **kwargs)
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Tensor:
         """hidden_BTD -> hidden_BTD; `kwargs` are LlamaDecoderLayer's, all for attention."""

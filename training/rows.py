@@ -43,7 +43,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
         (rows_N,) = ctx.saved_tensors
-        return _sparse(rows_N, grad_ND, ctx.shape, merged=False), None
+        # A copy of the rows: autograd adds later gradients to this one in place, and they are the plan's.
+        return _sparse(rows_N.clone(), grad_ND, ctx.shape, merged=False), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -15,8 +15,8 @@ here grows with the pool.
 
 Cost of backbone and sinks over that of the backbone alone, forward and backward, 2048 tokens, D 576, 512 neurons and
 128 of 8192 sinks, fp32, one core (medians, runs interleaved), grouped and with row gradients: 1.35 with 16 sources of
-128 tokens, 1.4 with 15 of 1 to 600, 1.5 with 64 of 32, 4.2 with 256 of 8; "bmm" 1.42, 1.43, 1.83 and 5.2; a dense gradient
-adds 0.1 to 0.3. The backbone takes 131 ms, and all pool neurons, masked, 5025. A plan for 30 layers: 4 ms.
+128 tokens, 1.4 with 15 of 1 to 600, 1.5 with 64 of 32, 4.2 with 256 of 8; "bmm" 1.42, 1.43, 1.83 and 5.2; a dense
+gradient adds 0.1 to 0.3. The backbone takes 131 ms, all pool neurons, masked, 5025. A plan for 30 layers: 4 ms.
 Run: ``python benchmarks/training.py --only sinks``.
 
 Shapes: T tokens (batch flattened), A of them with a source, D model width, P pool neurons, G distinct sources,
@@ -62,6 +62,10 @@ class SinkPlan:
     """int64: rows of the pool, by layer and source."""
     valid_GK: Tensor | None
     """bool: False where a source's sinks are padded; None for `keyed-v1`, which never pads."""
+
+    def for_layer(self, layer: int) -> SinkPlan:
+        """The same plan with the draw of one layer, which is then its layer 0."""
+        return dataclasses.replace(self, sinks_LGK=self.sinks_LGK[layer : layer + 1])
 
 
 def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> SinkPlan:

@@ -173,9 +173,13 @@ def test_the_model_equals_its_dense_masked_self(scheme: str, ids_BT: Tensor, mon
     inputs = {"input_ids": ids_BT, "labels": ids_BT, "source_ids": source_ids, "document_ids": document_ids}
     gathered = loss_and_gradients(model, **inputs)
 
+    layers = iter(range(2))
+
     def dense(hidden_TD: Tensor, plan: SinkPlan, layer: int, *pool: Tensor, row_gradients: bool) -> Tensor:
         assert not row_gradients
-        return dense_masked_mlp(hidden_TD, token_mask(source_ids.flatten(), model.config.layout, layer), *pool)
+        assert layer == 0, "a layer gets its own draw alone"
+        mask_TP = token_mask(source_ids.flatten(), model.config.layout, next(layers))
+        return dense_masked_mlp(hidden_TD, mask_TP, *pool)
 
     monkeypatch.setattr(model_module, "sink_mlp", dense)
     expected = loss_and_gradients(model, **inputs)

@@ -82,6 +82,19 @@ def test_memory_stays_bounded_over_micro_batches() -> None:
     torch.testing.assert_close(model.sink_gate.grad.to_dense(), dense.sink_gate.grad)
 
 
+def test_a_micro_batch_without_sources_may_come_first() -> None:
+    model, dense = TinyNulls(), TinyNulls()
+    use_row_gradients(model)
+    hidden_TD, source_ids_T = batch(0, 0, 0)
+    nowhere_T = torch.full_like(source_ids_T, NO_SOURCE)
+    for source_ids in (nowhere_T, source_ids_T, source_ids_T, nowhere_T):
+        for each in (model, dense):
+            each(hidden_TD, source_ids).square().mean().backward()
+    for name in POOL:
+        torch.testing.assert_close(getattr(model, name).grad.to_dense(), getattr(dense, name).grad)
+        assert getattr(dense, name).grad.any()
+
+
 def test_no_gradient_as_large_as_the_pool_is_made() -> None:
     pool_PD = nn.Parameter(torch.zeros(1_000_000, 4))
     gather_rows(pool_PD, torch.tensor([5, 999_999, 5])).sum().backward()
