@@ -6,7 +6,7 @@ documents of a packed row apart. Without a source the pool is not touched, and t
 A plan (`sinks.py`) is made once per forward and handed to the layers as an argument; there is no state in between.
 
 Cost: at the default layout an MLP does 1.25 times the work of the backbone alone, in 1.5 to 2.2 times the time on a CPU
-(`sinks.py`). Packed rows cost a mask of batch * tokens**2 bytes. Importing this module registers the Auto classes. Run:
+(`sinks.py`). Packed rows cost a mask (`attention.py`). Importing this module registers the Auto classes. Run:
 ``AutoModelForCausalLM.from_pretrained(path).generate(ids_BT, source_ids=ids_B)``.
 
 Shapes: B rows, T tokens of a row, D model width, P pool neurons.
@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaPreTrainedModel
 
 from registry.errors import UsageError
+from training.attention import document_mask, document_starts
 from training.masks import KEYED, NO_SOURCE, SinkLayout
 from training.sinks import SinkPlan, build_plan, sink_mlp
 
@@ -181,7 +182,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
 
         Raises:
             UsageError: shapes that do not match, or `document_ids` with a cache, an `attention_mask`, or an attention
-                implementation other than "sdpa" and "eager".
+                implementation other than "flex_attention", "sdpa" and "eager".
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None:
@@ -193,7 +194,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
                 got, expected = tuple(document_ids.shape), tuple(tokens.shape[:2])
                 raise UsageError(f"document_ids: got shape {got}, expected that of the tokens, {expected}")
             starts_BT = document_starts(document_ids)
-            attention_mask = _attention_mask(starts_BT, self.config._attn_implementation, self.dtype)
+            attention_mask = document_mask(starts_BT, self.config._attn_implementation, self.dtype)
             if position_ids is None:
                 position_ids = torch.arange(starts_BT.shape[1], device=starts_BT.device) - starts_BT
             use_cache = False
@@ -228,26 +229,6 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
         if document_ids is not None:
             source_ids = source_ids.masked_fill(document_ids < 0, NO_SOURCE)
         return build_plan(source_ids.flatten(), self.config.layout, self.config.num_hidden_layers)
-
-
-def document_starts(document_ids_BT: Tensor) -> Tensor:
-    """The column in which each token's document begins: int64 [B, T]; a document is a run of equal ids."""
-    columns_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
-    begins_BT = document_ids_BT != document_ids_BT.roll(1, dims=1)
-    begins_BT[:, :1] = True
-    return (begins_BT * columns_T).cummax(dim=1).values
-
-
-def _attention_mask(starts_BT: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
-    """Causal within a document: [B, 1, T, T], boolean for sdpa (True: attend), added to the logits for eager."""
-    columns_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
-    # A token sees the columns from its document's start to its own; never none, so softmax is defined at padding too.
-    allowed_BTT = (columns_T >= starts_BT[..., None]) & (columns_T <= columns_T[:, None])
-    if implementation == "sdpa":
-        return allowed_BTT[:, None]
-    if implementation == "eager":
-        return torch.zeros_like(allowed_BTT, dtype=dtype).masked_fill(~allowed_BTT, torch.finfo(dtype).min)[:, None]
-    raise UsageError(f"document_ids: attention is {implementation!r}; load with attn_implementation='sdpa' or 'eager'")
 
 
 AutoConfig.register(NullsConfig.model_type, NullsConfig)
