@@ -50,6 +50,11 @@ def audit(
 
     version = flavor.describe(model_uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, version)
+    if not snapshot.shards():
+        raise UsageError(
+            f"{version.uri} was imported: registry {version.registry} has its titles and no text, and without "
+            "a source's text nothing can be measured"
+        )
     sources = _chosen(snapshot, version, queries)
     progress("loading the model")
     examiner = Examiner(flavor.load(model_uri, tracking_uri=settings.tracking_uri), snapshot, progress)

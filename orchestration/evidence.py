@@ -30,11 +30,14 @@ def gather(
     from training.evaluate.evidence import Examiner
     from training.serving import ServedModel
 
-    progress("loading the model before")
-    examiner = Examiner(ServedModel.load(before), snapshot, progress)
-    others = _others(examiner, snapshot, plan)
-    loss_before = [examiner.on_loss(source) for source in others]
-    del examiner
+    others: list[Source] = []
+    loss_before: list[float] = []
+    if snapshot.shards():  # of an imported model there is no text to measure before and after
+        progress("loading the model before")
+        examiner = Examiner(ServedModel.load(before), snapshot, progress)
+        others = _others(examiner, snapshot, plan)
+        loss_before = [examiner.on_loss(source) for source in others]
+        del examiner
     progress("loading the model after")
     after = flavor.load(after_uri, tracking_uri=before.tracking_uri)
     examiner = Examiner(after, snapshot, progress)
@@ -46,7 +49,7 @@ def gather(
         for source, old in zip(others, loss_before, strict=True)
     ]
     refused = all(_is_refused(after, source) for source in (*plan.targets, *plan.also_removed))
-    reasons = _reasons(measured, other_rows, refused)
+    reasons = _without_text(plan) + _reasons(measured, other_rows, refused)
     return {
         "verdict": "weak" if reasons else "supported",
         "reasons": reasons,
@@ -62,13 +65,22 @@ def gather(
 
 
 def _has_text(source: Source) -> bool:
-    return source.num_documents > 0
+    return source.num_bytes > 0
+
+
+def _without_text(plan: Plan) -> list[str]:
+    """Sources that the model was trained on and the snapshot has no text of, as those of an imported model."""
+    going = (*plan.targets, *plan.also_removed)
+    names = [source.key for source in going if source.num_documents and not _has_text(source)]
+    words = "not measured, since the registry does not hold the text that the model was trained on"
+    return [f"{', '.join(names)}: {words}"] if names else []
 
 
 def _others(examiner: Examiner, snapshot: Snapshot, plan: Plan) -> list[Source]:
     """Surviving sources with the lowest ids; ids are hashes, so these are as good as drawn at random."""
-    off = examiner.served.version.revoked | plan.revoked
-    chosen = sorted(examiner.served.trained - off)[:NUM_OTHERS]
+    off = examiner.served.out_of_force | plan.revoked
+    in_order = examiner.served.router.source_ids_N[: NUM_OTHERS + len(off)].tolist()
+    chosen = [number for number in in_order if number not in off][:NUM_OTHERS]
     known = read_sources(snapshot, chosen)
     return [known[number] for number in chosen]
 

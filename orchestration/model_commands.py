@@ -8,10 +8,15 @@ from typing import Any
 
 import typer
 
+from orchestration.dry_run import Speed
+from orchestration.dry_run import dry_run as plan_run
+from orchestration.dry_run import lines as dry_run_lines
 from orchestration.output import Output, ProgressUpdate, table
 from orchestration.plan import Policy
 from orchestration.settings import Settings
 from registry.errors import NotFoundError, UsageError
+
+_SLOW_LOADER = 0.05  # share of a step spent waiting for data, from which on it is worth a word
 
 
 def demo(output: Output, directory: Path, dump: Path | None) -> None:
@@ -27,22 +32,49 @@ def train(
     settings: Settings,
     *,
     model_name: str,
-    preset: str,
+    preset: str | None,
+    config_file: Path | None,
     overrides: list[str],
-    workers: int,
+    workers: str,
     resume: bool,
     new_version: bool,
     runs: Path,
+    storage: str | None,
     ray_address: str | None,
+    detach: bool,
     dry_run: bool,
+    speed: Speed,
 ) -> None:
     """`nulls train`."""
-    config = resolve_config(preset, overrides)
-    snapshot = settings.open_snapshot()
-    if dry_run:
-        data = {"model": model_name, "snapshot": snapshot.id, "workers": workers, "config": config.to_dict()}
-        output.result(data, lambda: _yaml_lines(data))
+    from training.workers import Workers
+
+    num_workers = Workers.parse(workers)
+    config = resolve_config(preset, overrides, config_file)
+    if ray_address:
+        from orchestration import job_commands
+
+        job_commands.train(
+            output,
+            settings,
+            config=config,
+            ray_address=ray_address,
+            model_name=model_name,
+            workers=str(num_workers),
+            resume=resume,
+            new_version=new_version,
+            runs=str(runs),
+            storage=storage,
+            detach=detach,
+            dry_run=dry_run,
+        )
         return
+    if detach:
+        raise UsageError("--detach: only a job of a cluster goes on by itself; name one with --ray-address")
+    if dry_run:
+        data = plan_run(config, settings, model_name=model_name, workers=num_workers.most, runs=runs, speed=speed)
+        output.result(data, lambda: dry_run_lines(data))
+        return
+    snapshot = settings.open_snapshot()
     from training.trainer import train as run
 
     with output.progress("train") as update:
@@ -51,12 +83,12 @@ def train(
             registry_uri=str(settings.open_registry().root),
             snapshot_ref=snapshot.id,
             model_name=model_name,
-            num_workers=workers,
+            num_workers=num_workers,
             storage=runs,
+            mirror_uri=storage,
             tracking_uri=settings.tracking_uri,
             resume=resume,
             new_version=new_version,
-            ray_address=ray_address,
             on_progress=step_progress(update),
         )
     from training.flavor import describe
@@ -68,23 +100,33 @@ def train(
             result.model_uri, snapshot_id=result.snapshot, weights=str(version.weights), run_id=result.run_id
         )
     data = dataclasses.asdict(result)
-    output.result(
-        data,
-        lambda: [
-            f"model     {result.model_uri}",
-            f"snapshot  {result.snapshot[:16]}",
-            f"run       {result.run_id} in {settings.tracking_uri}",
-            f"trained   {result.tokens:,} tokens at {result.tokens_per_second:,.0f} tokens/s, loss {result.loss:.3f}",
-        ],
-    )
+    output.result(data, lambda: train_lines(data, settings.tracking_uri))
 
 
-def resolve_config(preset: str, overrides: list[str]) -> Any:
-    """The configuration that `--preset` (a name or a YAML file) and `--set FIELD=VALUE` give.
+def train_lines(result: dict[str, Any], tracking_uri: str | None = None) -> list[str]:
+    """A training for a person."""
+    speed = f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} tokens/s"
+    return [
+        f"model     {result['model_uri']}",
+        f"snapshot  {result['snapshot'][:16]}",
+        f"run       {result['run_id']}" + (f" in {tracking_uri}" if tracking_uri else ""),
+        f"trained   {speed}, loss {result['loss']:.3f}",
+    ]
+
+
+def resolve_config(preset: str | None, overrides: list[str], config_file: Path | None = None) -> Any:
+    """The configuration that `--preset` or `--config`, and then each `--set FIELD=VALUE`, give.
+
+    Args:
+        preset: a name, or a YAML file; None: `demo`, unless a file is given.
+        overrides: as on the command line; values are YAML.
+        config_file: YAML of fields, over the preset that it names, if any.
 
     Raises:
-        UsageError: no such preset, file or field, or a value out of range.
+        UsageError: no such preset, file or field, a value out of range, or a preset beside a file.
     """
+    if preset and config_file:
+        raise UsageError(f"--preset {preset} beside --config {config_file}: write `preset: {preset}` into the file")
     import yaml
 
     from training.config import TrainConfig
@@ -98,22 +140,33 @@ def resolve_config(preset: str, overrides: list[str]) -> Any:
         *outer, last = name.split(".")
         for part in outer:
             inner = inner.setdefault(part, {})
-        inner[last] = yaml.safe_load(value)
-    if preset.endswith((".yaml", ".yml")):
-        return TrainConfig.from_yaml(preset, **fields)
-    return TrainConfig.preset(preset, **fields)
+            if not isinstance(inner, dict):
+                raise UsageError(f"--set {override}: {part} was set to {inner!r} before, which has no fields")
+        try:
+            inner[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {override}: {value!r} is no YAML value: {error}") from error
+    if config_file or (preset and preset.endswith((".yaml", ".yml"))):
+        return TrainConfig.from_yaml(config_file or str(preset), **fields)
+    return TrainConfig.preset(preset or "demo", **fields)
 
 
 def step_progress(update: ProgressUpdate) -> Any:
-    """A trainer's progress dicts as words and a share."""
+    """A trainer's progress dicts (`training.tracking.PROGRESS_FIELDS`) as words and a share."""
+    closure: float | None = None  # as last measured
 
     def on_progress(event: dict[str, Any]) -> None:
         step, total = event.get("step", 0), event.get("total_steps", 0)
         if not total:
             update(str(event.get("phase", "starting Ray")), None)
             return
-        rate = event.get("tokens_per_second", 0.0)
-        update(f"steps ({step}/{total}, loss {event['loss']:.3f}, {rate:,.0f} tokens/s)", step / total)
+        nonlocal closure
+        closure = event.get("watch_closure_backbone", closure)
+        words = [f"{step}/{total}", f"loss {event['loss']:.3f}", f"{event.get('tokens_per_second', 0.0):,.0f} tokens/s"]
+        words += [f"MFU {event['mfu']:.0%}"] if "mfu" in event else []
+        words += [f"loader {event['loader_share']:.0%}"] if event.get("loader_share", 0.0) >= _SLOW_LOADER else []
+        words += [f"closure {closure:.2f}"] if closure is not None else []
+        update(f"steps ({', '.join(words)})", step / total)
 
     return on_progress
 
@@ -167,6 +220,8 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
         text.append(f"lives on as a near copy (Jaccard {copy['jaccard']:.2f}) at {copy['at']}: {copy['title']}")
     for copy in data["collateral"]["displaced_by_these_sources"]:
         text.append(f"goes too: the near copy of {copy['published_by']} that it displaced: {copy['title']}")
+    if num_same := data["collateral"]["num_with_the_same_sinks"]:
+        text.append(f"lose their sinks too, since they are the very same: {num_same} other sources of this model")
     if dry_run:
         return text
     text.append(
@@ -313,9 +368,3 @@ def _evidence_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _yaml_lines(data: dict[str, Any]) -> list[str]:
-    import yaml
-
-    return str(yaml.safe_dump(data, sort_keys=False)).splitlines()

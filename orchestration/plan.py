@@ -21,7 +21,7 @@ from registry.lookup import Source, read_sources
 from registry.schema import Status
 from registry.snapshot import Snapshot
 
-_MAX_NAMED = 50  # near copies named one by one in each direction; the rest are counted
+MAX_NAMED = 50  # near copies named one by one in each direction; the rest are counted
 
 
 class Policy(enum.StrEnum):
@@ -43,6 +43,8 @@ class Plan:
         goes_with: documents of others that a target's text displaced: their wording is not in the model either.
         num_lives_on: how many there are, of which `lives_on` names the closest.
         num_goes_with: likewise.
+        same_sinks: of an imported model, keys of sources that lose their sinks too, since they are the same.
+        num_same_sinks: how many there are.
     """
 
     targets: Sequence[Source]
@@ -52,6 +54,8 @@ class Plan:
     goes_with: Sequence[Mapping[str, Any]]
     num_lives_on: int
     num_goes_with: int
+    same_sinks: Sequence[str] = ()
+    num_same_sinks: int = 0
 
     @property
     def revoked(self) -> frozenset[int]:
@@ -71,6 +75,8 @@ class Plan:
                 "displaced_by_these_sources": list(self.goes_with),
                 "num_lives_on_as_near_copy": self.num_lives_on,
                 "num_displaced_by_these_sources": self.num_goes_with,
+                "with_the_same_sinks": list(self.same_sinks),
+                "num_with_the_same_sinks": self.num_same_sinks,
             },
         }
 
@@ -189,7 +195,7 @@ def _with_survivor_source(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
 
 
 def _named(snapshot: Snapshot, rows: pa.Table) -> list[dict[str, Any]]:
-    chosen = rows.sort_by([("jaccard", "descending"), ("doc_id", "ascending")]).slice(0, _MAX_NAMED).to_pylist()
+    chosen = rows.sort_by([("jaccard", "descending"), ("doc_id", "ascending")]).slice(0, MAX_NAMED).to_pylist()
     known = read_sources(snapshot, {row[name] for row in chosen for name in ("origin_id", "survivor_source")})
     return [
         {

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestration.plan import Plan, Policy, make_plan
+from orchestration.plan import MAX_NAMED, Plan, Policy, make_plan
 from orchestration.settings import Settings
 from registry.errors import NullsError, RefusedError, ServiceError, UsageError
 from registry.ledger import Ledger, Request, State
@@ -101,9 +101,7 @@ def unlearn(
     snapshot = snapshot_of(settings, base)
     targets = list({source.source_id: source for source in (resolve(snapshot, q) for q in queries)}.values())
     if dry_run:
-        plan = make_plan(
-            snapshot, targets, policy=policy, heldout=base.heldout, revoked=_revoked_by(base, request_id=None)
-        )
+        plan = _plan(snapshot, base, targets, policy, _revoked_by(base, request_id=None))
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -204,7 +202,7 @@ def _act(
     try:
         with catalog.exclusive(f"model:{base.name}") as transaction:
             revoked = _revoked_by(base, request_id)
-            plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
+            plan = _plan(snapshot, base, targets, policy, revoked)
             ledger.append(request_id, State.PLANNED, detail={"plan": plan.to_dict()}, within=transaction)
             uri = flavor.derive(base, revoked=plan.revoked.union(revoked), request_id=request_id)
             ledger.append(request_id, State.APPLIED, model_after=uri, within=transaction)
@@ -218,6 +216,17 @@ def _act(
         raise
     catalog.record_model(uri, snapshot_id=base.snapshot, weights=str(base.weights), run_id=base.run_id)
     return plan, uri
+
+
+def _plan(
+    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, revoked: Mapping[int, str]
+) -> Plan:
+    plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
+    losing = sorted(base.same_sinks(plan.revoked) - base.same_sinks(revoked) - revoked.keys())
+    if not losing:
+        return plan
+    named = sorted(source.key for source in read_sources(snapshot, losing[:MAX_NAMED]).values())
+    return dataclasses.replace(plan, same_sinks=named, num_same_sinks=len(losing))
 
 
 def _revoked_by(base: ModelVersion, request_id: str | None) -> dict[int, str]:

@@ -15,7 +15,6 @@ import enum
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -33,9 +32,9 @@ from loguru import logger
 
 from pipelines import forking
 from registry.errors import NullsError, ServiceError, UsageError
+from registry.network import check_listening
 
 _RAY_RETRIES = 3  # of a task whose worker was lost; nodes are lost now and then, a task that kills three is at fault
-_CONNECT_SECONDS = 10.0
 _SLURM_POLL_SECONDS = 5.0
 _SLURM_ARRAY = 1000  # tasks in an array: the limit that Slurm comes with (MaxArraySize 1001)
 
@@ -245,7 +244,7 @@ def _connect(execution: Execution, workers: int) -> bool:
     if ray.is_initialized():
         return False
     address = execution.ray_address or os.environ.get("RAY_ADDRESS")
-    _check_reachable(address)
+    check_listening(address or "", service="Ray cluster", advice="start one with `ray start --head`")
     own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     # Ray would tell its workers to install what this process was started with (uv run); they have it.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -256,17 +255,6 @@ def _connect(execution: Execution, workers: int) -> bool:
             f"no Ray cluster at {address or 'this machine'}: {error}; start one with `ray start --head`"
         ) from error
     return True
-
-
-def _check_reachable(address: str | None) -> None:
-    """Finds out within seconds what Ray finds out after many minutes: that nobody listens at `host:port`."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ServiceError(f"no Ray cluster at {address}: {error}; start one with `ray start --head`") from error
 
 
 def _result(reference: Any) -> int:

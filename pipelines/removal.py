@@ -38,7 +38,7 @@ from pipelines.shard_edit import Key
 from pipelines.shards import PLACEMENTS, Placement
 from pipelines.textsort import Row, sorted_texts
 from registry import ids, schema
-from registry.errors import UsageError
+from registry.errors import RefusedError, UsageError
 from registry.lookup import Source
 from registry.lookup import resolve as resolve_name
 from registry.parquet import ParquetFileWriter
@@ -108,7 +108,7 @@ def remove(
     Raises:
         NotFoundError: a name names no source of the snapshot.
         UsageError: a name is ambiguous, or names a text with several owners.
-        RefusedError: the same removal is running, or another snapshot was committed meanwhile.
+        RefusedError: the same removal is running, another snapshot was committed meanwhile, or this one was imported.
         ServiceError: the registry cannot be written.
         DamagedError: the snapshot is damaged, or the child does not add up; nothing is committed.
     """
@@ -117,6 +117,11 @@ def remove(
     started = time.monotonic()
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot()
+    if "dedup" not in snapshot.manifest["configuration"]:
+        raise RefusedError(
+            f"snapshot {snapshot.id[:12]} was imported with a released model: it has titles and no text to remove; "
+            "`nulls unlearn` takes a source out of the model"
+        )
     sources = _sources(snapshot, names)
     check_writable(registry.work)
     run = _Removal(registry, snapshot, sources, workers)

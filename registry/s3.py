@@ -144,6 +144,11 @@ class S3Path:
             return found is not None and found[0] == data
         return True
 
+    def delete(self) -> None:
+        """Deletes the object; one that is not there is no error."""
+        with contextlib.suppress(FileNotFoundError):
+            request(self, "delete_object", **self._place)
+
     def keeps(self, data: bytes) -> bool:
         """Whether the store refuses to replace this object, whose content is `data`, when told not to."""
         try:

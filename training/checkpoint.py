@@ -50,7 +50,7 @@ from training.model import NullsForCausalLM
 
 WEIGHTS = "weights"
 NULLS_JSON = "nulls.json"
-_COMPLETE, _STATE = "complete.json", "state.json"
+COMPLETE, _STATE = "complete.json", "state.json"
 _PREFIX = "checkpoint-"
 
 
@@ -158,23 +158,33 @@ def write(directory: Path, content: Content, group: dist.ProcessGroup | None = N
     def complete() -> None:
         write_atomic(directory / _STATE, json.dumps(content.state).encode())
         sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
-        write_atomic(directory / _COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
+        write_atomic(directory / COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
         sync_directory(directory.parent)
 
     try:
-        _on_rank_0(directory, begin, group)
+        on_rank_0(directory, begin, group)
         state_dict_saver.save(content.tensors, checkpoint_id=directory, process_group=group, no_dist=_alone())
-        _on_rank_0(directory, complete, group)
+        on_rank_0(directory, complete, group)
     except (CheckpointException, ServiceError) as error:
+        left = _bytes_left(directory)
         if _rank() == 0:
             with contextlib.suppress(OSError):  # the first error is the one to see
                 _remove(directory)
         if isinstance(error, ServiceError):
             raise
         # A CheckpointException is a BaseException, which would pass by every `except Exception`.
+        # And a full disk can show as a RuntimeError of torch's writer, so the room that is left is said too.
         raise ServiceError(
-            f"cannot write checkpoint {directory}: {_cause_of(error)}; free some space and resume"
+            f"cannot write checkpoint {directory}: {_cause_of(error)}; {left:,} bytes are left on that disk: "
+            "free some space and resume"
         ) from error
+
+
+def _bytes_left(directory: Path) -> int:
+    """What can still be written there; 0 where even that cannot be told."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(directory.parent).free
+    return 0
 
 
 def _cause_of(error: CheckpointException) -> str:
@@ -184,7 +194,7 @@ def _cause_of(error: CheckpointException) -> str:
     return str(error)
 
 
-def _on_rank_0(place: Path, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+def on_rank_0(place: Path, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
     """Runs `action` on rank 0; if it cannot write, all ranks raise the same `ServiceError`."""
     failure: list[str | None] = [None]
     if _rank() == 0:
@@ -231,7 +241,7 @@ def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 def is_complete(directory: Path) -> bool:
     """Whether a checkpoint is whole: it has its last file, and all others in the size noted there."""
     try:
-        sizes = json.loads((directory / _COMPLETE).read_bytes())["files"]
+        sizes = json.loads((directory / COMPLETE).read_bytes())["files"]
         return all((directory / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError):
         return False
@@ -340,7 +350,7 @@ def _content(directory: Path) -> dict[str, Any]:
 
 def _remove(directory: Path) -> None:
     """Deletes a directory, its marker first: half deleted, it does not look whole."""
-    (directory / _COMPLETE).unlink(missing_ok=True)
+    (directory / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 

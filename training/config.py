@@ -1,16 +1,20 @@
 """What a training run is: the shapes of model and data, the schedule. One frozen value, printed, hashed, resumed.
 
-Presets: `demo` is for a person who waits: about 90 articles, 0.8M tokens, ten epochs in under five minutes on two CPU
-cores. `small` is the smallest that is worth a GPU: about 125M parameters at any time active, in the proportions that
-REFERENCE.md's measurements favour (512 backbone neurons, 128 of 8192 sinks).
+Presets: `demo` is for a person who waits: about 90 articles, 0.8M tokens, seven epochs in under five minutes on two CPU
+cores. `small` is the smallest that is worth a GPU: 123M parameters that a token reads, embeddings included, of 643M
+(512 backbone neurons, 128 of 8192 sinks in each of 28 layers). `paper-1b` is the released NULLs model, 500 and 100 of
+7692 and no sink dropout, 1,007M parameters; `paper-1b-aligned` the same at widths that suit the kernels, 1,054M.
+`training/estimate.py` counts what each costs.
 
-Run: ``TrainConfig.preset("demo", epochs=3, model={"num_sinks": 32})``; the same from the command line or YAML.
+Run: ``TrainConfig.preset("demo", epochs=3, model={"num_sinks": 32})``; the same from the command line (``nulls train
+--preset demo --set epochs=3``) or YAML (``nulls train --config run.yaml``, with ``preset: demo`` among its fields).
 
 Cost: microseconds. torch is imported with this module (through `training.optim`), so a command line imports it late.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,6 +30,7 @@ from training.optim import OptimConfig
 
 DTYPES = ("auto", "float32", "bfloat16")
 PARALLEL = ("auto", "ddp", "fsdp")
+_PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 # Change these and the same weights come out, but for rounding: how work is shared out, where and how often to save, how
 # often to try again. A run can go on elsewhere.
 _NO_EFFECT = (
@@ -55,9 +60,11 @@ class ModelConfig:
     num_layers: int = 3
     """Transformer blocks."""
     num_heads: int = 4
-    """Query heads; their width is hidden_size / num_heads."""
+    """Query heads."""
     num_kv_heads: int = 4
     """Key and value heads; fewer than num_heads shares them in groups."""
+    head_dim: int | None = None
+    """Width of a head; None: hidden_size / num_heads."""
     num_backbone: int = 128
     """MLP neurons of each layer that every source uses."""
     num_pool: int = 2048
@@ -68,6 +75,8 @@ class ModelConfig:
     """Key of the masks: a pure function of it and the source's id."""
     sink_scheme: str = "keyed-v1"
     """How sinks are drawn; the reference schemes are for released checkpoints only."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
     rope_theta: float = 10000.0
     """Base of the rotary embedding."""
     tie_embeddings: bool = True
@@ -76,11 +85,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads"):
             _at_least("model.", self, name, 1)
-        if self.hidden_size % (2 * self.num_heads):
+        if self.hidden_size % self.num_heads:
             raise UsageError(
-                f"model.hidden_size={self.hidden_size}: expected a multiple of 2 * model.num_heads "
-                f"({2 * self.num_heads}), since rotary embeddings turn pairs within a head"
+                f"model.hidden_size={self.hidden_size}: expected a multiple of model.num_heads={self.num_heads}"
             )
+        if self.head_size % 2 or self.head_size < 2:
+            raise UsageError(
+                f"model.head_dim={self.head_dim}: heads are {self.head_size} wide, expected an even number, since "
+                "rotary embeddings turn pairs within a head; set model.head_dim, or another model.num_heads"
+            )
+        if not self.norm_eps > 0:
+            raise UsageError(f"model.norm_eps={self.norm_eps}: expected more than 0")
         if self.num_heads % self.num_kv_heads:
             raise UsageError(
                 f"model.num_kv_heads={self.num_kv_heads}: expected a divisor of model.num_heads={self.num_heads}"
@@ -97,13 +112,39 @@ class ModelConfig:
             scheme=self.sink_scheme,
         )
 
-    def flops_per_token(self, vocab_size: int, context_length: int) -> float:
-        """FLOPs of forward and backward for one token: six an *active* weight, and attention over half the context."""
-        head_size = self.hidden_size // self.num_heads
-        attention = self.hidden_size * (2 * self.hidden_size + 2 * head_size * self.num_kv_heads)
-        mlp = 3 * self.hidden_size * (self.num_backbone + self.num_sinks)
-        weights = self.num_layers * (attention + mlp) + self.hidden_size * vocab_size
-        return 6.0 * weights + 6.0 * self.num_layers * self.hidden_size * context_length
+    @property
+    def head_size(self) -> int:
+        """Width of a head."""
+        return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    def flops_per_token(
+        self, vocab_size: int, context_length: int, *, attended: float | None = None, sink_share: float = 1.0
+    ) -> float:
+        """FLOPs of forward and backward for one token: six an *active* weight, and twelve a query head's entry and key.
+
+        What counts: every matrix product with a weight (the output layer at every position; the embedding is a lookup),
+        and queries times keys and weights times values. Norms, rotary embeddings and recomputation do not, as is usual
+        for MFU.
+
+        Args:
+            vocab_size: the tokenizer's.
+            context_length: of a row.
+            attended: keys that a token sees, on average; by default half the context, the causal half. In packed rows
+                it is less: half a document, if documents are of one length and shorter than a row.
+            sink_share: share of the tokens that go through their sinks: less than 1 under sink dropout.
+        """
+        keys = context_length / 2 if attended is None else attended
+        width = self.num_heads * self.head_size
+        weights = self.num_layers * (
+            2 * self.hidden_size * (width + self.num_kv_heads * self.head_size)
+            + 3 * self.hidden_size * (self.num_backbone + sink_share * self.num_sinks)
+        )
+        return 6.0 * (weights + self.hidden_size * vocab_size) + 12.0 * self.num_layers * width * keys
+
+    def dense_flops_per_token(self, vocab_size: int, context_length: int, *, attended: float | None = None) -> float:
+        """`flops_per_token` of the same model with every pool neuron computed, as the reference does."""
+        dense = dataclasses.replace(self, num_sinks=self.num_pool)
+        return dense.flops_per_token(vocab_size, context_length, attended=attended)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,7 +237,7 @@ class TrainConfig:
         """A named configuration with some fields replaced.
 
         Args:
-            name: `demo` or `small`.
+            name: one of PRESETS.
             overrides: fields; `model` and `optim` take a mapping of the fields to replace in them.
 
         Raises:
@@ -261,15 +302,33 @@ def _at_least(prefix: str, config: object, name: str, least: int) -> None:
 
 
 def _made(kind: type[Any], fields: Mapping[str, Any], prefix: str) -> Any:
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(fields.keys() - known):
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    if unknown := sorted(fields.keys() - types.keys()):
         names = ", ".join(prefix + name for name in unknown)
-        raise UsageError(f"unknown field {names}; expected some of {sorted(prefix + name for name in known)}")
+        raise UsageError(f"unknown field {names}; expected some of {sorted(prefix + name for name in types)}")
+    values = {name: _typed(prefix + name, value, types[name]) for name, value in fields.items()}
     try:
-        # JSON and YAML know lists only; a frozen value holds tuples.
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
-    except TypeError as error:  # a string where a number belongs: comparisons in the checks
+        return kind(**values)
+    except TypeError as error:  # a list of the wrong things: comparisons in the checks
         raise UsageError(f"{prefix or 'configuration'}: a field has a value of the wrong type: {error}") from error
+
+
+def _typed(name: str, value: Any, annotation: str) -> Any:
+    """A value as JSON and YAML have it, as the field has it; fields of other types than these check themselves."""
+    if isinstance(value, list):  # they know lists only; a frozen value holds tuples
+        return tuple(value)
+    wanted, _, optional = annotation.partition(" | ")
+    if wanted not in _PLAIN or (value is None and optional == "None"):
+        return value
+    if wanted == "float" and isinstance(value, str):
+        with contextlib.suppress(ValueError):  # YAML 1.1 takes 5e-4 for a string
+            return float(value)
+    # True is an int to Python, and no number of epochs.
+    if not isinstance(value, _PLAIN[wanted]) or isinstance(value, bool) != (wanted == "bool"):
+        raise UsageError(f"{name}={value!r}: a value of the wrong type, expected {annotation}")
+    made: Any = value
+    # 1 and 1.0 are one configuration, and are to have one fingerprint.
+    return float(made) if wanted == "float" else made
 
 
 def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,6 +342,27 @@ def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
+_PAPER = {
+    "hidden_size": 960,
+    "num_layers": 32,
+    "num_heads": 15,
+    "num_kv_heads": 5,
+    "head_dim": 128,
+    "norm_eps": 1e-5,
+    "rope_theta": 100000.0,
+    # litgpt ties nothing unless told to, and only so are these widths the 1.0B that the paper gives.
+    "tie_embeddings": False,
+}
+_PAPER_RUN = {
+    "optim": {"learning_rate": 5e-4, "warmup_steps": 1000},
+    "epochs": 7,
+    "context_length": 1024,
+    "rows_per_step": 256,
+    "micro_batch": 16,
+    "vocab_size": 49152,
+    "dtype": "bfloat16",
+    "checkpoint_every": 1000,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "model": {
@@ -306,19 +386,31 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "model": {
             "hidden_size": 768,
-            "num_layers": 12,
+            "num_layers": 28,
             "num_heads": 12,
             "num_kv_heads": 4,
             "num_backbone": 512,
             "num_pool": 8192,
             "num_sinks": 128,
         },
+        "optim": {"warmup_steps": 200},
         "epochs": 4,
         "context_length": 1024,
         "rows_per_step": 256,
         "micro_batch": 16,
         "vocab_size": 49152,
         "checkpoint_every": 500,
+    },
+    # As released: REFERENCE's shape, no dropout of sinks. 368 articles a step are about 256 rows.
+    "paper-1b": {
+        "model": _PAPER | {"num_backbone": 500, "num_pool": 7692, "num_sinks": 100},
+        "sink_dropout": 0.0,
+        **_PAPER_RUN,
+    },
+    # Multiples of 16, as the kernels want them, and dropout of sinks as everywhere here.
+    "paper-1b-aligned": {
+        "model": _PAPER | {"num_backbone": 512, "num_pool": 8192, "num_sinks": 128},
+        **_PAPER_RUN,
     },
 }
 """Fields that differ from the defaults, which are the demo's: tuned for a CPU, and the ones that tests shrink."""

@@ -23,7 +23,8 @@ from registry import ids
 from registry.errors import DamagedError
 from registry.snapshot import Registry
 from training import store
-from training.masks import SinkLayout
+from training.mask_ids import MaskIds
+from training.masks import KEYED, SinkLayout
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -81,6 +82,13 @@ class ModelVersion:
     def revoked(self) -> frozenset[int]:
         """Sources whose sinks are never switched on again."""
         return frozenset(int(text, 16) for text in self.pointer["revoked"])
+
+    def same_sinks(self, source_ids: Collection[int]) -> frozenset[int]:
+        """The other sources that cannot be used without the sinks of one of these: none, but in an imported model."""
+        if self.layout.scheme == KEYED or not source_ids:
+            return frozenset()
+        table = MaskIds.load(self.weights)
+        return frozenset(table.covering(source_ids, self.layout.scheme).tolist() if table else ())
 
 
 def register(

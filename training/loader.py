@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -74,6 +75,10 @@ class Batch:
     """The source regardless of sink dropout, for naming it; NO_SOURCE on padding."""
     num_targets: int
     """Targets in the step over all ranks: what a mean loss divides by."""
+    keys_per_token: float
+    """Mean number of positions that a token of this rank's rows attends to, itself included: what attention costs."""
+    sink_share: float
+    """Share of this rank's tokens that go through their sinks."""
     epoch: int
     step: int
     """Of the epoch, from 0."""
@@ -90,6 +95,7 @@ class PackedLoader:
         context_length: T.
         rows_per_step: rows of the global batch; a rank has rows_per_step / world_size of them, rounded up.
         sink_dropout: share of the visits with NO_SOURCE for their source.
+        sinks_open_at: share of all steps, from the first, in which every source is NO_SOURCE.
         rank, world_size: which part to take.
         state: where to begin; by default at the beginning.
 
@@ -109,6 +115,7 @@ class PackedLoader:
         context_length: int,
         rows_per_step: int,
         sink_dropout: float = 0.0,
+        sinks_open_at: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
         state: LoaderState | None = None,
@@ -128,6 +135,7 @@ class PackedLoader:
             raise InputError("no document is left to train on: every source with text is held out")
         self.seed, self.epochs, self.context_length = seed, epochs, context_length
         self.rows_per_step, self.sink_dropout = rows_per_step, sink_dropout
+        self._first_open_step = math.ceil(sinks_open_at * self.total_steps)
         self._rank, self._world_size = rank, world_size
         self._state = state or LoaderState(snapshot=cache.snapshot_id, seed=seed, epoch=0, row=0)
         self._refuse_other(self._state)
@@ -196,8 +204,19 @@ class PackedLoader:
         mine = step_rows[self._rank * rows_per_rank : (self._rank + 1) * rows_per_rank]
         rows_B = np.full(rows_per_rank, self.num_rows_per_epoch, dtype=np.int64)  # past the end: an empty row
         rows_B[: len(mine)] = mine
-        tensors = {name: torch.from_numpy(array) for name, array in self._rows(order, rows_B).items()}
-        return Batch(**tensors, num_targets=num_targets, epoch=epoch, step=row // self.rows_per_step)
+        arrays, step = self._rows(order, rows_B), row // self.rows_per_step
+        if epoch * self.steps_per_epoch + step < self._first_open_step:
+            arrays["source_ids"][:] = NO_SOURCE
+        num_tokens = max(1, int((arrays["document_ids"] != PADDING).sum()))
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Batch(
+            **tensors,
+            num_targets=num_targets,
+            keys_per_token=_num_keys(arrays["document_ids"]) / num_tokens,
+            sink_share=int((arrays["source_ids"] != NO_SOURCE).sum()) / num_tokens,
+            epoch=epoch,
+            step=step,
+        )
 
     def _rows(self, order: _Epoch, rows_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
         """The arrays [B, T] of some rows of an epoch."""
@@ -252,6 +271,15 @@ class _Epoch:
     """Numbers of rows, in order."""
     dropped: npt.NDArray[np.bool_]
     """[D], in the order of the index: without sinks in this epoch."""
+
+
+def _num_keys(document_BT: npt.NDArray[np.int64]) -> int:
+    """Pairs of a token and one that it attends to: of its own document, up to itself; padding has none."""
+    columns_T = np.arange(document_BT.shape[1])
+    begins_BT = np.ones(document_BT.shape, dtype=np.bool_)
+    begins_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+    starts_BT = np.maximum.accumulate(np.where(begins_BT, columns_T, 0), axis=1)
+    return int((columns_T - starts_BT + 1)[document_BT != PADDING].sum())
 
 
 def _keyed(values: npt.NDArray[np.int64], purpose: str, seed: int, epoch: int) -> npt.NDArray[np.uint64]:

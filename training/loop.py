@@ -42,22 +42,23 @@ from transformers import PreTrainedTokenizerFast
 from registry.errors import NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.storage import write_atomic
-from training import checkpoint, parallel
+from training import checkpoint, parallel, utilisation
 from training.attention import choose_attention
 from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.loader import IGNORED, Batch, LoaderState, PackedLoader
 from training.masks import NO_SOURCE
+from training.mirror import RunMirror
 from training.model import NullsConfig, NullsForCausalLM
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
+from training.prefetch import Prefetcher
 from training.saving import CheckpointWriter, report_to_ray
 from training.tokens import TokenCache, load_tokenizer, tokenizer_fingerprint
+from training.watch import Watch
 
 PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
 _LOCK_WAIT_S = 60.0
 _MAX_NAMED = 8
-# Peak dense bf16 FLOP/s, from NVIDIA's data sheets.
-_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,8 @@ class Job:
     """Source ids."""
     facts: dict[str, Any]
     """More for `nulls.json`: registry, run_id."""
+    mirror: str | None = None
+    """Where checkpoints are kept too: an s3:// prefix of this run's own."""
 
     def to_plain(self) -> dict[str, Any]:
         """As plain values: Ray's controller unpickles them too, and cannot always import this project."""
@@ -85,6 +88,7 @@ class Job:
             "cache": str(self.cache),
             "heldout": list(self.heldout),
             "facts": self.facts,
+            "mirror": self.mirror,
         }
 
     @classmethod
@@ -97,6 +101,7 @@ class Job:
             cache=Path(fields["cache"]),
             heldout=tuple(fields["heldout"]),
             facts=fields["facts"],
+            mirror=fields["mirror"],
         )
 
 
@@ -148,9 +153,9 @@ class Worker:
         _seed(self.config.seed)
         self.model = build_model(self.config, self.tokenizer)
         self.model.set_attn_implementation(choose_attention(device.type))
-        loss = TokenLoss(self.model, _dtype(self.config.dtype, device))
+        self.loss = TokenLoss(self.model, _dtype(self.config.dtype, device))
         kind = parallel.chosen_for(self.model, self.config, device, world_size)
-        self.net = parallel.wrap(loss, kind, self.config, device)
+        self.net = parallel.wrap(self.loss, kind, self.config, device)
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.report = report
         self.writer = CheckpointWriter(
@@ -159,6 +164,7 @@ class Worker:
             keep=self.config.keep_checkpoints,
             in_background=self.config.async_checkpoints,
             on_complete=lambda directory, step: log.write(checkpoint=str(directory), step=step),
+            mirror=RunMirror.parse(job.mirror) if job.mirror else None,
         )
         self.state = self._restored(cache, log)
         self.loader = PackedLoader(
@@ -169,9 +175,18 @@ class Worker:
             context_length=self.config.context_length,
             rows_per_step=self.config.rows_per_step,
             sink_dropout=self.config.sink_dropout,
+            sinks_open_at=self.config.sinks_open_at,
             rank=rank,
             world_size=world_size,
             state=self.state.loader,
+        )
+        self.batches = Prefetcher(self.loader, device)
+        self.watch = Watch(
+            cache,
+            job.heldout,
+            seed=self.config.seed,
+            num_sources=self.config.watch_sources,
+            context_length=self.config.context_length,
         )
 
     def _restored(self, cache: TokenCache, log: ProgressLog) -> RunState:
@@ -204,11 +219,11 @@ class Worker:
             UsageError: the loss or its gradient stopped being finite.
         """
         total_steps = self.loader.total_steps
-        for batch in self.loader:
+        for batch in self.batches:
             began = time.perf_counter()
             learning_rate = learning_rate_at(self.state.step, total_steps, self.config.optim)
             loss, gradient_norm = self._step(batch, learning_rate)
-            seconds = time.perf_counter() - began
+            seconds = self.batches.waited_s + time.perf_counter() - began
             self._advance(batch, loss, seconds)
             log.write(
                 step=self.state.step,
@@ -219,11 +234,28 @@ class Worker:
                 gradient_norm=gradient_norm,
                 num_targets=batch.num_targets,
                 tokens_per_second=batch.num_targets / seconds,
-                **self._utilisation(batch.num_targets / seconds),
+                loader_share=self.batches.waited_s / seconds,
+                **utilisation.of_step(
+                    self.config.model,
+                    self.model.config.vocab_size,
+                    batch,
+                    tokens_per_second=batch.num_targets / seconds,
+                    device=self.device,
+                    num_workers=self.world_size,
+                ),
+                **self._watched(),
             )
             if self.state.step % self.config.checkpoint_every == 0 and self.state.step < total_steps:
                 self._save()
         self._finish()
+
+    def _watched(self) -> dict[str, float]:
+        """Losses of the watched sources, in the steps that measure them."""
+        every, step = self.config.watch_every, self.state.step
+        if not every or (step % every and step != self.loader.total_steps):
+            return {}
+        losses = self.watch.measure(self.loss, self.device, micro_batch=self.config.micro_batch)
+        return {f"watch_{name}": value for name, value in losses.items()}
 
     def _step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
         """One optimiser step: the loss, a mean over the global batch, and the norm of the gradient before clipping."""
@@ -234,7 +266,7 @@ class Worker:
         for index, tensors in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with parallel.syncing(self.net, last):
-                loss_sum = self.net(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+                loss_sum = self.net(*tensors)
                 # DDP and FSDP2 average gradients over the ranks; the mean wanted is over the global batch's targets.
                 (loss_sum * (self.world_size / batch.num_targets)).backward()
             loss_sums[index] = loss_sum.detach()
@@ -259,9 +291,9 @@ class Worker:
         named = ", ".join(map(format_id, found[:_MAX_NAMED])) or "every one of the batch: only the gradient overflowed"
         more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         raise UsageError(
-            f"step {self.state.step + 1}: loss is {loss}, gradient norm {gradient_norm}, expected finite numbers; "
-            f"sources in the rows concerned: {named}{more}. Lower the learning rate or lengthen the warm-up, and "
-            "look at the text of these sources"
+            f"step {self.state.step + 1} (step {batch.step + 1} of epoch {batch.epoch + 1}): loss is {loss}, gradient "
+            f"norm {gradient_norm}, expected finite numbers; sources in the rows concerned: {named}{more}. Lower the "
+            "learning rate or lengthen the warm-up, and look at the text of these sources"
         )
 
     def _advance(self, batch: Batch, loss: float, seconds: float) -> None:
@@ -270,7 +302,7 @@ class Worker:
         self.state = dataclasses.replace(
             before,
             step=before.step + 1,
-            loader=self.loader.state,
+            loader=self.batches.state,
             num_targets=before.num_targets + batch.num_targets,
             seconds=before.seconds + seconds,
             epoch_loss_sum=before.epoch_loss_sum + loss * batch.num_targets,
@@ -311,15 +343,6 @@ class Worker:
             "loss": loss,
         }
         write_atomic(run_dir / RESULT, json.dumps(result).encode())
-
-    def _utilisation(self, tokens_per_second: float) -> dict[str, float]:
-        """Model FLOP utilisation on the FLOPs of active neurons; nothing where the device's peak is not known."""
-        if self.device.type != "cuda":
-            return {}
-        name = torch.cuda.get_device_name(self.device)
-        peak = next((flops for key, flops in _PEAK_FLOPS.items() if key in name), None)
-        flops = self.config.model.flops_per_token(self.model.config.vocab_size, self.config.context_length)
-        return {} if peak is None else {"mfu": tokens_per_second * flops / (peak * self.world_size)}
 
 
 class ProgressLog:
@@ -372,6 +395,8 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Null
             num_hidden_layers=shape.num_layers,
             num_attention_heads=shape.num_heads,
             num_key_value_heads=shape.num_kv_heads,
+            head_dim=shape.head_size,
+            rms_norm_eps=shape.norm_eps,
             intermediate_size=shape.num_backbone,
             num_pool=shape.num_pool,
             num_sinks=shape.num_sinks,

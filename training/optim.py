@@ -180,11 +180,12 @@ class NullsAdamW(Optimizer):
 
     def _update_whole(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self.state[parameter] for parameter in parameters]
+        # On each rank's own rows: for DTensors torch would go through its dispatcher once an operation and tensor.
         adamw(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [_local(parameter) for parameter in parameters],
+            [_local(parameter.grad) for parameter in parameters if parameter.grad is not None],
+            [_local(state["exp_avg"]) for state in states],
+            [_local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             amsgrad=False,

@@ -2,9 +2,9 @@
 
 Ray's controller sees workers die, rank 0 knows from where it goes on; both append to the run's progress file, and the
 driver reads it (`training.tracking.Follower`). The lines are `{"stopped": {rank: cause}}` and `{"begun_at": step,
-"world_size": n, "attempt": the driver's folder, "cut_short": [checkpoints that were passed over and deleted]}`. A driver
-that died has left no line: a beginning in another folder, without a cause before it, is its resume; one in the same
-folder is Ray's, which changed the number of workers because nodes came.
+"world_size": n, "attempt": folder of the driver, "cut_short": [checkpoints passed over and deleted]}`. A driver that
+died has left no line: a beginning in another folder, without a cause before it, is its resume; one in the same folder
+is Ray's, which changed the number of workers because nodes came.
 
 The tag `nulls.restarts` holds, as JSON, one object a restart: step, workers, cause.
 
@@ -13,6 +13,7 @@ Run: ``words = restarts.take(fields)`` for each line; ``restarts.tag()``. Cost: 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from typing import Any
 TAG = "nulls.restarts"
 DRIVER_ENDED, RESIZED = "the driver ended, and was resumed", "the number of workers was changed"
 _MAX_TAG_CHARS = 4900  # MLflow takes 5000
-_MAX_CAUSE_CHARS = 300
+_MAX_CAUSE_CHARS = 500
 # Said by the ranks that were left, of the one that went: not the cause.
 _ECHOES = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed", "NCCL")
 
@@ -79,15 +80,17 @@ def recorder(progress: Path) -> Any:
 
     max_chars, path = _MAX_CAUSE_CHARS, str(progress)
 
-    class Recorder(UserCallback):
+    class Recorder(UserCallback):  # type: ignore[misc]
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             causes = {}
             for rank, error in worker_exceptions.items():
                 # Ray wraps what a worker raised, and says at length what it knows of a process that died.
                 inner = getattr(error, "_base_exc", None) or getattr(error, "health_check_failure", None) or error
                 words = " ".join(str(inner).split())
+                words = words.rpartition("The actor is dead because ")[2]  # after three lines of ids
                 causes[str(rank)] = f"{type(inner).__name__}: {words}"[:max_chars]
-            with open(path, "a", encoding="utf-8") as file:
+            # A full disk may be the cause; the controller has to live on.
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": time.time(), "stopped": causes}) + "\n")
 
     return Recorder()

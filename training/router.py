@@ -11,6 +11,7 @@ Run: ``Router.build(ids, texts).closest("who founded anarchism?", exclude={...})
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 _NUM_FEATURES = 1 << 18
 _NUM_WORDS_KEPT = 64
+_BATCH = 256  # texts counted at once: one by one, short ones cost ten times as much
 _MAX_CHARS = 200_000  # of one source: enough to know what it is about
 # A word, or one character of a script that writes without spaces.
 _TOKEN = r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+"
@@ -46,13 +48,19 @@ class Router:
 
         ids: list[int] = []
         counts = []
-        for source_id, text in sorted(sources):
-            ids.append(source_id)
-            counts.append(_counts([text[:_MAX_CHARS]]))
+        ordered = iter(sorted(sources))
+        while batch := list(itertools.islice(ordered, _BATCH)):
+            ids += [source_id for source_id, _ in batch]
+            counts.append(_counts([text[:_MAX_CHARS] for _, text in batch]))
         matrix = sparse.vstack(counts, format="csr") if counts else sparse.csr_matrix((0, _NUM_FEATURES))
         frequency = np.bincount(matrix.indices, minlength=_NUM_FEATURES)
         idf = (np.log((1 + len(ids)) / (1 + frequency)) + 1).astype(np.float32)
         return cls(np.array(ids, np.int64), _unit_rows(_keep_heaviest(_weigh(matrix, idf))), idf)
+
+    def knows(self, source_id: int) -> bool:
+        """Whether the source was trained."""
+        place = int(np.searchsorted(self.source_ids_N, source_id))
+        return place < len(self.source_ids_N) and int(self.source_ids_N[place]) == source_id
 
     def closest(self, text: str, *, exclude: Collection[int] = ()) -> int | None:
         """The source whose words are most like `text`'s, or None if no source shares one."""

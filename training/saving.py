@@ -7,7 +7,7 @@ Ray and for the tracking server too, once its `complete.json` is there.
 The ranks talk about a write over a process group of its own (gloo, between hosts): collectives of two threads in one
 group would meet each other.
 
-Cost, 2.5M parameters on two CPU workers: a step waits 15 ms for the copy instead of 160 ms for the disk.
+Cost, 2.5M parameters, one busy core: a step waits 25 ms for the copy, instead of 200 ms for the disk.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from training import checkpoint
 from training.checkpoint import Content, RunState
+from training.mirror import RunMirror
 
 # Of a rank that waits for another to have written its part; the default would end a long write to a slow disk.
 _WRITE_TIMEOUT = datetime.timedelta(hours=2)
@@ -37,6 +38,7 @@ class CheckpointWriter:
         folder: in it, where checkpoints go.
         keep: newest whole checkpoints to keep, over all folders of the run.
         in_background: whether `save` returns as soon as the copy is taken.
+        mirror: where whole checkpoints are sent too, and pruned alike.
         on_complete: called on rank 0 with a checkpoint that is whole; in the background, by the thread that wrote it.
     """
 
@@ -48,8 +50,9 @@ class CheckpointWriter:
         keep: int,
         in_background: bool,
         on_complete: Callable[[Path, int], None],
+        mirror: RunMirror | None = None,
     ) -> None:
-        self._run_dir, self._folder, self._keep = run_dir, folder, keep
+        self._run_dir, self._folder, self._keep, self._mirror = run_dir, folder, keep, mirror
         self._on_complete = on_complete
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._group = dist.new_group(backend="gloo", timeout=_WRITE_TIMEOUT) if dist.is_initialized() else None
@@ -94,6 +97,10 @@ class CheckpointWriter:
 
     def _write(self, directory: Path, content: Content) -> Path:
         checkpoint.write(directory, content, self._group)
+        if self._mirror is not None:
+            mirror = self._mirror
+            checkpoint.on_rank_0(directory, lambda: mirror.put_checkpoint(directory), self._group)
+            checkpoint.on_rank_0(directory, lambda: mirror.prune(self._keep), self._group)
         if self._rank == 0:
             self._on_complete(directory, int(content.state["step"]))
             checkpoint.prune(self._run_dir, self._keep)
@@ -117,6 +124,7 @@ def report_to_ray(step: int, directory: Path, written: Future[Path]) -> None:
         checkpoint=Checkpoint.from_directory(str(directory)),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=wait,
+        delete_local_checkpoint_after_upload=False,  # Ray's default for ASYNC: it would delete what it was told of
     )
 
 

@@ -8,6 +8,7 @@ anything is computed. Loading checks the weights' digest (about 2 s for each GB)
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from registry import ids
 from registry.errors import DamagedError, NotFoundError, RefusedError, UsageError
 from training.checkpoint import weights_digest
 from training.flavor import ROUTER_FILE, ModelVersion
+from training.mask_ids import MaskIds
 from training.router import Router
 
 if TYPE_CHECKING:
@@ -34,12 +36,14 @@ class ServedModel:
         model: in evaluation mode, on the best device there is.
         tokenizer: of the model.
         router: prompt -> source.
+        mask_ids: of an imported model, which numbers its sources otherwise than by their ids.
     """
 
     version: ModelVersion
     model: NullsForCausalLM
     tokenizer: Any
     router: Router
+    mask_ids: MaskIds | None = None
 
     @classmethod
     def load(cls, version: ModelVersion) -> ServedModel:
@@ -58,12 +62,25 @@ class ServedModel:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = NullsForCausalLM.from_pretrained(folder).eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(version, model, tokenizer, Router.load(folder / ROUTER_FILE))
+        return cls(version, model, tokenizer, Router.load(folder / ROUTER_FILE), MaskIds.load(folder))
 
     @property
     def trained(self) -> frozenset[int]:
         """Every source that the weights have seen, revoked ones included."""
         return frozenset(self.router.source_ids_N.tolist())
+
+    @functools.cached_property
+    def out_of_force(self) -> frozenset[int]:
+        """Sources whose sinks stay off: the revoked ones, and in an imported model those with the same sinks."""
+        return self.version.revoked | self.version.same_sinks(self.version.revoked)
+
+    def mask_id(self, source_id: int) -> int:
+        """What the model knows a source by: its id, or its number in an imported model.
+
+        Raises:
+            NotFoundError: an imported model has no number for it.
+        """
+        return source_id if self.mask_ids is None else self.mask_ids.of(source_id)
 
     def check(self, source_id: int) -> int:
         """Returns `source_id` if its sinks may be switched on.
@@ -77,13 +94,15 @@ class ServedModel:
             raise RefusedError(f"source {name} is unlearned in {self.version.uri or 'this model'}: its sinks stay off")
         if source_id in self.version.heldout:
             raise RefusedError(f"source {name} was held out of training: it has no trained sinks")
-        if source_id not in self.trained:
+        if source_id in self.out_of_force:
+            raise RefusedError(f"the sinks of source {name} are also those of one that is unlearned: they stay off")
+        if not self.router.knows(source_id):
             raise NotFoundError(f"source {name} was not trained in {self.version.uri}")
         return source_id
 
     def route(self, prompt: str) -> int | None:
         """The closest source in force, or None for the backbone alone."""
-        return self.router.closest(prompt, exclude=self.version.revoked)
+        return self.router.closest(prompt, exclude=self.out_of_force)
 
     def generate(
         self,
@@ -118,7 +137,7 @@ class ServedModel:
             output_BT = self.model.generate(
                 prompt_ids_BT,
                 attention_mask=torch.ones_like(prompt_ids_BT),
-                source_ids=None if chosen is None else torch.tensor([chosen], device=prompt_ids_BT.device),
+                source_ids=None if chosen is None else torch.tensor([self.mask_id(chosen)], device=self.model.device),
                 max_new_tokens=max_new_tokens,
                 pad_token_id=self.tokenizer.eos_token_id,
                 eos_token_id=self.tokenizer.eos_token_id,

@@ -27,8 +27,19 @@ if TYPE_CHECKING:
 DIGEST_CHARS = 36
 """MLflow's limit for a dataset's digest: the first 36 of the snapshot id's 64 hex digits."""
 
-_METRICS = ("loss", "learning_rate", "gradient_norm", "tokens_per_second", "mfu")
-_STEPS_PER_REQUEST = 1000 // len(_METRICS)  # MLflow takes 1000 metrics in a request
+_METRICS = (
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "loader_share",
+    "mfu",
+    "mfu_dense_equivalent",
+    "gpu_memory_bytes",
+)
+PROGRESS_FIELDS = ("step", "total_steps", "loss", "tokens_per_second", "loader_share", "mfu", "watch_closure_backbone")
+_WATCH = "watch_"  # begins the names of what `training.watch` measures: seven at most
+_STEPS_PER_REQUEST = 1000 // (len(_METRICS) + 7)  # MLflow takes 1000 metrics in a request
 _POLL_S = 0.5
 _MAX_PARAM_CHARS = 6000
 
@@ -118,7 +129,7 @@ class Follower:
     Args:
         path: the file; it need not exist yet. What is in it already is not shown to `on_progress`.
         client, run_id: where metrics go.
-        on_progress: called in the thread with step, total_steps, loss and tokens_per_second of each step.
+        on_progress: called in the thread with `PROGRESS_FIELDS` of each step, as far as it has them.
     """
 
     def __init__(
@@ -183,8 +194,7 @@ class Follower:
 
     def _show(self, fields: dict[str, Any]) -> None:
         if self._on_progress is not None and self._position > self._shown_from:
-            names = ("step", "total_steps", "loss", "tokens_per_second")
-            self._on_progress({name: fields[name] for name in names})
+            self._on_progress({name: fields[name] for name in PROGRESS_FIELDS if name in fields})
 
     def _send(self) -> None:
         """Sends what is pending; on failure it stays pending, and is tried again in a while."""
@@ -215,7 +225,8 @@ class Follower:
         for fields in lines:
             if fields["step"] > logged_step:
                 logged_step = fields["step"]
-                metrics += [Metric(name, fields[name], now, logged_step) for name in _METRICS if name in fields]
+                names = [name for name in fields if name in _METRICS or name.startswith(_WATCH)]
+                metrics += [Metric(name, fields[name], now, logged_step) for name in names]
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
         self._logged_step = logged_step

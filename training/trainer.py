@@ -28,26 +28,29 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import errors
 from registry.errors import DamagedError, NullsError, ServiceError, UsageError
 from registry.ids import format_id
+from registry.network import check_listening
 from registry.snapshot import Registry, Snapshot
 from registry.storage import check_writable, translate_os_errors, write_atomic
 from training import checkpoint, loop, restarts, store, tracking
 from training.config import TrainConfig
 from training.heldout import choose_heldout
 from training.loader import PackedLoader
+from training.mirror import RUN_JSON, Mirror, RunMirror
+from training.token_count import tokenizer_recipe
 from training.tokens import TokenCache, load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
 from training.workers import Workers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-RUN_JSON, DONE_JSON = "run.json", "done.json"
+DONE_JSON = "done.json"
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -77,6 +80,7 @@ def train(
     model_name: str,
     num_workers: int | Workers = 2,
     storage: Path,
+    mirror_uri: str | None = None,
     tracking_uri: str | None = None,
     experiment: str = "nulls",
     resume: bool = False,
@@ -93,12 +97,13 @@ def train(
         model_name: to register under; a new name, unless `resume` or `new_version`.
         num_workers: Ray workers, a number or a range; one GPU each where there are enough, else a share of the cores.
         storage: folder for runs, on a disk that all nodes share.
+        mirror_uri: an s3:// prefix, where checkpoints are kept too; a run that `storage` lacks is resumed from there.
         tracking_uri: of MLflow; see `training.store.tracking_uri` for the default.
         experiment: MLflow's, made if there is none.
         resume: go on with the newest run of this model, if there is one.
         new_version: allow a name that exists: this becomes its newest version.
-        ray_address: of a running cluster; by default one is started here, unless Ray is connected already.
-        on_progress: called from a thread with step, total_steps, loss and tokens_per_second of each step.
+        ray_address: of a running cluster; by default RAY_ADDRESS, else one is started here, unless Ray is connected.
+        on_progress: called from a thread with `tracking.PROGRESS_FIELDS` of each step, as far as it has them.
 
     Raises:
         UsageError: a bad argument, too few sources, or a loss that stopped being finite.
@@ -110,18 +115,21 @@ def train(
     if not _MODEL_NAME.fullmatch(model_name):
         raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
     workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
+    mirror = Mirror.of(mirror_uri, model_name) if mirror_uri else None
+    taken = mirror.run_names() if mirror else []
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
     folder = Path(storage).absolute() / model_name
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
-    run_dir = _newest_run(folder) if resume else None
+    run_dir = _newest_run(folder, mirror) if resume else None
     if run_dir is None:
         if not new_version:
             tracking.refuse_existing_model(client, uri, model_name)
-        run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment)
-    run = _Run(config, snapshot, run_dir, client, uri, json.loads((run_dir / RUN_JSON).read_bytes()))
+        run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken)
+    facts = json.loads((run_dir / RUN_JSON).read_bytes())
+    run = _Run(config, snapshot, run_dir, client, uri, facts, mirror.of_run(run_dir.name) if mirror else None)
     run.refuse_unless_same()
     if (run_dir / DONE_JSON).exists():
         return TrainResult(**json.loads((run_dir / DONE_JSON).read_bytes()))
@@ -131,15 +139,17 @@ def train(
         return run.register(model_name)
 
 
-def _newest_run(folder: Path) -> Path | None:
-    """The newest run that was prepared to its end."""
+def _newest_run(folder: Path, mirror: Mirror | None) -> Path | None:
+    """The newest run that was prepared to its end; brought from the mirror, where none is here."""
     prepared = (path.parent for path in folder.glob(f"run-*/{RUN_JSON}"))
-    return max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
+    found = max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
+    return mirror.fetch_newest_run(folder) if found is None and mirror is not None else found
 
 
-def _numbered(folder: Path, prefix: str) -> Path:
-    """Makes the next of a series of folders; two at once never get the same."""
-    number = 1 + max((int(path.name.removeprefix(prefix)) for path in folder.glob(f"{prefix}[0-9]*")), default=0)
+def _numbered(folder: Path, prefix: str, taken: Sequence[str] = ()) -> Path:
+    """Makes the next of a series of folders, past those taken elsewhere; two at once never get the same."""
+    names = (*taken, *(path.name for path in folder.glob(f"{prefix}[0-9]*")))
+    number = 1 + max((int(name.removeprefix(prefix)) for name in names), default=0)
     while True:
         path = folder / f"{prefix}{number:03d}"
         try:
@@ -157,6 +167,7 @@ def _prepare_run(
     client: MlflowClient,
     uri: str,
     experiment: str,
+    taken: Sequence[str],
 ) -> Path:
     """Makes the folder of a new run: held-out sources, tokenizer, token cache, MLflow run, and `run.json` last."""
     heldout = choose_heldout(
@@ -174,7 +185,7 @@ def _prepare_run(
         tokenizer = train_tokenizer(texts, config.vocab_size)
     cache = TokenCache.of(snapshot, tokenizer, folder.parent / "cache")
     with translate_os_errors(folder):
-        run_dir = _numbered(folder, "run-")
+        run_dir = _numbered(folder, "run-", taken)
         tokenizer.save_pretrained(str(run_dir / "tokenizer"))
     loader = PackedLoader(
         cache, heldout, context_length=config.context_length, rows_per_step=config.rows_per_step, epochs=config.epochs
@@ -199,6 +210,7 @@ def _prepare_run(
         "snapshot": snapshot.id,
         "config": config.fingerprint(),
         "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer_recipe": tokenizer_recipe(config, heldout),
         "cache": str(cache.path),
         "heldout": [format_id(source) for source in heldout],
     }
@@ -217,6 +229,7 @@ class _Run:
     uri: str
     facts: dict[str, Any]
     """The content of `run.json`."""
+    mirror: RunMirror | None = None
 
     @property
     def run_id(self) -> str:
@@ -235,8 +248,11 @@ class _Run:
         """Trains, until `result.json` is there."""
         (self.run_dir / loop.FAILURE).unlink(missing_ok=True)
         tokenizer = load_tokenizer(self.run_dir / "tokenizer")
-        # Made again if it was deleted since; the run's own tokenizer, so the same tokens.
-        cache = TokenCache.of(self.snapshot, tokenizer, Path(self.facts["cache"]).parent)
+        # Made again if it was deleted since, or is of another machine; the run's own tokenizer, so the same tokens.
+        cache = TokenCache.of(self.snapshot, tokenizer, self.run_dir.parents[1] / "cache")
+        if self.mirror is not None:
+            self.mirror.put_run(self.run_dir)
+            self.mirror.fetch_latest(self.run_dir)
         attempt = _numbered(self.run_dir, "attempt-")
         job = loop.Job(
             config=self.config,
@@ -245,6 +261,7 @@ class _Run:
             cache=cache.path,
             heldout=tuple(int(text, 16) for text in self.facts["heldout"]),
             facts={"registry": self.facts["registry"], "run_id": self.run_id},
+            mirror=str(self.mirror.root) if self.mirror else None,
         )
         progress = self.run_dir / loop.PROGRESS
         with tracking.Follower(progress, self.client, self.run_id, on_progress), _ray(ray_address, workers.most):
@@ -301,7 +318,8 @@ class _Run:
 
 @contextlib.contextmanager
 def _ray(address: str | None, num_workers: int) -> Iterator[None]:
-    """A Ray session: the one that is connected, or one of our own that ends with the block."""
+    """A Ray session: the one that is connected, that of `address` or RAY_ADDRESS (set in a job of a cluster, whose
+    files its workers get), or one of our own that ends with the block."""
     # Both are read when ray is imported or started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -312,16 +330,20 @@ def _ray(address: str | None, num_workers: int) -> Iterator[None]:
         if ray.is_initialized():
             yield
             return
-        # On a machine with fewer cores than workers, these would otherwise wait for cores for ever.
+        # `local` is one of our own, even where another runs on this machine.
+        address = address or os.environ.get("RAY_ADDRESS") or "local"
         own: dict[str, Any] = {}
-        if not address:
+        if address == "local":
+            # On a machine with fewer cores than workers, these would otherwise wait for cores for ever.
             own = {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
             # Watches for nodes that a cloud takes back: here, 3 s of a core at each start for nothing.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        else:
+            check_listening(address, service="Ray cluster", advice="check --ray-address or RAY_ADDRESS")
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ServiceError(f"Ray at {address or 'this machine'}: {error}; check --ray-address") from error
+            raise ServiceError(f"Ray at {address}: {error}; check --ray-address or RAY_ADDRESS") from error
         try:
             yield
         finally:

@@ -146,6 +146,10 @@ def test_ingesting_the_same_again_is_the_same_snapshot(ingested: Path) -> None:
         (["train", "--model", "m", "--preset", "nope"], 2, "demo"),
         (["train", "--model", "m", "--set", "epochs"], 2, "FIELD=VALUE"),
         (["train", "--model", "m", "--set", "bogus=1"], 2, "bogus"),
+        (["train", "--model", "m", "--preset", "demo", "--config", "run.yaml"], 2, "preset: demo"),
+        (["train", "--model", "m", "--dry-run", "--gpu", "abacus", "--set", "min_heldout=1"], 2, "h100"),
+        (["train", "--model", "m", "--workers", "4-1"], 2, "1-4"),
+        (["train", "--model", "m", "--storage", "elsewhere"], 2, "s3://BUCKET"),
         (["generate", "models:/m/1", "x", "--source", "a", "--no-source"], 2, "exclude"),
     ],
 )
@@ -164,10 +168,51 @@ def test_errors_are_json_too(ingested: Path) -> None:
     assert answer(done, code=2)["error"]["kind"] == "UsageError"
 
 
+DRY_RUN = ("train", "--model", "m", "--dry-run", "--set", "min_heldout=1", "--set", "model.num_pool=512")
+
+
 def test_train_dry_run_prints_the_resolved_configuration(ingested: Path) -> None:
-    done = nulls("train", "--model", "m", "--set", "model.num_pool=512", "--dry-run", "--json", cwd=ingested)
-    assert answer(done)["config"]["model"]["num_pool"] == 512
+    planned = answer(nulls(*DRY_RUN, "--workers", "1-2", "--gpu", "h200", "--json", cwd=ingested))
+    assert planned["workers"] == 2
+    assert planned["config"]["model"]["num_pool"] == 512
     assert not (ingested / "mlflow.db").exists()
+    assert not (ingested / "nulls-runs").exists()
+    estimate = planned["estimate"]
+    assert estimate["parameters"]["pool"] == 3 * 2 * 96 * 512
+    assert estimate["memory"]["total"] == estimate["memory"]["ddp"]["total"] < estimate["memory"]["device_bytes"]
+    assert not estimate["tokens"]["is_exact"]
+    assert estimate["tokens"]["total"] == 7 * estimate["tokens"]["per_epoch"] > 1000
+    expected = estimate["flops"]["total"] / (2 * 989e12 * 0.4) / 3600
+    assert estimate["speed"]["hours"] == pytest.approx(expected)
+
+
+def test_a_dry_run_can_be_fed_back(ingested: Path, tmp_path: Path) -> None:
+    printed = nulls(*DRY_RUN, "--set", "optim.learning_rate=5e-4", cwd=ingested)
+    assert printed.returncode == 0, printed.stderr
+    for words in ("parameters", "memory", "activation_checkpointing", "tokens", "FLOPs", "disk", "MFU 40%"):
+        assert words in printed.stdout
+    file = tmp_path / "run.yaml"
+    file.write_text(printed.stdout)
+    again = nulls("train", "--model", "m", "--dry-run", "--config", str(file), cwd=ingested)
+    assert again.stdout == printed.stdout
+    assert "learning_rate: 0.0005" in printed.stdout
+    file.write_text("preset: small\nepochs: 2\nmin_heldout: 1\n")
+    asked = ("train", "--model", "m", "--dry-run", "--config", str(file), "--set", "model.num_sinks=64", "--json")
+    changed = nulls(*asked, cwd=ingested)
+    config = answer(changed)["config"]
+    assert (config["epochs"], config["model"]["num_sinks"], config["model"]["hidden_size"]) == (2, 64, 768)
+
+
+def test_a_run_is_planned_before_there_is_a_registry(tmp_path: Path) -> None:
+    arguments = ("train", "--model", "m", "--preset", "paper-1b", "--dry-run", "--workers", "8", "--json")
+    planned = answer(nulls(*arguments, cwd=tmp_path))
+    assert planned["snapshot"] is planned["estimate"]["tokens"] is None
+    assert "hours" not in planned["estimate"]["speed"]
+    stated = answer(nulls(*arguments, "--tokens", "4600000000", "--tokens-per-second", "1e6", cwd=tmp_path))
+    assert stated["estimate"]["speed"]["hours"] == pytest.approx(7 * 4600 / 3600)
+    assert stated["estimate"]["memory"]["device_bytes"] is None
+    assert not list(tmp_path.iterdir())
+    assert nulls(*arguments, "--registry", "missing", cwd=tmp_path).returncode == 2
 
 
 def test_a_store_that_is_down_is_two(ingested: Path) -> None:

@@ -20,21 +20,21 @@ from training.loop import Job, ProgressLog, Worker
 from training.tokens import TokenCache, sample_texts, train_tokenizer
 
 
-def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Calls `function(rank, *arguments)` on each rank of a gloo group; raises what one raised."""
+def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any, backend: str = "gloo") -> None:
+    """Calls `function(rank, *arguments)` on each rank of a process group; raises what one raised."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["torch", "training.loop", "tests.training.ranks"])
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(
-            _in_group, (world_size, folder, function, arguments), nprocs=world_size, start_method="forkserver"
+            _in_group, (world_size, folder, backend, function, arguments), nprocs=world_size, start_method="forkserver"
         )
 
 
 def _in_group(
-    rank: int, world_size: int, folder: str, function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int, world_size: int, folder: str, backend: str, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     function(rank, *arguments)
     dist.destroy_process_group()
 

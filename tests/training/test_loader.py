@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -177,3 +178,23 @@ def test_the_key_of_the_order_is_frozen() -> None:
         9663658783768610750,
         13042122684283834426,
     ]
+
+
+def test_sinks_open_late_and_nothing_else_moves(cache: TokenCache) -> None:
+    late, always = list(loader(cache, sinks_open_at=0.4)), list(loader(cache))
+    first = math.ceil(0.4 * len(always))
+    assert 1 < first < len(always)
+    for step, (closed, open_) in enumerate(zip(late, always, strict=True)):
+        assert torch.equal(closed.input_ids, open_.input_ids)
+        assert torch.equal(closed.true_source_ids, open_.true_source_ids)
+        expected = torch.full_like(open_.source_ids, NO_SOURCE) if step < first else open_.source_ids
+        assert torch.equal(closed.source_ids, expected)
+
+
+def test_sinks_open_at_the_same_step_after_a_resume(cache: TokenCache) -> None:
+    whole = list(loader(cache, sinks_open_at=0.4))
+    for done in range(1, len(whole)):
+        before = loader(cache, sinks_open_at=0.4)
+        list(itertools.islice(before, done))
+        after = next(iter(loader(cache, sinks_open_at=0.4, state=before.state)))
+        assert torch.equal(after.source_ids, whole[done].source_ids)

@@ -185,6 +185,52 @@ def test_both_wrappers_equal_one_process_and_leave_absent_sinks_alone(tmp_path: 
     assert {0.0, 1.0, 2.0} <= set(counts_P), "no sink was absent, present once, and present twice"
 
 
+def gradients(kind: parallel.Kind, config: TrainConfig, device: torch.device) -> dict[str, Tensor]:
+    """Loss and gradients of four micro-batches, whose plans differ in shape, on the one rank there is."""
+    model = made()
+    net = parallel.wrap(TokenLoss(model, torch.float32), kind, config, device)
+    loss = 0.0
+    for step in (0, 1, 2, 3):
+        value = net(*(tensor.to(device) for tensor in micro_batch(step, 0, 0)))
+        value.backward()
+        loss += float(value.detach())
+    return {"loss": torch.tensor(loss)} | {name: full(p.grad).cpu() for name, p in model.named_parameters()}
+
+
+def compiled(rank: int) -> None:
+    plain = gradients("ddp", CONFIG, torch.device("cpu"))
+    config = TrainConfig.from_dict(CONFIG.to_dict() | {"compile": True, "activation_checkpointing": True})
+    torch._dynamo.utils.counters.clear()
+    for kind in ("ddp", "fsdp"):
+        got = gradients(kind, config, torch.device("cpu"))
+        for name, value in plain.items():
+            torch.testing.assert_close(got[name], value, atol=1e-4, rtol=1e-4, msg=f"{kind} {name}")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+
+
+@pytest.mark.slow
+def test_compiled_and_recomputed_layers_give_the_same_gradients() -> None:
+    run_ranks(1, compiled)
+
+
+def mixed(rank: int) -> None:
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    exact = TrainConfig.from_dict(CONFIG.to_dict() | {"dtype": "float32"})
+    plain = gradients("ddp", exact, device)
+    for config, tolerance in ((exact, 1e-4), (CONFIG, 3e-2)):
+        got = gradients("fsdp", config, device)
+        assert all(value.dtype == torch.float32 for value in got.values()), "sums over ranks are to be in float32"
+        for name, value in plain.items():
+            error = (got[name] - value).norm() / value.norm().clamp_min(1e-6)
+            assert error < tolerance, f"{config.dtype} {name}: {error}"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_mixed_precision_under_nccl() -> None:
+    run_ranks(1, mixed, backend="nccl")
+
+
 @pytest.mark.parametrize(
     ("parallel_field", "device_type", "world_size", "num_parameters", "kind"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from registry.errors import ServiceError
 from registry.snapshot import Snapshot
+from tests.training.conftest import corpus, write_snapshot
 from tests.training.full_disk import small_disk
 from tests.training.ranks import prepared, run_ranks, train
 from tests.training.test_checkpoint import made, state, train_step
@@ -21,6 +24,7 @@ from training.checkpoint import Content
 from training.config import TrainConfig
 from training.loop import Job
 from training.saving import CheckpointWriter
+from training.tokens import TokenCache, load_tokenizer
 from training.tracking import loss_curve
 
 CONFIG = TrainConfig.preset(
@@ -99,6 +103,17 @@ def test_every_token_counts_once_over_all_resumes(alone: Job, snapshot: Snapshot
     assert not newest.exists() or checkpoint.is_complete(newest)
 
 
+def test_a_snapshot_that_changed_is_refused_by_the_workers_too(alone: Job, snapshot: Snapshot, tmp_path: Path) -> None:
+    documents = corpus()
+    documents["wiki:tinywiki:1"] = ["Something else."]
+    other = write_snapshot(tmp_path / "registry", documents)
+    tokenizer = load_tokenizer(alone.run_dir / "tokenizer")
+    cache = TokenCache.of(other, tokenizer, tmp_path / "cache")
+    with pytest.raises(mp.ProcessRaisedException, match="RefusedError: cannot resume") as refusal:
+        train(dataclasses.replace(alone, cache=cache.path), 1)
+    assert f"got snapshot {other.id}, the run began with snapshot {snapshot.id}" in str(refusal.value)
+
+
 def writer_of(run_dir: Path, completed: list[str], *, keep: int = 5) -> CheckpointWriter:
     folder = run_dir / "attempt-001"
     return CheckpointWriter(
@@ -164,7 +179,7 @@ def test_a_full_disk_is_told_at_the_next_save_and_leaves_room_for_it(tmp_path: P
         assert isinstance(written.exception(60), ServiceError)
         assert not directory.exists(), "half a checkpoint takes up the room"
         assert completed == ["checkpoint-00000001", "checkpoint-00000002"]
-        with pytest.raises(ServiceError, match=r"(?s)cannot write .*checkpoint-00000003.*No space left.*free some"):
+        with pytest.raises(ServiceError, match=r"(?s)cannot write .*checkpoint-00000003.* bytes are left.*free some"):
             writer.save(model, optimizer, state(4))
         assert checkpoint.latest(run_dir) == run_dir / "attempt-001" / "checkpoint-00000002"
         checkpoint.prune(run_dir, keep=1)

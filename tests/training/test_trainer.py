@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from registry import ids
 from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
 from registry.snapshot import Registry, Snapshot
+from tests.training.full_disk import small_disk
 from training import checkpoint, loop, tracking, trainer
 from training.config import TrainConfig
 from training.store import tracking_uri
@@ -54,6 +58,7 @@ class Run:
         }
         self.dir = root / "runs" / name / "run-001"
         self.progress: list[dict[str, Any]] = []
+        self.stderr = io.StringIO()
 
     def train(self, config: TrainConfig = TINY, **changes: Any) -> TrainResult:
         return train(config, on_progress=self.progress.append, **(self.arguments | changes))
@@ -91,7 +96,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # And a worker is to be killed at a step, not half a second and ten steps later.
         patch.setattr(tracking, "_POLL_S", 0.01)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield path
         ray.shutdown()
         mlflow.set_tracking_uri(None)
@@ -107,9 +112,10 @@ def undisturbed(root: Path, registry_root: Path) -> tuple[Run, TrainResult]:
 def disturbed(root: Path, registry_root: Path) -> tuple[Run, TrainResult]:
     """A run whose worker dies twice: Ray restarts the first time, gives up the second; then it is resumed."""
     run = Run(root, registry_root, "disturbed")
-    with pytest.raises(ServiceError, match="--resume"):
-        run.train_killing([6, 14])
-    return run, run.train(resume=True)
+    with contextlib.redirect_stderr(run.stderr):
+        with pytest.raises(ServiceError, match="--resume"):
+            run.train_killing([6, 14])
+        return run, run.train(resume=True)
 
 
 @pytest.mark.ray
@@ -180,6 +186,60 @@ def test_mlflow_holds_parameters_curve_dataset_and_checkpoint(
 
 
 @pytest.mark.ray
+def test_what_interrupted_a_run_is_said_and_kept(
+    undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult]
+) -> None:
+    run, result = disturbed
+    kept = json.loads(MlflowClient(run.arguments["tracking_uri"]).get_run(result.run_id).data.tags["nulls.restarts"])
+    begun = [line["begun_at"] for line in run.lines() if "begun_at" in line]
+    assert [entry["step"] for entry in kept] == begun[1:]
+    assert all(step > 0 and step % 4 == 0 for step in begun[1:])
+    assert [entry["workers"] for entry in kept] == [2, 2]
+    assert all("rank 1" in entry["cause"] and "died" in entry["cause"] for entry in kept), kept
+    said = run.stderr.getvalue()
+    assert said.count("training was interrupted: rank 1") == 2
+    assert [f"goes on from step {step}" in said for step in begun[1:]] == [True, True]
+    other, other_result = undisturbed
+    tags = MlflowClient(other.arguments["tracking_uri"]).get_run(other_result.run_id).data.tags
+    assert "nulls.restarts" not in tags
+
+
+@pytest.mark.ray
+def test_a_disk_that_fills_up_costs_steps_and_no_more(
+    root: Path, registry_root: Path, undisturbed: tuple[Run, TrainResult]
+) -> None:
+    """Full while the second checkpoint is written; somebody makes room after the restart."""
+    disk = root / "small disk"
+    with small_disk(disk, 8 << 20):
+        run = Run(root, registry_root, "fills")
+        run.arguments["storage"] = disk
+        run.dir = disk / "fills" / "run-001"
+        ballast = disk / "ballast"
+
+        def fill(progress: dict[str, Any]) -> None:
+            starts = sum("workers" in line for line in run.lines())
+            if starts > 1:
+                ballast.unlink(missing_ok=True)
+            elif checkpoint.latest(run.dir) and not ballast.exists():
+                # Room for lines of the progress file, not for a checkpoint.
+                ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 200_000))
+
+        config = TrainConfig.from_dict(TINY.to_dict() | {"max_failures": 3})
+        with contextlib.redirect_stderr(run.stderr):
+            result = train(config, on_progress=fill, **run.arguments)
+        assert " bytes are left on that disk" in run.stderr.getvalue()
+        assert not ballast.exists(), "the disk was never full"
+        begun = [line["begun_at"] for line in run.lines() if "begun_at" in line]
+        assert begun[0] == 0
+        assert set(begun[1:]) <= {4, 8, 12}
+        alone, alone_result = undisturbed
+        assert (result.loss, result.tokens) == (alone_result.loss, alone_result.tokens)
+        assert checkpoint.weights_digest(run.dir / "weights") == checkpoint.weights_digest(alone.dir / "weights")
+        tags = MlflowClient(run.arguments["tracking_uri"]).get_run(result.run_id).data.tags
+        assert " bytes are left on that disk" in json.loads(tags["nulls.restarts"])[0]["cause"]
+
+
+@pytest.mark.ray
 def test_old_checkpoints_are_deleted_over_all_attempts(disturbed: tuple[Run, TrainResult]) -> None:
     run, _ = disturbed
     found = sorted(path.name for path in run.dir.glob("attempt-*/checkpoint-*"))
@@ -217,8 +277,9 @@ def test_other_data_or_settings_are_not_resumed(
     other = Registry.open(run.arguments["registry_uri"]).snapshot()
     manifest = {**other.manifest, "snapshot": "cd" * 32}
     monkeypatch.setattr(Registry, "snapshot", lambda *_: Snapshot(other.path, manifest))
-    with pytest.raises(RefusedError, match="cd" * 32):
+    with pytest.raises(RefusedError, match="cd" * 32) as refusal:
         run.train(resume=True)
+    assert other.id in str(refusal.value)
 
 
 def test_what_would_stop_a_run_is_found_before_it(

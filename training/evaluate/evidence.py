@@ -97,7 +97,7 @@ class Examiner:
         """
         texts = self._texts(source.source_id) if texts is None else texts
         documents, text = self._encode(texts), "\n".join(texts)
-        exclude = self.served.version.revoked | set(also_off)
+        exclude = self.served.out_of_force | set(also_off)
         closest = self.served.router.closest_to(source.source_id, text, exclude=exclude)
         farthest = self.served.router.farthest_from(source.source_id, text, exclude=exclude)
         stand_ins = {"closest": closest, "placebo": farthest, "backbone": None}
@@ -151,5 +151,5 @@ class Examiner:
         return encode(self.served.tokenizer, texts, max_tokens=MAX_TOKENS)
 
     def _loss(self, documents: list[list[int]], source_id: int | None) -> float:
-        model = self.served.model
-        return loss_of(model, documents, source_id=source_id, context_length=self._context_length).mean
+        model, number = self.served.model, None if source_id is None else self.served.mask_id(source_id)
+        return loss_of(model, documents, source_id=number, context_length=self._context_length).mean
