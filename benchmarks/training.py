@@ -2,8 +2,8 @@
 
     python benchmarks/training.py [--only sinks|step|pool|workers|gpu] [--json]
 
-- `sinks`: the MLP, forward and backward, beside the backbone's alone and beside all neurons times the mask. 512 + 128 of
-  8192 neurons of width 576, 4 x 512 tokens in documents of 128. One minute.
+- `sinks`: the MLP, forward and backward, beside the backbone's alone and beside all neurons times the mask. 512 + 128
+  of 8192 neurons of width 576, 4 x 512 tokens in documents of 128. One minute.
 - `step`: a whole step (forward, backward, clipping, optimizer) of the preset `small`, beside the same model with every
   neuron computed, and beside a Llama as wide as what is active. 2 x 512 tokens. Five minutes, 14 GB.
 - `pool`: the same step, of two layers, with 8,192 and with 131,072 sinks in a layer. Three minutes, 9 GB.
@@ -43,7 +43,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", choices=PARTS, help="one part instead of all")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
-    # This file has the name of the package that it measures: its own folder has to come last where imports are looked up.
+    # This file has the name of the package that it measures: its own folder has to come last among those searched.
     sys.path.append(sys.path.pop(0))
     found: dict[str, Any] = {}
     for part in [arguments.only] if arguments.only else PARTS:

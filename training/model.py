@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -108,8 +109,8 @@ class NullsDecoderLayer(LlamaDecoderLayer):
         self.mlp = NullsMLP(config)
 
     def __call__(self, *args: Any, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Any:
-        """`forward`, with the whole plan. The layer's own part is taken here, outside of what is compiled: a number that
-        differs from layer to layer would compile each of them anew, and after eight none."""
+        """`forward`, with the whole plan. The layer's own part is taken here, outside of what is compiled: a number
+        that differs from layer to layer would compile each of them anew, and after eight none."""
         return super().__call__(*args, sink_plan=sink_plan and sink_plan.for_layer(self.layer_idx), **kwargs)
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Tensor:
@@ -161,7 +162,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,

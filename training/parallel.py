@@ -93,9 +93,10 @@ def wrap(loss: nn.Module, kind: Kind, config: TrainConfig, device: torch.device)
         _shard(model, layers, config, device)
         return loss.to(device)
     if device.type == "cpu" and not config.compile:
-        # The ranks sum the rows of active sinks themselves (`rows.py`). On CUDA dense gradients cost little, and overlap.
+        # The ranks sum the rows of active sinks themselves (`rows.py`). On CUDA dense gradients cost little.
         use_row_gradients(loss)
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, names_with_row_gradients(loss))
+        ignored = names_with_row_gradients(loss)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, ignored)  # type: ignore[no-untyped-call]
     # find_unused_parameters keeps the buckets as they are at the start. DDP otherwise regroups them after its first
     # step, and sums of three and more ranks would then round differently after a restart.
     return DistributedDataParallel(

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from registry.errors import UsageError
 from training import model as model_module
-from training.masks import NO_SOURCE, Array, SinkLayout
 from training.attention import choose_attention, document_mask, document_starts
+from training.masks import NO_SOURCE, Array, SinkLayout
 from training.model import NullsConfig, NullsForCausalLM
 from training.sinks import SinkPlan, dense_masked_mlp, token_mask
 
