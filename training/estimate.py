@@ -180,8 +180,8 @@ def _layer_bytes(model: ModelConfig, tokens: int, num_sources: float, *, half: b
     inputs = size * width * (5 if half else 2)
     attention = size * (2 * query + 2 * (query if masked else key))
     backbone = size * 4 * model.num_backbone
-    # The tokens brought together (and a copy for each of gate and up), neurons, and the outputs to be put back.
-    sinks = size * ((3 if half else 2) * width + 4 * model.num_sinks)
+    # The tokens brought together (in bfloat16, where that is computed in), neurons, and the outputs to be put back.
+    sinks = size * (2 * width + 4 * model.num_sinks)
     gathered = size * 3 * num_sources * model.num_sinks * width
     return round(tokens * (norms + inputs + attention + backbone + sinks) + gathered)
 

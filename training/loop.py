@@ -40,6 +40,7 @@ from registry.errors import NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.storage import write_atomic
 from training import checkpoint, parallel, utilisation
+from training.attention import choose_attention
 from training.checkpoint import RunState
 from training.config import TrainConfig
 from training.job import FAILURE, RESULT, Job, ProgressLog, writing
@@ -103,6 +104,7 @@ class Worker:
         cache = TokenCache.open(job.cache)
         _seed(self.config.seed)
         self.model = build_model(self.config, self.tokenizer)
+        self.model.set_attn_implementation(choose_attention(device.type))
         self.loss = TokenLoss(self.model, _dtype(self.config.dtype, device))
         kind = parallel.chosen_for(self.model, self.config, device, world_size)
         self.net = parallel.wrap(self.loss, kind, self.config, device)

@@ -6,7 +6,7 @@ documents of a packed row apart. Without a source the pool is not touched, and t
 A plan (`sinks.py`) is made once per forward and handed to the layers as an argument; there is no state in between.
 
 Cost: at the default layout an MLP does 1.25 times the work of the backbone alone, in 1.5 to 2.2 times the time on a CPU
-(`sinks.py`). Packed rows cost a mask of batch * tokens**2 bytes. Importing this module registers the Auto classes. Run:
+(`sinks.py`). Packed rows cost a mask (`attention.py`). Importing this module registers the Auto classes. Run:
 ``AutoModelForCausalLM.from_pretrained(path).generate(ids_BT, source_ids=ids_B)``.
 
 Shapes: B rows, T tokens of a row, D model width, P pool neurons.
@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -26,6 +27,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaPreTrainedModel
 
 from registry.errors import UsageError
+from training.attention import document_mask, document_starts
 from training.masks import KEYED, NO_SOURCE, SinkLayout
 from training.sinks import SinkPlan, build_plan, sink_mlp
 
@@ -80,20 +82,21 @@ class NullsConfig(LlamaConfig):
 class NullsMLP(LlamaMLP):
     """The backbone's MLP, plus the sinks that a plan names."""
 
-    def __init__(self, config: NullsConfig, layer_idx: int) -> None:
+    def __init__(self, config: NullsConfig) -> None:
         super().__init__(config)
-        self.layer_idx = layer_idx
+        self.row_gradients = False
+        """Whether the pool's gradients are sparse; see `rows.py`."""
         self.sink_gate = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
         self.sink_up = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
         self.sink_down = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None) -> Tensor:
-        """hidden_BTD -> out_BTD; without a plan, exactly LlamaMLP."""
+        """hidden_BTD -> out_BTD, through the plan's layer 0; without a plan, exactly LlamaMLP."""
         backbone_BTD: Tensor = super().forward(hidden_BTD)
         if sink_plan is None:
             return backbone_BTD
         pool = self.sink_gate, self.sink_up, self.sink_down
-        sinks_TD = sink_mlp(hidden_BTD.flatten(0, 1), sink_plan, self.layer_idx, *pool)
+        sinks_TD = sink_mlp(hidden_BTD.flatten(0, 1), sink_plan, 0, *pool, row_gradients=self.row_gradients)
         return backbone_BTD + sinks_TD.view_as(backbone_BTD)
 
 
@@ -102,7 +105,13 @@ class NullsDecoderLayer(LlamaDecoderLayer):
 
     def __init__(self, config: NullsConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.mlp = NullsMLP(config, layer_idx)
+        self.layer_idx = layer_idx
+        self.mlp = NullsMLP(config)
+
+    def __call__(self, *args: Any, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Any:
+        """`forward`, with the whole plan. The layer's own part is taken here, outside of what is compiled: a number
+        that differs from layer to layer would compile each of them anew, and after eight none."""
+        return super().__call__(*args, sink_plan=sink_plan and sink_plan.for_layer(self.layer_idx), **kwargs)
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Tensor:
         """hidden_BTD -> hidden_BTD; `kwargs` are LlamaDecoderLayer's, all for attention."""
@@ -153,7 +162,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
@@ -174,7 +183,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
 
         Raises:
             UsageError: shapes that do not match, or `document_ids` with a cache, an `attention_mask`, or an attention
-                implementation other than "sdpa" and "eager".
+                implementation other than "flex_attention", "sdpa" and "eager".
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None:
@@ -186,7 +195,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
                 got, expected = tuple(document_ids.shape), tuple(tokens.shape[:2])
                 raise UsageError(f"document_ids: got shape {got}, expected that of the tokens, {expected}")
             starts_BT = document_starts(document_ids)
-            attention_mask = _attention_mask(starts_BT, self.config._attn_implementation, self.dtype)
+            attention_mask = document_mask(starts_BT, self.config._attn_implementation, self.dtype)
             if position_ids is None:
                 position_ids = torch.arange(starts_BT.shape[1], device=starts_BT.device) - starts_BT
             use_cache = False
@@ -221,26 +230,6 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
         if document_ids is not None:
             source_ids = source_ids.masked_fill(document_ids < 0, NO_SOURCE)
         return build_plan(source_ids.flatten(), self.config.layout, self.config.num_hidden_layers)
-
-
-def document_starts(document_ids_BT: Tensor) -> Tensor:
-    """The column in which each token's document begins: int64 [B, T]; a document is a run of equal ids."""
-    columns_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
-    begins_BT = document_ids_BT != document_ids_BT.roll(1, dims=1)
-    begins_BT[:, :1] = True
-    return (begins_BT * columns_T).cummax(dim=1).values
-
-
-def _attention_mask(starts_BT: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor:
-    """Causal within a document: [B, 1, T, T], boolean for sdpa (True: attend), added to the logits for eager."""
-    columns_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
-    # A token sees the columns from its document's start to its own; never none, so softmax is defined at padding too.
-    allowed_BTT = (columns_T >= starts_BT[..., None]) & (columns_T <= columns_T[:, None])
-    if implementation == "sdpa":
-        return allowed_BTT[:, None]
-    if implementation == "eager":
-        return torch.zeros_like(allowed_BTT, dtype=dtype).masked_fill(~allowed_BTT, torch.finfo(dtype).min)[:, None]
-    raise UsageError(f"document_ids: attention is {implementation!r}; load with attn_implementation='sdpa' or 'eager'")
 
 
 AutoConfig.register(NullsConfig.model_type, NullsConfig)

@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from training.config import TrainConfig
+from training.rows import average_over_ranks, names_with_row_gradients, use_row_gradients
 
 Kind = Literal["ddp", "fsdp"]
 
@@ -91,6 +92,11 @@ def wrap(loss: nn.Module, kind: Kind, config: TrainConfig, device: torch.device)
     if kind == "fsdp":
         _shard(model, layers, config, device)
         return loss.to(device)
+    if device.type == "cpu" and not config.compile:
+        # The ranks sum the rows of active sinks themselves (`rows.py`). On CUDA dense gradients cost little.
+        use_row_gradients(loss)
+        ignored = names_with_row_gradients(loss)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, ignored)  # type: ignore[no-untyped-call]
     # find_unused_parameters keeps the buckets as they are at the start. DDP otherwise regroups them after its first
     # step, and sums of three and more ranks would then round differently after a restart.
     return DistributedDataParallel(
@@ -138,6 +144,8 @@ def syncing(net: nn.Module, is_last: bool) -> Iterator[None]:
     if isinstance(net, DistributedDataParallel):
         with contextlib.nullcontext() if is_last else net.no_sync():
             yield
+        if is_last:
+            average_over_ranks(net.parameters())
         return
     model = net.model
     assert isinstance(model, FSDPModule)

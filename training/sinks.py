@@ -4,14 +4,20 @@ A plan is drawn once per batch and serves every layer: which tokens belong to wh
 each layer. Tokens of one source are brought together, wherever they are in the batch, so a source costs one gather of
 3 * K rows, however many segments it has. Sources of similar length share one padded batched matmul; a bucket ends where
 a source has less than half the tokens of the bucket's first, so less than half of any bucket is padding, and the number
-of matmuls grows with the logarithm of the longest source, not with the number of sources.
+of matmuls grows with the logarithm of the longest source, not with the number of sources. That is the body called
+"bmm", and the readable one. The other, "grouped", gives tokens sorted by source to `grouped_mm`: no padding, and no
+size that changes with the batch, so one compiled graph serves all batches. `choose_body` says when which.
+
+The pool's gradient is dense by default. With `row_gradients` it holds the active rows alone (`rows.py`), and nothing
+here grows with the pool.
 
 `dense_masked_mlp` is the definition that this must equal: every pool neuron, times the mask. It is there for tests.
 
 Cost of backbone and sinks over that of the backbone alone, forward and backward, 2048 tokens, D 576, 512 neurons and
-128 of 8192 sinks, fp32, one core (medians, runs interleaved): 1.5 with 16 sources of 128 tokens, 1.7 with 15 of 1 to
-600, 2.2 with 64 of 32, 1.1 with none; the backbone takes 131 ms, and all pool neurons, masked, 5025. A plan for 30
-layers: 4 ms.
+128 of 8192 sinks, fp32, one core (medians, runs interleaved), grouped and with row gradients: 1.35 with 16 sources of
+128 tokens, 1.4 with 15 of 1 to 600, 1.5 with 64 of 32, 4.2 with 256 of 8; "bmm" 1.42, 1.43, 1.83 and 5.2; a dense
+gradient adds 0.1 to 0.3. The backbone takes 131 ms, all pool neurons, masked, 5025. A plan for 30 layers: 4 ms.
+Run: ``python benchmarks/training.py --only sinks``.
 
 Shapes: T tokens (batch flattened), A of them with a source, D model width, P pool neurons, G distinct sources,
 K sinks of a source, L layers, g sources and n tokens each in one bucket.
@@ -20,6 +26,7 @@ K sinks of a source, L layers, g sources and n tokens each in one bucket.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,10 +34,12 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from registry.errors import UsageError
+from training.grouped import GROUPED_DTYPES, grouped_product, is_aligned
 from training.masks import NO_SOURCE, SinkLayout
+from training.rows import SINK_PARAMETERS as SINK_PARAMETERS
+from training.rows import gather_rows
 
-SINK_PARAMETERS = ("sink_gate", "sink_up", "sink_down")
-"""Names of the pool's parameters, each [P, D] with one row a sink (the down projection is stored transposed)."""
+Body = Literal["bmm", "grouped"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,8 @@ class SinkPlan:
     """int64: the flat positions of the tokens that have a source."""
     padded_index_A: Tensor
     """int64: where each of those tokens lies in the buckets, laid end to end."""
+    offsets_G: Tensor
+    """int32: where each source's tokens end among those A, in the order of `source_ids_G`."""
     gather_index: Tensor
     """int64 [sum of g * n]: the flat token that fills each slot of the buckets; a padded slot repeats a token."""
     buckets: tuple[tuple[int, int], ...]
@@ -51,6 +62,10 @@ class SinkPlan:
     """int64: rows of the pool, by layer and source."""
     valid_GK: Tensor | None
     """bool: False where a source's sinks are padded; None for `keyed-v1`, which never pads."""
+
+    def for_layer(self, layer: int) -> SinkPlan:
+        """The same plan with the draw of one layer, which is then its layer 0."""
+        return dataclasses.replace(self, sinks_LGK=self.sinks_LGK[layer : layer + 1])
 
 
 def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> SinkPlan:
@@ -89,6 +104,7 @@ def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> Sin
     return SinkPlan(
         token_index_A=token_index_A,
         padded_index_A=padded_index_A,
+        offsets_G=counts_G.cumsum(0).to(torch.int32),
         gather_index=gather_index,
         buckets=buckets,
         source_ids_G=ids_G,
@@ -119,31 +135,106 @@ def _select_layers(layout: SinkLayout, ids_G: Tensor, num_layers: int) -> tuple[
     return torch.from_numpy(sinks), None if valid is None else torch.from_numpy(valid)
 
 
-def sink_mlp(hidden_TD: Tensor, plan: SinkPlan, layer: int, gate_PD: Tensor, up_PD: Tensor, down_PD: Tensor) -> Tensor:
+def choose_body(
+    *, device: str, dtype: torch.dtype, width: int, num_sinks: int, num_groups: int, compiling: bool
+) -> Body:
+    """Which body computes a batch: "grouped" wherever it can and is not slower, else "bmm".
+
+    Args:
+        device: its type, as `torch.device.type`.
+        dtype: of the matmuls.
+        width: D.
+        num_sinks: K.
+        num_groups: G.
+        compiling: whether torch.compile is tracing.
+    """
+    if dtype not in GROUPED_DTYPES or not is_aligned(dtype, width, num_sinks) or num_groups == 0:
+        return "bmm"
+    # In float32 on CUDA it is a loop over the groups, which waits for the offsets first; compiled, the buckets of "bmm"
+    # would be worse: a graph for each number of them.
+    slow = device == "cuda" and dtype != torch.bfloat16
+    return "bmm" if slow and not compiling else "grouped"
+
+
+def sink_mlp(
+    hidden_TD: Tensor,
+    plan: SinkPlan,
+    layer: int,
+    gate_PD: Tensor,
+    up_PD: Tensor,
+    down_PD: Tensor,
+    *,
+    row_gradients: bool = False,
+    body: Body | None = None,
+) -> Tensor:
     """down(silu(gate x) * up x) over the sinks of each token's source: out_TD, exactly zero where there is none.
 
     The pool takes part in autograd even when no token has a source (its gradient is then zero), because a
     data-parallel wrapper waits for the gradient of every parameter.
+
+    Args:
+        hidden_TD: the MLP's input.
+        plan: of this batch.
+        layer: whose draw of the plan to use.
+        gate_PD, up_PD, down_PD: the pool.
+        row_gradients: whether the pool's gradients are sparse (`rows.py`) rather than dense.
+        body: "bmm" or "grouped" whatever `choose_body` says; for tests and measurements.
     """
     _, num_groups, num_sinks = plan.sinks_LGK.shape
     num_tokens, width = hidden_TD.shape
+    device = hidden_TD.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
     # One gather a matrix, however many buckets: its backward makes one gradient of the whole pool.
+    take = gather_rows if row_gradients else _select_rows
     rows = plan.sinks_LGK[layer].flatten()
     gate_GKD, up_GKD, down_GKD = (
-        pool_PD.index_select(0, rows).view(num_groups, num_sinks, width) for pool_PD in (gate_PD, up_PD, down_PD)
+        take(pool_PD, rows).to(dtype).view(num_groups, num_sinks, width) for pool_PD in (gate_PD, up_PD, down_PD)
     )
     if plan.valid_GK is not None:
         # A padded sink with a zero row down adds nothing, and none of its three rows gets a gradient.
         down_GKD = down_GKD * plan.valid_GK[..., None]
+    if body is None:
+        body = choose_body(
+            device=device,
+            dtype=dtype,
+            width=width,
+            num_sinks=num_sinks,
+            num_groups=num_groups,
+            compiling=torch.compiler.is_compiling(),
+        )
+    compute = _grouped_mlp if body == "grouped" else _bucketed_mlp
+    out_AD = compute(hidden_TD.to(dtype), plan, gate_GKD, up_GKD, down_GKD)
+    return out_AD.new_zeros(num_tokens, width).index_copy(0, plan.token_index_A, out_AD)
+
+
+def _select_rows(pool_PD: Tensor, rows: Tensor) -> Tensor:
+    return pool_PD.index_select(0, rows)
+
+
+def _grouped_mlp(hidden_TD: Tensor, plan: SinkPlan, gate_GKD: Tensor, up_GKD: Tensor, down_GKD: Tensor) -> Tensor:
+    """The MLP of the tokens in the plan's order, as jagged groups: [A, D]."""
+    hidden_AD = hidden_TD.index_select(0, plan.token_index_A)
+    gate_AK = grouped_product(hidden_AD, gate_GKD.transpose(1, 2), plan.offsets_G)
+    up_AK = grouped_product(hidden_AD, up_GKD.transpose(1, 2), plan.offsets_G)
+    return grouped_product(silu(gate_AK) * up_AK, down_GKD, plan.offsets_G)
+
+
+def _bucketed_mlp(hidden_TD: Tensor, plan: SinkPlan, gate_GKD: Tensor, up_GKD: Tensor, down_GKD: Tensor) -> Tensor:
+    """The same by buckets of padded groups: [A, D]."""
+    slots_D = hidden_TD.index_select(0, plan.gather_index)
+    if len(plan.buckets) == 1:
+        # Splitting into one would copy every gradient once more.
+        (size, num_tokens), width = plan.buckets[0], hidden_TD.shape[1]
+        out_D = _bucket_mlp(slots_D.view(size, num_tokens, width), gate_GKD, up_GKD, down_GKD)
+        return out_D.index_select(0, plan.padded_index_A)
     sizes, lengths = [g for g, _ in plan.buckets], [g * n for g, n in plan.buckets]
-    slots = torch.split(hidden_TD.index_select(0, plan.gather_index), lengths)
+    slots = torch.split(slots_D, lengths)
     weights = zip(*(torch.split(w_GKD, sizes) for w_GKD in (gate_GKD, up_GKD, down_GKD)), strict=True)
     outputs = [
-        _bucket_mlp(slots_D.view(g, n, width), *bucket_weights)
-        for (g, n), slots_D, bucket_weights in zip(plan.buckets, slots, weights, strict=True)
+        _bucket_mlp(slots_nD.view(g, n, -1), *bucket_weights)
+        for (g, n), slots_nD, bucket_weights in zip(plan.buckets, slots, weights, strict=True)
     ]
-    out_AD = torch.cat(outputs).index_select(0, plan.padded_index_A)
-    return out_AD.new_zeros(num_tokens, width).index_copy(0, plan.token_index_A, out_AD)
+    return torch.cat(outputs).index_select(0, plan.padded_index_A)
 
 
 def _bucket_mlp(hidden_gnD: Tensor, gate_gKD: Tensor, up_gKD: Tensor, down_gKD: Tensor) -> Tensor:

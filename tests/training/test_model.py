@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from registry.errors import UsageError
 from training import model as model_module
-from training.masks import NO_SOURCE, SinkLayout
-from training.model import NullsConfig, NullsForCausalLM, document_starts
+from training.attention import choose_attention, document_mask, document_starts
+from training.masks import NO_SOURCE, Array, SinkLayout
+from training.model import NullsConfig, NullsForCausalLM
 from training.sinks import SinkPlan, dense_masked_mlp, token_mask
 
 VOCAB = 61
@@ -92,10 +94,17 @@ def test_a_source_changes_its_own_row_only(model: NullsForCausalLM, ids_BT: Tens
     assert ((on_BTV - other_BTV).abs().amax((1, 2)) > 0.1).tolist() == [True, False, False]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_packed_row_is_its_documents_apart(attention: str) -> None:
-    model = build(attn_implementation=attention)
-    lengths, sources = [5, 1, 9, 3], [7, NO_SOURCE, 8, 7]
+@pytest.mark.parametrize("lengths", [[5, 1, 9, 3], [150, 3, 120, 60]])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+@torch.no_grad()
+def test_a_packed_row_is_its_documents_apart(attention: str, lengths: list[int]) -> None:
+    # flex_attention as it is, not compiled for minutes; documents cross its blocks of 128.
+    with torch.compiler.set_stance("force_eager"):
+        assert_packed_is_apart(build(attn_implementation=attention, max_position_embeddings=512), lengths)
+
+
+def assert_packed_is_apart(model: NullsForCausalLM, lengths: list[int]) -> None:
+    sources = [7, NO_SOURCE, 8, 7]
     documents = [torch.randint(1, VOCAB, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
     document_ids = torch.arange(4).repeat_interleave(torch.tensor(lengths))
     padding = torch.full((2,), -1)
@@ -123,6 +132,35 @@ def test_a_document_does_not_see_its_neighbour_in_training(ids_BT: Tensor) -> No
     ].sum().backward()
     assert not inputs_BTD.grad[:, :5].any()
     assert inputs_BTD.grad[:, 5:].abs().min() > 0
+
+
+@torch.no_grad()
+def test_flex_attention_equals_sdpa(ids_BT: Tensor) -> None:
+    document_ids = torch.tensor([[0] * 12, [0] * 5 + [1] * 7, [0, 1, 1, 2, 2, 2, 3, 3, 3, 3, -1, -1]])
+    logits = []
+    for attention in ("flex_attention", "sdpa"):
+        with torch.compiler.set_stance("force_eager"):
+            logits.append(build(attn_implementation=attention)(ids_BT, document_ids=document_ids).logits)
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_flex_attention_trains_as_sdpa_does(ids_BT: Tensor) -> None:
+    document_ids = (torch.arange(12) >= 5).long().expand(3, 12).cuda()
+    inputs = {"input_ids": ids_BT.cuda(), "labels": ids_BT.cuda(), "document_ids": document_ids}
+    shape = {"hidden_size": 64}  # heads of 16, the least that the kernel takes
+    flex, sdpa = (
+        loss_and_gradients(build(attn_implementation=name, **shape).cuda().train(), **inputs)
+        for name in ("flex_attention", "sdpa")
+    )
+    for name, value in flex.items():
+        torch.testing.assert_close(value, sdpa[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_attention_follows_the_device() -> None:
+    assert [choose_attention(device) for device in ("cpu", "cuda")] == ["sdpa", "flex_attention"]
+    with pytest.raises(UsageError, match="flex_attention"):
+        document_mask(torch.zeros(1, 2, dtype=torch.int64), "flash_attention_2", torch.float32)
 
 
 def test_document_starts() -> None:
@@ -173,8 +211,13 @@ def test_the_model_equals_its_dense_masked_self(scheme: str, ids_BT: Tensor, mon
     inputs = {"input_ids": ids_BT, "labels": ids_BT, "source_ids": source_ids, "document_ids": document_ids}
     gathered = loss_and_gradients(model, **inputs)
 
-    def dense(hidden_TD: Tensor, plan: SinkPlan, layer: int, *pool: Tensor) -> Tensor:
-        return dense_masked_mlp(hidden_TD, token_mask(source_ids.flatten(), model.config.layout, layer), *pool)
+    layers = iter(range(2))
+
+    def dense(hidden_TD: Tensor, plan: SinkPlan, layer: int, *pool: Tensor, row_gradients: bool) -> Tensor:
+        assert not row_gradients
+        assert layer == 0, "a layer gets its own draw alone"
+        mask_TP = token_mask(source_ids.flatten(), model.config.layout, next(layers))
+        return dense_masked_mlp(hidden_TD, mask_TP, *pool)
 
     monkeypatch.setattr(model_module, "sink_mlp", dense)
     expected = loss_and_gradients(model, **inputs)
@@ -182,6 +225,22 @@ def test_the_model_equals_its_dense_masked_self(scheme: str, ids_BT: Tensor, mon
     for name, value in gathered.items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
         assert value.any(), f"{name} is zero: nothing was compared"
+
+
+def test_compiled_layers_share_their_graphs(ids_BT: Tensor) -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    model = build(num_hidden_layers=10).train()
+    for layer in model.model.layers:
+        layer.forward = torch.compile(layer.forward, backend=counter)
+    twin = build(num_hidden_layers=10).train()
+    for sources in ([1, 2, 3], [4, 4, 5], [6, 7, NO_SOURCE], [8, 9, 10]):
+        inputs = {"input_ids": ids_BT, "labels": ids_BT, "source_ids": torch.tensor(sources)}
+        got, expected = loss_and_gradients(model, **inputs), loss_and_gradients(twin, **inputs)
+        for name, value in got.items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+    # One for the first batch, one for any number of sources: far under the limit of eight, after which none would be.
+    assert counter.frame_count <= 3
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -197,6 +256,21 @@ def test_gradient_checkpointing_changes_nothing(ids_BT: Tensor, source_ids_B: Te
     assert len(calls) == 2, "nothing was computed a second time, so nothing was checkpointed"
     assert got.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in got.items())
+
+
+def test_masks_are_drawn_once_a_batch(ids_BT: Tensor, source_ids_B: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: list[list[int]] = []
+    draw = SinkLayout.select_layers
+
+    def counted(layout: SinkLayout, ids_G: Array, num_layers: int) -> tuple[Array, Array | None]:
+        draws.append(ids_G.tolist())
+        return draw(layout, ids_G, num_layers)
+
+    monkeypatch.setattr(SinkLayout, "select_layers", counted)
+    model = build().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    loss_and_gradients(model, input_ids=ids_BT, labels=ids_BT, source_ids=source_ids_B)
+    assert draws == [[4, 2**63 - 1]], "two layers, computed twice, are one draw for both"
 
 
 def test_weights_start_like_the_linear_layers(model: NullsForCausalLM) -> None:

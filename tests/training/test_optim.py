@@ -32,6 +32,7 @@ class TinyNulls(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.row_gradients = False
         generator = torch.Generator().manual_seed(0)
         self.shared = nn.Linear(6, 6, bias=False)
         self.norm = nn.Parameter(torch.ones(6))
@@ -43,7 +44,8 @@ class TinyNulls(nn.Module):
     def forward(self, hidden_TD: Tensor, source_ids_T: Tensor) -> Tensor:
         shared_TD = self.shared(hidden_TD) * self.norm
         plan = build_plan(source_ids_T, LAYOUT, 1)
-        return shared_TD + sink_mlp(shared_TD, plan, 0, self.sink_gate, self.sink_up, self.sink_down)
+        pool = self.sink_gate, self.sink_up, self.sink_down
+        return shared_TD + sink_mlp(shared_TD, plan, 0, *pool, row_gradients=self.row_gradients)
 
 
 def batch(step: int, rank: int, micro_batch: int) -> tuple[Tensor, Tensor]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from registry.errors import UsageError
 from training.masks import NO_SOURCE, SinkLayout
-from training.sinks import build_plan, dense_masked_mlp, sink_mlp, token_mask
+from training.sinks import Body, SinkPlan, build_plan, choose_body, dense_masked_mlp, sink_mlp, token_mask
 
 WIDTH, NUM_LAYERS = 12, 3
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 LAYOUTS = {
     "keyed": SinkLayout(num_pool=61, num_sinks=7),
+    "aligned": SinkLayout(num_pool=61, num_sinks=8),
     "whole pool": SinkLayout(num_pool=8, num_sinks=8),
     "reference-int32": SinkLayout(num_pool=61, num_sinks=7, scheme="reference-int32"),
     "reference-int64": SinkLayout(num_pool=61, num_sinks=7, scheme="reference-int64", probability=0.2),
@@ -37,13 +41,17 @@ def tensors(layout: SinkLayout, num_tokens: int) -> list[Tensor]:
 
 
 def values_and_gradients(out_TD: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    weights_TD = torch.randn(out_TD.shape, generator=torch.Generator().manual_seed(1))
-    return [out_TD.detach(), *torch.autograd.grad((out_TD * weights_TD).sum(), leaves)]
+    weights_TD = torch.randn(out_TD.shape, generator=torch.Generator().manual_seed(1)).to(out_TD)
+    return [out_TD.detach(), *(g.to_dense() for g in torch.autograd.grad((out_TD * weights_TD).sum(), leaves))]
 
 
-def assert_equals_definition(layout: SinkLayout, ids_T: Tensor, layer: int) -> list[Tensor]:
+def assert_equals_definition(
+    layout: SinkLayout, ids_T: Tensor, layer: int, body: Body | None = None, row_gradients: bool = False
+) -> list[Tensor]:
     leaves = tensors(layout, len(ids_T))
-    got = values_and_gradients(sink_mlp(leaves[0], build_plan(ids_T, layout, NUM_LAYERS), layer, *leaves[1:]), leaves)
+    plan = build_plan(ids_T, layout, NUM_LAYERS)
+    out_TD = sink_mlp(leaves[0], plan, layer, *leaves[1:], row_gradients=row_gradients, body=body)
+    got = values_and_gradients(out_TD, leaves)
     mask_TP = token_mask(ids_T, layout, layer)
     expected = values_and_gradients(dense_masked_mlp(leaves[0], mask_TP, *leaves[1:]), leaves)
     for ours, theirs in zip(got, expected, strict=True):
@@ -57,6 +65,15 @@ def assert_equals_definition(layout: SinkLayout, ids_T: Tensor, layer: int) -> l
 @given(segments=segments, layer=st.integers(0, NUM_LAYERS - 1))
 def test_gathered_is_dense_masked(name: str, segments: list[tuple[int, int]], layer: int) -> None:
     assert_equals_definition(LAYOUTS[name], flat_ids(segments), layer)
+
+
+@pytest.mark.parametrize("row_gradients", [False, True])
+@pytest.mark.parametrize("body", ["bmm", "grouped"])
+@settings(max_examples=25, deadline=None)
+@given(segments=segments)
+def test_every_body_is_dense_masked(body: Body, row_gradients: bool, segments: list[tuple[int, int]]) -> None:
+    if any(source != NO_SOURCE and length for source, length in segments):
+        assert_equals_definition(LAYOUTS["aligned"], flat_ids(segments), 1, body, row_gradients)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -108,17 +125,114 @@ def test_less_than_half_of_the_slots_is_padding(counts: list[int]) -> None:
     assert sum(g for g, _ in plan.buckets) == len(counts)
 
 
-def test_bfloat16_autocast_matches_full_precision() -> None:
-    layout, ids_T = LAYOUTS["keyed"], flat_ids([(1, 9), (NO_SOURCE, 3), (2, 5)])
-    leaves = tensors(layout, len(ids_T))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("row_gradients", [False, True])
+@pytest.mark.parametrize("body", ["bmm", "grouped"])
+def test_bfloat16_autocast_is_full_precision_within_a_hundredth(body: Body, row_gradients: bool, device: str) -> None:
+    layout, ids_T = SinkLayout(num_pool=61, num_sinks=16), flat_ids([(1, 90), (NO_SOURCE, 30), (2, 50)]).to(device)
+    leaves = [torch.randn(n, 64).mul(0.3).to(device).requires_grad_() for n in (170, 61, 61, 61)]
     plan = build_plan(ids_T, layout, NUM_LAYERS)
-    exact_TD = sink_mlp(leaves[0], plan, 0, *leaves[1:])
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded_TD = sink_mlp(leaves[0], plan, 0, *leaves[1:])
-    assert rounded_TD.dtype == torch.bfloat16
-    assert (rounded_TD - exact_TD).abs().max() < 0.02 * exact_TD.abs().max()
-    rounded_TD.float().sum().backward()
-    assert all(leaf.grad is not None and leaf.grad.any() for leaf in leaves)
+    mask_TP = token_mask(ids_T, layout, 2)
+    exact = values_and_gradients(dense_masked_mlp(leaves[0], mask_TP, *leaves[1:]), leaves)
+    with torch.autocast(device, torch.bfloat16):
+        out_TD = sink_mlp(leaves[0], plan, 2, *leaves[1:], row_gradients=row_gradients, body=body)
+    assert out_TD.dtype == torch.bfloat16
+    rounded = values_and_gradients(out_TD.float(), leaves)
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert ours.dtype == torch.float32, "gradients are summed in the parameters' precision"
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_on_cuda_it_is_dense_masked_too(name: str) -> None:
+    layout, ids_T = LAYOUTS[name], flat_ids([(1, 40), (NO_SOURCE, 3), (2, 5), (1, 2), (77, 1)])
+    leaves = tensors(layout, len(ids_T))
+    expected = values_and_gradients(dense_masked_mlp(leaves[0], token_mask(ids_T, layout, 1), *leaves[1:]), leaves)
+    there = [leaf.detach().cuda().requires_grad_() for leaf in leaves]
+    plan = build_plan(ids_T.cuda(), layout, NUM_LAYERS)
+    got = values_and_gradients(sink_mlp(there[0], plan, 1, *there[1:]), there)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_are_derivatives() -> None:
+    layout = SinkLayout(num_pool=5, num_sinks=2)
+    ids_T = flat_ids([(1, 2), (NO_SOURCE, 1), (2, 1)])
+    plan = build_plan(ids_T, layout, 1)
+    leaves = [torch.randn(n, 3, dtype=torch.float64).requires_grad_() for n in (4, 5, 5, 5)]
+
+    def mlp(*leaves: Tensor) -> Tensor:
+        return sink_mlp(leaves[0], plan, 0, *leaves[1:])
+
+    assert torch.autograd.gradcheck(mlp, leaves)
+
+
+@pytest.mark.parametrize("body", ["bmm", "grouped"])
+@pytest.mark.parametrize("row_gradients", [False, True])
+def test_a_checkpointed_layer_yields_the_same(body: Body, row_gradients: bool) -> None:
+    layout, ids_T = LAYOUTS["aligned"], flat_ids([(1, 9), (NO_SOURCE, 3), (2, 5)])
+    plan, leaves = build_plan(ids_T, layout, NUM_LAYERS), tensors(layout, len(ids_T))
+    calls = []
+
+    def mlp(*leaves: Tensor) -> Tensor:
+        calls.append(1)
+        return sink_mlp(leaves[0], plan, 1, *leaves[1:], row_gradients=row_gradients, body=body)
+
+    expected = values_and_gradients(mlp(*leaves), leaves)
+    got = values_and_gradients(torch.utils.checkpoint.checkpoint(mlp, *leaves, use_reentrant=False), leaves)
+    assert len(calls) == 3, "nothing was computed a second time"
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_compiled_graph_serves_all_batches(backend: str) -> None:
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    layout = LAYOUTS["aligned"]
+
+    @torch.compile(backend=counter, fullgraph=True)
+    def mlp(plan: SinkPlan, *leaves: Tensor) -> Tensor:
+        return sink_mlp(leaves[0], plan, 1, *leaves[1:])
+
+    counts = []
+    for lengths in ([9, 5], [4, 7, 2], [8, 2, 2, 1], [30, 20, 1, 1, 1, 5], [2, 40, 3], [11, 12]):
+        ids_T = flat_ids([*enumerate(lengths), (NO_SOURCE, 2)])
+        leaves, plan = tensors(layout, len(ids_T)), build_plan(ids_T, layout, NUM_LAYERS)
+        got = values_and_gradients(mlp(plan, *leaves), leaves)
+        mask_TP = token_mask(ids_T, layout, 1)
+        expected = values_and_gradients(dense_masked_mlp(leaves[0], mask_TP, *leaves[1:]), leaves)
+        for ours, theirs in zip(got, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        counts.append(counter.frame_count)
+    # Once for the first sizes, once more with all sizes free.
+    assert counts == [1, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "body"),
+    [
+        ({}, "grouped"),
+        ({"num_sinks": 102}, "bmm"),
+        ({"width": 6}, "bmm"),
+        ({"dtype": torch.float64}, "bmm"),
+        ({"num_groups": 0}, "bmm"),
+        ({"device": "cuda"}, "bmm"),
+        ({"device": "cuda", "compiling": True}, "grouped"),
+        ({"device": "cuda", "dtype": torch.bfloat16}, "grouped"),
+        ({"device": "cuda", "dtype": torch.bfloat16, "num_sinks": 100}, "bmm"),
+    ],
+)
+def test_the_body_follows_device_and_shape(changed: dict[str, object], body: Body) -> None:
+    usual = {
+        "device": "cpu",
+        "dtype": torch.float32,
+        "width": 64,
+        "num_sinks": 128,
+        "num_groups": 3,
+        "compiling": False,
+    }
+    assert choose_body(**(usual | changed)) == body  # type: ignore[arg-type]
 
 
 def test_ids_of_another_type_are_refused() -> None:

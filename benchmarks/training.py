@@ -1,0 +1,53 @@
+"""What training costs, beside what is active: the table of `RESULTS.md`.
+
+    python benchmarks/training.py [--only sinks|step|pool|workers|gpu] [--json]
+
+- `sinks`: the MLP, forward and backward, beside the backbone's alone and beside all neurons times the mask. 512 + 128
+  of 8192 neurons of width 576, 4 x 512 tokens in documents of 128. One minute.
+- `step`: a whole step (forward, backward, clipping, optimizer) of the preset `small`, beside the same model with every
+  neuron computed, and beside a Llama as wide as what is active. 2 x 512 tokens. Five minutes, 14 GB.
+- `pool`: the same step, of two layers, with 8,192 and with 131,072 sinks in a layer. Three minutes, 9 GB.
+- `workers`: the demo's preset through the training loop, with one and two processes. Two minutes.
+- `gpu`: `paper-1b`'s shape on one GPU; skipped, saying so, where there is none.
+
+The first three take one thread and count its CPU seconds, which other work on the machine disturbs less than the clock;
+variants take turns, and ratios are medians over the turns. `--json` prints one object, with a key for each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from typing import Any
+
+# The file of each part; imported when wanted, since one takes a second and all take ten.
+PARTS = {
+    "sinks": "training_steps",
+    "step": "training_steps",
+    "pool": "training_steps",
+    "workers": "training_runs",
+    "gpu": "training_runs",
+}
+
+
+def measured(part: str) -> dict[str, Any]:
+    """One part's figures."""
+    figures: dict[str, Any] = getattr(importlib.import_module(PARTS[part]), part)()
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="one part instead of all")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args()
+    # This file has the name of the package that it measures: its own folder has to come last among those searched.
+    sys.path.append(sys.path.pop(0))
+    found: dict[str, Any] = {}
+    for part in [arguments.only] if arguments.only else PARTS:
+        found[part] = measured(part)
+        print(f"{part}: {found[part]}", file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    if arguments.json:
+        print(json.dumps(found[arguments.only] if arguments.only else found, indent=2))

@@ -1,0 +1,173 @@
+"""Runs through the training loop on one and two processes, and `paper-1b` on a GPU: parts of `training.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import texts
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from training_steps import DOCUMENT_TOKENS, batch, nulls
+
+from registry import ids, schema
+from registry.schema import Kind
+from registry.snapshot import Registry, Snapshot, SnapshotWriter
+from training import utilisation
+from training.attention import choose_attention
+from training.config import ModelConfig, TrainConfig
+from training.loop import PROGRESS, Job, ProgressLog, TokenLoss, Worker
+from training.optim import OptimConfig, build_optimizer, clip_gradients
+from training.tokens import TokenCache, sample_texts, train_tokenizer
+
+_PAPER = "paper-1b-aligned"
+
+
+def corpus(root: Path, num_articles: int) -> Snapshot:
+    """A snapshot of articles of about 9 kB, as the demo's, written through the registry."""
+    registry = Registry.open(root, create=True)
+    writer = SnapshotWriter(registry, root / "staging")
+    articles = {f"wiki:bench:{i}": text for i, text in enumerate(texts.make(num_articles, 9000))}
+    sources, shard = [], []
+    for row, key in enumerate(sorted(articles, key=ids.source_id)):
+        shard.append({"source_id": ids.source_id(key), "doc_id": ids.doc_id(key, key), "text": articles[key]})
+        counts = {"num_documents": 1, "num_bytes": len(articles[key].encode())}
+        placements = [{"shard": 0, "row_start": row, "row_end": row + 1}]
+        sources.append(
+            {"source_id": ids.source_id(key), "key": key, "kind": Kind.WIKI, "placements": placements} | counts
+        )
+    for name, table_schema in schema.TABLES.items():
+        with writer.table(name) as file:
+            file.write(pa.Table.from_pylist(sources if name == "sources" else [], schema=table_schema))
+    with writer.shard(0) as file:
+        file.write(pa.Table.from_pylist(shard, schema=schema.SHARD))
+    return writer.commit(configuration={"benchmark": True}, inputs=[])
+
+
+def prepared(folder: Path, config: TrainConfig, num_articles: int) -> Job:
+    """What the driver hands to workers."""
+    snapshot = corpus(folder / "registry", num_articles)
+    tokenizer = train_tokenizer(sample_texts(snapshot, excluded=[], max_bytes=10**9), config.vocab_size)
+    tokenizer.save_pretrained(str(folder / "run" / "tokenizer"))
+    cache = TokenCache.of(snapshot, tokenizer, folder / "cache")
+    return Job(config=config, run_dir=folder / "run", attempt="attempt", cache=cache.path, heldout=(), facts={})
+
+
+def train_rank(rank: int, world_size: int, plain_job: dict[str, Any], attempt: str) -> None:
+    """One process of a run, on one thread."""
+    torch.set_num_threads(1)
+    job = dataclasses.replace(Job.from_plain(plain_job), attempt=attempt)
+    # Each run is a new one, with its own folder, over the same tokens.
+    job = dataclasses.replace(job, run_dir=job.run_dir / attempt)
+    dist.init_process_group("gloo", init_method=f"file://{job.run_dir}/group", rank=rank, world_size=world_size)
+    with (job.run_dir / PROGRESS).open("a", encoding="utf-8") as file:
+        log = ProgressLog(None if rank else file)
+        worker = Worker(job, torch.device("cpu"), rank, world_size, log)
+        worker.run(log)
+        worker.writer.close()
+    dist.destroy_process_group()
+
+
+def tokens_per_second(job: Job, world_size: int, attempt: str) -> float:
+    """The median over the steps of a run, the first five left out."""
+    run_dir = job.run_dir / attempt
+    run_dir.mkdir()
+    (run_dir / "tokenizer").symlink_to(job.run_dir / "tokenizer")
+    mp.spawn(train_rank, args=(world_size, job.to_plain(), attempt), nprocs=world_size)
+    lines = [json.loads(line) for line in (run_dir / PROGRESS).read_text().splitlines()]
+    return statistics.median([line["tokens_per_second"] for line in lines if "tokens_per_second" in line][5:])
+
+
+def workers(num_articles: int = 60, turns: int = 2) -> dict[str, Any]:
+    """The demo's preset for one epoch: `ratio`, tokens a second of two processes over those of one."""
+    config = TrainConfig.preset("demo", epochs=1, watch_every=0, checkpoint_every=10_000, keep_checkpoints=1)
+    found: dict[int, list[float]] = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepared(Path(folder), config, num_articles)
+        for turn in range(turns):
+            for count, rates in found.items():
+                rates.append(tokens_per_second(job, count, f"run-{count}-{turn}"))
+    one, two = (statistics.median(rates) for rates in found.values())
+    return {"ratio": round(two / one, 3), "one_tokens_per_second": round(one), "two_tokens_per_second": round(two)}
+
+
+def gpu() -> dict[str, Any]:
+    """`paper-1b`, aligned, in bfloat16, rows of 1024: tokens/s beside all neurons masked, MFU, loss beside float32."""
+    if not torch.cuda.is_available():
+        return {"skipped": "no CUDA device here; run this part on a machine that has one"}
+    return on_device(TrainConfig.preset(_PAPER).model, "cuda", rows=8, tokens=1024, steps=300)
+
+
+def on_device(shape: ModelConfig, device: str, *, rows: int, tokens: int, steps: int) -> dict[str, Any]:
+    """The figures of `gpu` for a shape, on a device; the loader's share is the training loop's own to measure."""
+    vocab_size = 49152 if device == "cuda" else 512
+    ours, ours_losses = trained(shape, vocab_size, device, torch.bfloat16, rows, tokens, steps, dense=False)
+    dense, _ = trained(shape, vocab_size, device, torch.bfloat16, rows, tokens, min(steps, 20), dense=True)
+    # The same updates in float32, with fewer rows at a time, since it keeps every neuron's activations.
+    _, exact_losses = trained(shape, vocab_size, device, torch.float32, rows, tokens, steps, dense=True)
+    tail = max(1, steps // 10)
+    gap = sum(ours_losses[-tail:]) / sum(exact_losses[-tail:]) - 1
+    # A token attends to half of its document on average, and to itself.
+    flops = shape.flops_per_token(vocab_size, tokens, attended=(DOCUMENT_TOKENS + 1) / 2)
+    peak = utilisation.peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
+    return {
+        "tokens_per_second": round(ours),
+        "tokens_per_second_over_dense": round(ours / dense, 3),
+        "mfu": None if peak is None else round(ours * flops / peak, 4),
+        "loss_gap": round(gap, 5),
+    }
+
+
+def trained(
+    shape: ModelConfig,
+    vocab_size: int,
+    device: str,
+    dtype: torch.dtype,
+    rows: int,
+    tokens: int,
+    steps: int,
+    *,
+    dense: bool,
+) -> tuple[float, list[float]]:
+    """Tokens a second (median, the first tenth of the steps left out), and the loss of each step."""
+    model = nulls(shape, vocab_size, dense=dense).to(device)
+    model.set_attn_implementation(choose_attention(device))
+    loss = TokenLoss(model, dtype)
+    optimizer = build_optimizer(loss, OptimConfig(warmup_steps=10))
+    micro = rows if dtype == torch.bfloat16 and not dense else max(1, rows // 4)
+    seconds, losses = [], []
+    for step in range(steps):
+        inputs = batch(vocab_size, rows, tokens, device, seed=step % 16)
+        seconds.append(timed(lambda: losses.append(one_step(loss, optimizer, inputs, micro)), device))  # noqa: B023
+    return rows * tokens / statistics.median(seconds[steps // 10 :]), losses
+
+
+def one_step(loss: nn.Module, optimizer: Any, inputs: tuple[Tensor, ...], micro_batch: int) -> float:
+    """A whole step in micro-batches; the mean loss in nats."""
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=inputs[0].device)
+    for part in zip(*(torch.split(x, micro_batch) for x in inputs), strict=True):
+        mean = loss(*part) / inputs[0].numel()
+        mean.backward()
+        total += mean.detach()
+    clip_gradients(loss.parameters(), 1.0)
+    optimizer.step()
+    return float(total)
+
+
+def timed(run: Callable[[], object], device: str) -> float:
+    """Seconds of a call, with what it left running on the device."""
+    began = time.perf_counter()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
