@@ -13,9 +13,9 @@ Shared parameters (embeddings, attention, norms, the backbone's MLP) go through 
 
 Gradients of a pool may be sparse (`rows.py`): then only their rows are looked at, and the pool's size costs nothing.
 
-Cost, dense: three matrices of 8192 x 576, fp32, one core: 14 ms with 128 rows active, 41 with 1900, 69 with half of them, 107
-with all, where torch's AdamW takes 47: dearer once most rows are active, cheaper before. Copies of the active rows are
-made, of one matrix at a time.
+Cost, dense: three matrices of 8192 x 576, fp32, one core: 14 ms with 128 rows active, 41 with 1900, 69 with half of
+them, 107 with all, where torch's AdamW takes 47: dearer once most rows are active, cheaper before. Copies of the active
+rows are made, of one matrix at a time.
 
 Run: ``optimizer = build_optimizer(model, OptimConfig())``, then in each step ``optimizer.set_learning_rate(...)``.
 
