@@ -32,6 +32,7 @@ from training.loader import PackedLoader
 from training.loop import TokenLoss, build_model
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
 from training.router import Router
+from training.rows import use_row_gradients
 from training.tokens import TokenCache, train_tokenizer
 
 NUM_HELDOUT, NUM_MEASURED = 64, 64
@@ -69,8 +70,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "backbone 128": {"model": {"num_backbone": 128}},
     "base, seed 1": {"seed": 1},
     "dropout 0.1": {"sink_dropout": 0.1},
-    "ratio 4, dropout 0.5": {"optim": {"sink_learning_rate_ratio": 4.0}, "sink_dropout": 0.5},
-    "ratio 4, open at 0.25": {"optim": {"sink_learning_rate_ratio": 4.0}, "sinks_open_at": 0.25},
+    "pool 65536": {"model": {"num_pool": 65536}},
+    "pool 65536, ratio 1": {"model": {"num_pool": 65536}, "optim": {"sink_learning_rate_ratio": 1.0}},
+    "pool 65536, open at 0.25": {"model": {"num_pool": 65536}, "sinks_open_at": 0.25},
 }
 
 
@@ -146,6 +148,7 @@ def train(config: TrainConfig, data: Corpus, *, dense: bool) -> tuple[Any, float
     torch.manual_seed(config.seed)
     model = build_model(config, data.tokenizer)
     net, optimizer = TokenLoss(model, torch.float32), build_optimizer(model, config.optim)
+    use_row_gradients(net)
     loader = PackedLoader(
         data.cache,
         data.heldout,
