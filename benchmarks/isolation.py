@@ -16,12 +16,15 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+sys.path.append(sys.path.pop(0))  # beside this file lies one with the name of the package `training`
 
 from pipelines.ingest import IngestConfig, ingest
 from registry.snapshot import Registry, Snapshot
