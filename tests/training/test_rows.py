@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,6 +14,7 @@ from training.masks import NO_SOURCE
 from training.optim import build_optimizer, clip_gradients
 from training.rows import average_over_ranks, gather_rows, names_with_row_gradients, use_row_gradients
 
+from .ranks import run_ranks
 from .test_optim import CONFIG, LAYOUT, POOL, TinyNulls, backward, batch, parameters_of
 
 
@@ -123,8 +123,7 @@ class Wrapped(nn.Module):
 
 
 def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    assert dist.get_world_size() == 2
     whole = Wrapped()
     model = whole.model
     use_row_gradients(whole)
@@ -147,13 +146,12 @@ def run_rank(rank: int, folder: str) -> None:
     alone = {name: getattr(model, name).grad.to_dense() for name in POOL}
     steps = optimizer.state[model.sink_gate]["step"]
     torch.save({"weights": parameters_of(model), "steps": steps, "alone": alone}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    run_ranks(2, run_rank, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
