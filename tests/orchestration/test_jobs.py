@@ -62,7 +62,7 @@ class Running:
     def nulls(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs `nulls` to its end."""
         process = self.popen(*arguments, **environment)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def submit(self, program: str, model: str | None = "m", **environment: str) -> str:
