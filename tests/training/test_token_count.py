@@ -26,7 +26,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, snapshot: Snapshot, regis
     runs = tmp_path_factory.mktemp("runs")
     uri = store.tracking_uri(f"sqlite:///{runs / 'mlflow.db'}")
     registry, client = Registry.open(registry_root), store.client(uri)
-    trainer._prepare_run(CONFIG, snapshot, runs / "m", registry, client, uri, "test")
+    trainer._prepare_run(CONFIG, snapshot, runs / "m", registry, client, uri, "test", [])
     return runs
 
 
