@@ -42,7 +42,7 @@ def loader_of(runs: Path, config: TrainConfig, heldout: list[int]) -> PackedLoad
 
 
 def test_tokens_of_an_earlier_run_are_exact(prepared: Path, snapshot: Snapshot) -> None:
-    run = trainer._newest_run(prepared / "m")
+    run = trainer._newest_run(prepared / "m", None)
     assert run is not None
     heldout = [int(text, 16) for text in json.loads((run / "run.json").read_bytes())["heldout"]]
     assert len(heldout) == 2
@@ -73,7 +73,7 @@ def test_another_tokenizer_s_tokens_are_not_taken(prepared: Path, snapshot: Snap
 
 
 def test_a_given_tokenizer_is_asked(prepared: Path, snapshot: Snapshot, tmp_path: Path) -> None:
-    run = trainer._newest_run(prepared / "m")
+    run = trainer._newest_run(prepared / "m", None)
     assert run is not None
     known = dataclasses.replace(CONFIG, tokenizer=str(run / "tokenizer"))
     exact = count_tokens(known, snapshot, prepared)
