@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.append(sys.path.pop(0))  # beside this file lies one with the name of the package `training`
+# Beside this file lies one with the name of the package `training`, which has to be found before it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.ingest import IngestConfig, ingest
 from registry.snapshot import Registry, Snapshot

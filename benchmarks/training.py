@@ -20,6 +20,7 @@ import argparse
 import importlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 # The file of each part; imported when wanted, since one takes a second and all take ten.
@@ -43,8 +44,8 @@ if __name__ == "__main__":
     parser.add_argument("--only", choices=PARTS, help="one part instead of all")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     arguments = parser.parse_args()
-    # This file has the name of the package that it measures: its own folder has to come last among those searched.
-    sys.path.append(sys.path.pop(0))
+    # This file has the name of the package that it measures, which has to be found before it.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     found: dict[str, Any] = {}
     for part in [arguments.only] if arguments.only else PARTS:
         found[part] = measured(part)

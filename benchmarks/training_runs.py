@@ -25,7 +25,8 @@ from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from training import utilisation
 from training.attention import choose_attention
 from training.config import ModelConfig, TrainConfig
-from training.loop import PROGRESS, Job, ProgressLog, TokenLoss, Worker
+from training.job import PROGRESS, Job, ProgressLog
+from training.loop import TokenLoss, Worker
 from training.optim import OptimConfig, build_optimizer, clip_gradients
 from training.tokens import TokenCache, sample_texts, train_tokenizer
 
