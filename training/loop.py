@@ -43,6 +43,7 @@ from training import checkpoint, parallel, utilisation
 from training.attention import choose_attention
 from training.checkpoint import RunState
 from training.config import TrainConfig
+from training.estimate import choose_parallel
 from training.job import FAILURE, RESULT, Job, ProgressLog, writing
 from training.loader import IGNORED, Batch, LoaderState, PackedLoader
 from training.masks import NO_SOURCE
@@ -106,7 +107,7 @@ class Worker:
         self.model = build_model(self.config, self.tokenizer)
         self.model.set_attn_implementation(choose_attention(device.type))
         self.loss = TokenLoss(self.model, _dtype(self.config.dtype, device))
-        kind = parallel.chosen_for(self.model, self.config, device, world_size)
+        kind = choose_parallel(self.config, world_size, _memory_of(device), vocab_size=len(self.tokenizer))
         self.net = parallel.wrap(self.loss, kind, self.config, device)
         self.optimizer = build_optimizer(self.model, self.config.optim)
         self.report = report
@@ -358,6 +359,11 @@ def _seed(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Filling memory that is about to be written anyway costs 6 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _memory_of(device: torch.device) -> int | None:
+    """Bytes of a GPU; None of a CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -31,53 +30,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from training.config import TrainConfig
+from training.estimate import Parallel
 from training.rows import average_over_ranks, names_with_row_gradients, use_row_gradients
 
-Kind = Literal["ddp", "fsdp"]
 
-BYTES_PER_PARAMETER = 16
-"""Of a copy: weight, gradient and two moments, float32."""
-_COPY_SHARE = 0.5  # of a GPU's memory that a copy may take; the rest is for activations
-
-
-def choose(parallel: str, *, device_type: str, world_size: int, num_parameters: int, device_bytes: int) -> Kind:
-    """What `TrainConfig.parallel` comes to: what it says, or for `auto` FSDP2 where copies would not fit well.
-
-    Args:
-        parallel: `auto`, `ddp` or `fsdp`.
-        device_type: `cpu` or `cuda`; on a CPU `auto` is always `ddp`.
-        world_size: workers; one alone has nobody to share with.
-        num_parameters: of the model.
-        device_bytes: memory of one device.
-    """
-    if parallel == "ddp":
-        return "ddp"
-    if parallel == "fsdp":
-        return "fsdp"
-    if device_type != "cuda" or world_size == 1:
-        return "ddp"
-    return "fsdp" if num_parameters * BYTES_PER_PARAMETER > _COPY_SHARE * device_bytes else "ddp"
-
-
-def chosen_for(model: nn.Module, config: TrainConfig, device: torch.device, world_size: int) -> Kind:
-    """`choose` for a model on this worker's device."""
-    on_cuda = device.type == "cuda"
-    return choose(
-        config.parallel,
-        device_type=device.type,
-        world_size=world_size,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        device_bytes=torch.cuda.get_device_properties(device).total_memory if on_cuda else 0,
-    )
-
-
-def wrap(loss: nn.Module, kind: Kind, config: TrainConfig, device: torch.device) -> nn.Module:
+def wrap(loss: nn.Module, kind: Parallel, config: TrainConfig, device: torch.device) -> nn.Module:
     """A loss module whose backward pass sums gradients over the ranks; all ranks call it, with equal weights.
 
     Args:
         loss: has the causal language model as `loss.model`, on a CPU. Under FSDP2 that model can still be called by
             itself, by all ranks together.
-        kind: `choose`'s.
+        kind: `estimate.choose_parallel`'s.
         config: `compile`, `activation_checkpointing` and `dtype` count.
         device: of this rank.
 

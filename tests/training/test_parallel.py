@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from tests.training.ranks import run_ranks
 from training import parallel
 from training.config import TrainConfig
+from training.estimate import Parallel
 from training.loader import IGNORED
 from training.loop import TokenLoss, build_model
 from training.masks import NO_SOURCE
@@ -191,7 +192,7 @@ def dense(grad: Tensor | None) -> Tensor:
     return grad.to_dense() if grad.is_sparse else full(grad)
 
 
-def gradients(kind: parallel.Kind, config: TrainConfig, device: torch.device) -> dict[str, Tensor]:
+def gradients(kind: Parallel, config: TrainConfig, device: torch.device) -> dict[str, Tensor]:
     """Loss and gradients of four micro-batches, whose plans differ in shape, on the one rank there is."""
     model = made()
     net = parallel.wrap(TokenLoss(model, torch.float32), kind, config, device)
@@ -235,26 +236,3 @@ def mixed(rank: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_mixed_precision_under_nccl() -> None:
     run_ranks(1, mixed, backend="nccl")
-
-
-@pytest.mark.parametrize(
-    ("parallel_field", "device_type", "world_size", "num_parameters", "kind"),
-    [
-        ("auto", "cpu", 8, 10**12, "ddp"),
-        ("auto", "cuda", 1, 10**12, "ddp"),
-        ("auto", "cuda", 8, 10**9, "ddp"),  # 16 GB of a GPU's 80
-        ("auto", "cuda", 8, 2_500_000_000, "ddp"),  # exactly half
-        ("auto", "cuda", 8, 2_500_000_001, "fsdp"),
-        ("ddp", "cuda", 8, 10**12, "ddp"),
-        ("fsdp", "cpu", 2, 10, "fsdp"),
-    ],
-)
-def test_the_choice(parallel_field: str, device_type: str, world_size: int, num_parameters: int, kind: str) -> None:
-    chosen = parallel.choose(
-        parallel_field,
-        device_type=device_type,
-        world_size=world_size,
-        num_parameters=num_parameters,
-        device_bytes=80_000_000_000,
-    )
-    assert chosen == kind
