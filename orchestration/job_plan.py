@@ -142,7 +142,7 @@ def train_command(
     python: str,
 ) -> str:
     """The shell command of the job: `nulls train` of the files that go along, in `orchestration.job_entry`."""
-    words = [python, "-m", "orchestration.job_entry", "train", "--model", model, "--preset", CONFIG]
+    words = [python, "-m", "orchestration.job_entry", "train", "--model", model, "--config", CONFIG]
     words += ["--workers", workers, "--registry", places.registry, "--runs", places.runs]
     words += ["--snapshot", snapshot] if snapshot else []
     words += ["--storage", storage] if storage else []

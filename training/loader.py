@@ -239,20 +239,20 @@ class PackedLoader:
     def _epoch(self, epoch: int) -> _Epoch:
         """The orders of an epoch; kept until the next is asked for."""
         if self._epoch_cache is None or self._epoch_cache.number != epoch:
-            documents = np.lexsort((self._doc_D, _keyed(self._doc_D, "documents", self.seed, epoch)))
+            documents = np.lexsort((self._doc_D, keyed(self._doc_D, "documents", self.seed, epoch)))
             rows = np.arange(self.num_rows_per_epoch)
             self._epoch_cache = _Epoch(
                 number=epoch,
                 documents=documents,
                 ends=np.cumsum(self._predictions_D[documents]),
-                rows=np.argsort(_keyed(rows, "rows", self.seed, epoch), kind="stable"),
+                rows=np.argsort(keyed(rows, "rows", self.seed, epoch), kind="stable"),
                 dropped=self._dropped(epoch),
             )
         return self._epoch_cache
 
     def _dropped(self, epoch: int) -> npt.NDArray[np.bool_]:
         """Which documents go without their sinks in an epoch: bool [D]."""
-        phase_D = _keyed(self._doc_D, "dropout", self.seed, 0) + np.uint64(epoch * _GOLDEN % 2**64)
+        phase_D = keyed(self._doc_D, "dropout", self.seed, 0) + np.uint64(epoch * _GOLDEN % 2**64)
         # Compared as 53-bit fractions, which floats hold exactly.
         fraction_D = (phase_D >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return np.asarray(fraction_D < self.sink_dropout)
@@ -282,7 +282,7 @@ def _num_keys(document_BT: npt.NDArray[np.int64]) -> int:
     return int((columns_T - starts_BT + 1)[document_BT != PADDING].sum())
 
 
-def _keyed(values: npt.NDArray[np.int64], purpose: str, seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+def keyed(values: npt.NDArray[np.int64], purpose: str, seed: int, epoch: int) -> npt.NDArray[np.uint64]:
     """A 64-bit keyed hash of each value; a bijection for each key, so distinct values never tie."""
     digest = hashlib.blake2b(f"{purpose}:{seed}:{epoch}".encode(), digest_size=16, person=b"nulls.load.v1").digest()
     first, second = np.frombuffer(digest, dtype="<u8").astype(np.uint64)

@@ -13,7 +13,6 @@ Shapes: W watched rows of one group, B rows of one pass, T context_length.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.evaluate.statistics import closure
-from training.loader import IGNORED, PADDING
+from training.loader import IGNORED, PADDING, keyed
 from training.masks import NO_SOURCE
 from training.tokens import TokenCache
 
@@ -90,16 +89,10 @@ def choose(cache: TokenCache, heldout: Collection[int], *, seed: int, num_source
     """The watched sources, trained and held out: by a keyed hash, of those with `MIN_PREDICTIONS`; pure."""
     sources, place = np.unique(cache.source_id, return_inverse=True)
     sizes = np.bincount(place, weights=cache.length - 1)
-    unseen = set(heldout)
-    ranked = sorted(sources[sizes >= MIN_PREDICTIONS].tolist(), key=lambda source: _rank(seed, source))
-    return (
-        [source for source in ranked if source not in unseen][:num_sources],
-        [source for source in ranked if source in unseen][:num_sources],
-    )
-
-
-def _rank(seed: int, source: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{source}".encode(), digest_size=16, person=b"nulls.watch.v1").digest()
+    known = sources[sizes >= MIN_PREDICTIONS]
+    known = known[np.argsort(keyed(known, "watch", seed, 0))]
+    is_unseen = np.isin(known, np.fromiter(heldout, dtype=np.int64))
+    return known[~is_unseen][:num_sources].tolist(), known[is_unseen][:num_sources].tolist()
 
 
 def _rows(cache: TokenCache, sources: Sequence[int], context_length: int) -> dict[str, Tensor]:

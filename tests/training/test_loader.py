@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from registry import ids
 from registry.errors import InputError, RefusedError, UsageError
 from registry.snapshot import Snapshot
-from training.loader import IGNORED, PADDING, Batch, LoaderState, PackedLoader, _keyed
+from training.loader import IGNORED, PADDING, Batch, LoaderState, PackedLoader, keyed
 from training.masks import NO_SOURCE
 from training.tokens import TokenCache, sample_texts, train_tokenizer
 
@@ -171,7 +171,7 @@ def test_bad_sizes_and_empty_corpora_are_named(cache: TokenCache) -> None:
 def test_the_key_of_the_order_is_frozen() -> None:
     """Golden values: another order would break the resumption of runs begun before it."""
     values = np.array([0, 1, 2, 3, 2**62], dtype=np.int64)
-    assert _keyed(values, "documents", 3, 1).tolist() == [
+    assert keyed(values, "documents", 3, 1).tolist() == [
         7096160205742035497,
         17112489109998116645,
         2446286865748824428,
