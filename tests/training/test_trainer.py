@@ -23,7 +23,7 @@ from registry import ids
 from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
 from registry.snapshot import Registry, Snapshot
 from tests.training.full_disk import small_disk
-from training import checkpoint, tracking, trainer
+from training import checkpoint, cluster, tracking
 from training.config import TrainConfig
 from training.job import PROGRESS
 from training.store import tracking_uri
@@ -258,7 +258,7 @@ def test_resuming_a_finished_run_returns_its_result(undisturbed: tuple[Run, Trai
 def test_a_taken_name_is_refused_before_training(
     undisturbed: tuple[Run, TrainResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(cluster, "fit", lambda *_: pytest.fail("trained"))
     run, _ = undisturbed
     with pytest.raises(ModelExistsError, match="undisturbed"):
         run.train()
@@ -286,7 +286,7 @@ def test_other_data_or_settings_are_not_resumed(
 def test_what_would_stop_a_run_is_found_before_it(
     tmp_path: Path, registry_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(cluster, "fit", lambda *_: pytest.fail("trained"))
     run = Run(tmp_path, registry_root, "early")
     with pytest.raises(UsageError, match="model name"):
         run.train(model_name="a/b")
