@@ -16,12 +16,13 @@ import typer
 
 from orchestration import corpus_commands as corpus
 from orchestration import model_commands as model
-from orchestration.dry_run import Speed
-from orchestration.job_commands import TRAIN_ADDRESS_HELP, jobs_app
+from orchestration.job_commands import jobs_app
+from orchestration.options import DryRunOption, JsonOption, ModelArgument, RegistryOption, SnapshotOption, WorkersOption
 from orchestration.output import Output
 from orchestration.plan import Policy
 from orchestration.reference_commands import import_reference
-from orchestration.settings import DEFAULT_REGISTRY, Settings
+from orchestration.settings import Settings
+from orchestration.train_commands import train
 from registry.errors import NullsError
 from registry.identity import WebSource
 from registry.schema import Kind
@@ -47,22 +48,6 @@ snapshots_app = typer.Typer(
 )
 app.add_typer(snapshots_app, name="snapshots")
 app.add_typer(jobs_app, name="jobs")
-
-RegistryOption = Annotated[
-    str | None,
-    typer.Option(
-        "--registry",
-        help=f"Directory or s3:// prefix of snapshots; NULLS_REGISTRY, else {DEFAULT_REGISTRY}.",
-        metavar="DIR",
-    ),
-]
-SnapshotOption = Annotated[
-    str | None, typer.Option("--snapshot", help="Id, or its beginning; by default the newest.", metavar="ID")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
-WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Processes that work at once.")]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or models:/NAME@ALIAS.")]
 
 
 @app.command()
@@ -232,79 +217,7 @@ def remove(
     corpus.remove(Output(as_json=as_json), settings, queries, workers=workers, dry_run=dry_run)
 
 
-@app.command()
-def train(
-    model_name: Annotated[str, typer.Option("--model", metavar="NAME", help="Name to register the model under.")],
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", metavar="P", help="demo (unless given), small, paper-1b or paper-1b-aligned."),
-    ] = None,
-    config_file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="YAML of fields, over the `preset:` that it names, if any."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Change one field, e.g. epochs=3, model.num_pool=4096."),
-    ] = None,
-    workers: Annotated[
-        str, typer.Option("--workers", metavar="N|N-M", help="Ray workers: a number, or a range to fill as can be.")
-    ] = "2",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint of this model's run.")
-    ] = False,
-    new_version: Annotated[bool, typer.Option("--new-version", help="Add a version to a model that exists.")] = False,
-    runs: Annotated[
-        Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")
-    ] = Path("nulls-runs"),
-    storage: Annotated[
-        str | None,
-        typer.Option("--storage", metavar="S3_URI", help="Keep checkpoints at s3:// too: a resume needs nothing else."),
-    ] = None,
-    gpu: Annotated[
-        str | None,
-        typer.Option("--gpu", metavar="h100|h200|a100|b200", help="Of a dry run: what it is reckoned for."),
-    ] = None,
-    mfu: Annotated[
-        float, typer.Option("--mfu", help="Of a dry run: the share of the GPU's peak that is reached.")
-    ] = 0.4,
-    tokens_per_second: Annotated[
-        float | None,
-        typer.Option("--tokens-per-second", metavar="N", help="Of a dry run: the speed, instead of an MFU."),
-    ] = None,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", metavar="N", help="Of a dry run: of an epoch, instead of a snapshot's.")
-    ] = None,
-    ray_address: Annotated[
-        str | None,
-        typer.Option("--ray-address", metavar="A", help=TRAIN_ADDRESS_HELP),
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Submit the job and return its id at once.")] = False,
-    registry: RegistryOption = None,
-    snapshot: SnapshotOption = None,
-    dry_run: DryRunOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train NULLs on a snapshot with Ray, and register the model with MLflow."""
-    model.train(
-        Output(as_json=as_json),
-        Settings(registry=registry, snapshot=snapshot),
-        model_name=model_name,
-        preset=preset,
-        config_file=config_file,
-        overrides=overrides or [],
-        workers=workers,
-        resume=resume,
-        new_version=new_version,
-        runs=runs,
-        storage=storage,
-        ray_address=ray_address,
-        detach=detach,
-        dry_run=dry_run,
-        speed=Speed(gpu=gpu, mfu=mfu, tokens_per_second=tokens_per_second, tokens=tokens),
-    )
-
-
+app.command()(train)
 app.command("import-reference")(import_reference)
 
 

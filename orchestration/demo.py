@@ -161,7 +161,7 @@ def _ingest(output: Output, settings: Settings, dump: Path, story: Story) -> Sna
 
 
 def _train(output: Output, settings: Settings, directory: Path, story: Story) -> None:
-    from orchestration.model_commands import step_progress
+    from orchestration.train_request import step_progress
     from training.config import TrainConfig
     from training.trainer import train
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.model_commands import train_lines
+from orchestration.options import JsonOption
 from orchestration.output import Output, table
 from orchestration.settings import Settings
+from orchestration.train_request import TrainRequest, train_lines
 from registry.errors import NullsError
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ AddressOption = Annotated[
     ),
 ]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, as `nulls jobs list` has it.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 @jobs_app.command("list")
@@ -104,39 +104,17 @@ def stop(job_id: JobArgument, ray_address: AddressOption = None, as_json: JsonOp
 
 
 def train(
-    output: Output,
-    settings: Settings,
-    *,
-    config: Any,
-    ray_address: str,
-    model_name: str,
-    workers: str,
-    resume: bool,
-    new_version: bool,
-    runs: str,
-    storage: str | None,
-    detach: bool,
-    dry_run: bool,
+    output: Output, settings: Settings, request: TrainRequest, *, config: Any, ray_address: str, detach: bool
 ) -> None:
     """`nulls train --ray-address`: submits the training as a job, follows it, and prints what a local one does."""
     from orchestration import job_plan
     from orchestration.jobs import Cluster, outcome
 
     cluster = Cluster(ray_address)
-    submission = job_plan.prepare(
-        settings,
-        config=config,
-        runs=runs,
-        model=model_name,
-        workers=workers,
-        resume=resume,
-        new_version=new_version,
-        storage=storage,
-        is_here=cluster.is_here,
-    )
+    submission = job_plan.prepare(settings, request, config=config, is_here=cluster.is_here)
     if submission.left_out:
         output.note(f"not passed on, since they name files of this machine: {', '.join(submission.left_out)}")
-    if dry_run:
+    if request.dry_run:
         data = {"ray_address": cluster.url, **submission.to_dict()}
         output.result(data, lambda: job_plan.yaml_lines(data))
         return
@@ -145,7 +123,7 @@ def train(
     output.note(f"job {job_id} submitted to {cluster.url}; {advice}")
     if detach:
         job = cluster.job(job_id)
-        data = {"job_id": job_id, "state": job.state, "model": model_name, "ray_address": cluster.url}
+        data = {"job_id": job_id, "state": job.state, "model": request.model, "ray_address": cluster.url}
         output.result(data, lambda: [job_id])
         return
     job, result = _followed(output, cluster, ray_address, job_id, output.note)

@@ -25,6 +25,7 @@ from registry.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestration.settings import Settings
+    from orchestration.train_request import TrainRequest
 
 PACKAGES = ("registry", "pipelines", "training", "orchestration")
 CONFIG = "train.yaml"
@@ -130,23 +131,13 @@ def place(text: str, setting: str, here: Path | None) -> str:
     return f"{scheme}:///{path}" if mark else path
 
 
-def train_command(
-    places: Places,
-    *,
-    model: str,
-    snapshot: str | None,
-    workers: str,
-    resume: bool,
-    new_version: bool,
-    storage: str | None,
-    python: str,
-) -> str:
+def train_command(places: Places, request: TrainRequest, *, snapshot: str | None, python: str) -> str:
     """The shell command of the job: `nulls train` of the files that go along, in `orchestration.job_entry`."""
-    words = [python, "-m", "orchestration.job_entry", "train", "--model", model, "--config", CONFIG]
-    words += ["--workers", workers, "--registry", places.registry, "--runs", places.runs]
+    words = [python, "-m", "orchestration.job_entry", "train", "--model", request.model, "--config", CONFIG]
+    words += ["--workers", str(request.workers), "--registry", places.registry, "--runs", places.runs]
     words += ["--snapshot", snapshot] if snapshot else []
-    words += ["--storage", storage] if storage else []
-    words += ["--resume"] * resume + ["--new-version"] * new_version
+    words += ["--storage", request.storage] if request.storage else []
+    words += ["--resume"] * request.resume + ["--new-version"] * request.new_version
     # exec: Ray's signals reach Python itself, not a shell that ends before it.
     return "exec " + shlex.join([*words, "--json"])
 
@@ -197,26 +188,13 @@ def redacted(text: str, hidden: list[str]) -> str:
     return text
 
 
-def prepare(
-    settings: Settings,
-    *,
-    config: Any,
-    runs: str,
-    model: str,
-    workers: str,
-    resume: bool,
-    new_version: bool,
-    storage: str | None,
-    is_here: bool,
-) -> Submission:
+def prepare(settings: Settings, request: TrainRequest, *, config: Any, is_here: bool) -> Submission:
     """The job that `nulls train` with these options is.
 
     Args:
         settings: where the registry, the catalogue and MLflow are.
+        request: what is asked for.
         config: the resolved TrainConfig.
-        runs: `--runs`.
-        workers: `--workers`, a number or a range.
-        storage: `--storage`, an s3:// prefix.
         is_here: whether the cluster's head is this machine. The snapshot is then looked up now; else by the job.
 
     Raises:
@@ -229,27 +207,18 @@ def prepare(
     snapshot = settings.open_snapshot().id if is_here else settings.snapshot
     places = Places(
         registry=settings.registry_uri,
-        runs=runs,
+        runs=str(request.runs),
         tracking=settings.tracking or os.environ.get("MLFLOW_TRACKING_URI") or store.DEFAULT_TRACKING_URI,
         catalog=settings.catalog or os.environ.get("NULLS_CATALOG"),
         tokenizer=config.tokenizer,
     ).on_cluster(Path.cwd() if is_here else None)
     variables, left_out = environment(os.environ, places, is_here=is_here)
     return Submission(
-        model=model,
-        command=train_command(
-            places,
-            model=model,
-            snapshot=snapshot,
-            workers=workers,
-            resume=resume,
-            new_version=new_version,
-            storage=storage,
-            python=interpreter(is_here),
-        ),
+        model=request.model,
+        command=train_command(places, request, snapshot=snapshot, python=interpreter(is_here)),
         environment=variables,
         left_out=left_out,
-        metadata={MODEL_KEY: model, "nulls.snapshot": snapshot or "newest"},
+        metadata={MODEL_KEY: request.model, "nulls.snapshot": snapshot or "newest"},
         config=config.to_dict() | {"tokenizer": places.tokenizer},
     )
 

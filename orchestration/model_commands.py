@@ -1,22 +1,16 @@
-"""What the commands about models print: train, unlearn, audit, generate, ledger, demo."""
+"""What the commands about models print: unlearn, audit, generate, ledger, demo."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from orchestration.dry_run import Speed
-from orchestration.dry_run import dry_run as plan_run
-from orchestration.dry_run import lines as dry_run_lines
-from orchestration.output import Output, ProgressUpdate, table
+from orchestration.output import Output, table
 from orchestration.plan import Policy
 from orchestration.settings import Settings
 from registry.errors import NotFoundError, UsageError
-
-_SLOW_LOADER = 0.05  # share of a step spent waiting for data, from which on it is worth a word
 
 
 def demo(output: Output, directory: Path, dump: Path | None) -> None:
@@ -25,150 +19,6 @@ def demo(output: Output, directory: Path, dump: Path | None) -> None:
 
     story = run(output, directory, dump)
     output.result(story.to_dict(), story.lines)
-
-
-def train(
-    output: Output,
-    settings: Settings,
-    *,
-    model_name: str,
-    preset: str | None,
-    config_file: Path | None,
-    overrides: list[str],
-    workers: str,
-    resume: bool,
-    new_version: bool,
-    runs: Path,
-    storage: str | None,
-    ray_address: str | None,
-    detach: bool,
-    dry_run: bool,
-    speed: Speed,
-) -> None:
-    """`nulls train`."""
-    from training.workers import Workers
-
-    num_workers = Workers.parse(workers)
-    config = resolve_config(preset, overrides, config_file)
-    if ray_address:
-        from orchestration import job_commands
-
-        job_commands.train(
-            output,
-            settings,
-            config=config,
-            ray_address=ray_address,
-            model_name=model_name,
-            workers=str(num_workers),
-            resume=resume,
-            new_version=new_version,
-            runs=str(runs),
-            storage=storage,
-            detach=detach,
-            dry_run=dry_run,
-        )
-        return
-    if detach:
-        raise UsageError("--detach: only a job of a cluster goes on by itself; name one with --ray-address")
-    if dry_run:
-        data = plan_run(config, settings, model_name=model_name, workers=num_workers.most, runs=runs, speed=speed)
-        output.result(data, lambda: dry_run_lines(data))
-        return
-    snapshot = settings.open_snapshot()
-    from training.trainer import train as run
-
-    with output.progress("train") as update:
-        result = run(
-            config,
-            registry_uri=str(settings.open_registry().root),
-            snapshot_ref=snapshot.id,
-            model_name=model_name,
-            num_workers=num_workers,
-            storage=runs,
-            mirror_uri=storage,
-            tracking_uri=settings.tracking_uri,
-            resume=resume,
-            new_version=new_version,
-            on_progress=step_progress(update),
-        )
-    from training.flavor import describe
-
-    version = describe(result.model_uri, tracking_uri=settings.tracking_uri)
-    catalog = settings.find_catalog(settings.open_registry())
-    if catalog is not None:
-        catalog.record_model(
-            result.model_uri, snapshot_id=result.snapshot, weights=str(version.weights), run_id=result.run_id
-        )
-    data = dataclasses.asdict(result)
-    output.result(data, lambda: train_lines(data, settings.tracking_uri))
-
-
-def train_lines(result: dict[str, Any], tracking_uri: str | None = None) -> list[str]:
-    """A training for a person."""
-    speed = f"{result['tokens']:,} tokens at {result['tokens_per_second']:,.0f} tokens/s"
-    return [
-        f"model     {result['model_uri']}",
-        f"snapshot  {result['snapshot'][:16]}",
-        f"run       {result['run_id']}" + (f" in {tracking_uri}" if tracking_uri else ""),
-        f"trained   {speed}, loss {result['loss']:.3f}",
-    ]
-
-
-def resolve_config(preset: str | None, overrides: list[str], config_file: Path | None = None) -> Any:
-    """The configuration that `--preset` or `--config`, and then each `--set FIELD=VALUE`, give.
-
-    Args:
-        preset: a name, or a YAML file; None: `demo`, unless a file is given.
-        overrides: as on the command line; values are YAML.
-        config_file: YAML of fields, over the preset that it names, if any.
-
-    Raises:
-        UsageError: no such preset, file or field, a value out of range, or a preset beside a file.
-    """
-    if preset and config_file:
-        raise UsageError(f"--preset {preset} beside --config {config_file}: write `preset: {preset}` into the file")
-    import yaml
-
-    from training.config import TrainConfig
-
-    fields: dict[str, Any] = {}
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise UsageError(f"--set {override}: expected FIELD=VALUE, e.g. --set epochs=3")
-        inner = fields
-        *outer, last = name.split(".")
-        for part in outer:
-            inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise UsageError(f"--set {override}: {part} was set to {inner!r} before, which has no fields")
-        try:
-            inner[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {override}: {value!r} is no YAML value: {error}") from error
-    if config_file or (preset and preset.endswith((".yaml", ".yml"))):
-        return TrainConfig.from_yaml(config_file or str(preset), **fields)
-    return TrainConfig.preset(preset or "demo", **fields)
-
-
-def step_progress(update: ProgressUpdate) -> Any:
-    """A trainer's progress dicts (`training.tracking.PROGRESS_FIELDS`) as words and a share."""
-    closure: float | None = None  # as last measured
-
-    def on_progress(event: dict[str, Any]) -> None:
-        step, total = event.get("step", 0), event.get("total_steps", 0)
-        if not total:
-            update(str(event.get("phase", "starting Ray")), None)
-            return
-        nonlocal closure
-        closure = event.get("watch_closure_backbone", closure)
-        words = [f"{step}/{total}", f"loss {event['loss']:.3f}", f"{event.get('tokens_per_second', 0.0):,.0f} tokens/s"]
-        words += [f"MFU {event['mfu']:.0%}"] if "mfu" in event else []
-        words += [f"loader {event['loader_share']:.0%}"] if event.get("loader_share", 0.0) >= _SLOW_LOADER else []
-        words += [f"closure {closure:.2f}"] if closure is not None else []
-        update(f"steps ({', '.join(words)})", step / total)
-
-    return on_progress
 
 
 def unlearn(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestration.options import DEFAULT_RUNS, DryRunOption, JsonOption, ModelNameOption, NewVersionOption, RunsOption
 from orchestration.output import Output
 from orchestration.settings import DEFAULT_REGISTRY, Settings
 from registry.errors import ModelExistsError, UsageError
@@ -36,7 +37,7 @@ EXPERIMENT = "nulls"
 
 def import_reference(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="With lit_model.pth, model_config.yaml, tokenizer.")],
-    model_name: Annotated[str, typer.Option("--model", metavar="NAME", help="Name to register the model under.")],
+    model_name: ModelNameOption,
     scheme: Annotated[
         str,
         typer.Option("--scheme", metavar="|".join(SCHEMES), help="The type in which its training multiplied ids."),
@@ -49,10 +50,8 @@ def import_reference(
     num_backbone: Annotated[
         int | None, typer.Option("--num-backbone", min=1, metavar="N", help="Instead of p_gen's share of the neurons.")
     ] = None,
-    new_version: Annotated[bool, typer.Option("--new-version", help="Add a version to a model that exists.")] = False,
-    runs: Annotated[
-        Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")
-    ] = Path("nulls-runs"),
+    new_version: NewVersionOption = False,
+    runs: RunsOption = DEFAULT_RUNS,
     registry: Annotated[
         str | None,
         typer.Option(
@@ -61,8 +60,8 @@ def import_reference(
             help=f"One of its own, for the titles; NULLS_REGISTRY, else {DEFAULT_REGISTRY}.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Import a released NULLs checkpoint (litgpt's layout) as a model version whose sources can be unlearned."""
     if scheme not in SCHEMES:

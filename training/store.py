@@ -49,11 +49,25 @@ def client(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(uri)
+    with _environment_kept("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(uri)
     with translated(uri):
         found = mlflow.MlflowClient(tracking_uri=uri)
         found.search_registered_models(max_results=1)
     return found
+
+
+@contextlib.contextmanager
+def _environment_kept(name: str) -> Iterator[None]:
+    """Context: a variable is afterwards what it was. MLflow sets the store of one call as the default of all later
+    ones, of this process and its children, where a caller who names none means what the user's environment says."""
+    before = os.environ.get(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from orchestration.dry_run import Speed, dry_run, estimate, lines
-from orchestration.model_commands import resolve_config
 from orchestration.settings import Settings
+from orchestration.train_request import resolve_config
 from registry.errors import UsageError
 from training.config import PRESETS, TrainConfig
 from training.token_count import TokenCount

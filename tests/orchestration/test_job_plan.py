@@ -17,8 +17,10 @@ from orchestration.job_address import find_job_server, is_here, token_header
 from orchestration.job_entry import RESULT_MARK
 from orchestration.job_plan import Places, environment, place, redacted, secrets, shown, train_command
 from orchestration.jobs import Job, JobState, LogReader, outcome
+from orchestration.train_request import TrainRequest
 from registry.errors import ModelExistsError, NotFoundError, NullsError, RefusedError, ServiceError, UsageError
 from training.config import TrainConfig
+from training.workers import Workers
 
 HERE = Path("/home/me/project")
 URLS = ["s3://bucket/registry", "http://mlflow:5000", "postgresql+psycopg://u:p@db/nulls"]
@@ -64,16 +66,16 @@ def test_every_place_is_looked_at() -> None:
 
 def test_the_command_survives_a_shell() -> None:
     awkward = places(registry="/with space/$HOME;true", runs="/it's")
-    command = train_command(
-        awkward,
+    request = TrainRequest(
         model="m",
-        snapshot="ab" * 32,
-        workers="2-3",
+        workers=Workers.parse("2-3"),
+        runs=Path("elsewhere"),
+        storage="s3://b/x y",
         resume=True,
         new_version=False,
-        storage="s3://b/x y",
-        python="echo",
+        dry_run=False,
     )
+    command = train_command(awkward, request, snapshot="ab" * 32, python="echo")
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert awkward.registry in done.stdout
     words = shlex.split(command)

@@ -117,8 +117,6 @@ def cluster(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         for name, value in environ.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
-        mlflow.set_tracking_uri(None)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which MLflow sets for the children of another test
         try:
             running = Running(f"http://127.0.0.1:{port}", folder, environ)
             wait_for(running, head, ray_dir / "log")

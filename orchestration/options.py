@@ -1,0 +1,30 @@
+"""Options and arguments that several commands have, so that they mean the same, and say it alike, everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestration.settings import DEFAULT_REGISTRY
+
+RegistryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--registry",
+        help=f"Directory or s3:// prefix of snapshots; NULLS_REGISTRY, else {DEFAULT_REGISTRY}.",
+        metavar="DIR",
+    ),
+]
+SnapshotOption = Annotated[
+    str | None, typer.Option("--snapshot", help="Id, or its beginning; by default the newest.", metavar="ID")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Processes that work at once.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or models:/NAME@ALIAS.")]
+ModelNameOption = Annotated[str, typer.Option("--model", metavar="NAME", help="Name to register the model under.")]
+NewVersionOption = Annotated[bool, typer.Option("--new-version", help="Add a version to a model that exists.")]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")]
+DEFAULT_RUNS = Path("nulls-runs")
