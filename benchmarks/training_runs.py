@@ -63,29 +63,30 @@ def prepared(folder: Path, config: TrainConfig, num_articles: int) -> Job:
     return Job(config=config, run_dir=folder / "run", attempt="attempt", cache=cache.path, heldout=(), facts={})
 
 
-def train_rank(rank: int, world_size: int, plain_job: dict[str, Any], attempt: str) -> None:
-    """One process of a run, on one thread."""
+def train_rank(rank: int, world_size: int, plain_job: dict[str, Any], attempt: str, device: str) -> None:
+    """One process of a run: on one thread, or on one GPU."""
     torch.set_num_threads(1)
     job = dataclasses.replace(Job.from_plain(plain_job), attempt=attempt)
     # Each run is a new one, with its own folder, over the same tokens.
     job = dataclasses.replace(job, run_dir=job.run_dir / attempt)
-    dist.init_process_group("gloo", init_method=f"file://{job.run_dir}/group", rank=rank, world_size=world_size)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{job.run_dir}/group", rank=rank, world_size=world_size)
     with (job.run_dir / PROGRESS).open("a", encoding="utf-8") as file:
         log = ProgressLog(None if rank else file)
-        worker = Worker(job, torch.device("cpu"), rank, world_size, log)
+        worker = Worker(job, torch.device(device), rank, world_size, log)
         worker.run(log)
         worker.writer.close()
     dist.destroy_process_group()
 
 
-def tokens_per_second(job: Job, world_size: int, attempt: str) -> float:
-    """The median over the steps of a run, the first five left out."""
+def steps_of(job: Job, world_size: int, attempt: str, device: str = "cpu") -> list[dict[str, Any]]:
+    """What the training loop told of each step of a run, the first five left out."""
     run_dir = job.run_dir / attempt
     run_dir.mkdir()
     (run_dir / "tokenizer").symlink_to(job.run_dir / "tokenizer")
-    mp.spawn(train_rank, args=(world_size, job.to_plain(), attempt), nprocs=world_size)
+    mp.spawn(train_rank, args=(world_size, job.to_plain(), attempt, device), nprocs=world_size)
     lines = [json.loads(line) for line in (run_dir / PROGRESS).read_text().splitlines()]
-    return statistics.median([line["tokens_per_second"] for line in lines if "tokens_per_second" in line][5:])
+    return [line for line in lines if "tokens_per_second" in line][5:]
 
 
 def workers(num_articles: int = 60, turns: int = 2) -> dict[str, Any]:
@@ -96,20 +97,43 @@ def workers(num_articles: int = 60, turns: int = 2) -> dict[str, Any]:
         job = prepared(Path(folder), config, num_articles)
         for turn in range(turns):
             for count, rates in found.items():
-                rates.append(tokens_per_second(job, count, f"run-{count}-{turn}"))
+                steps = steps_of(job, count, f"run-{count}-{turn}")
+                rates.append(statistics.median(step["tokens_per_second"] for step in steps))
     one, two = (statistics.median(rates) for rates in found.values())
     return {"ratio": round(two / one, 3), "one_tokens_per_second": round(one), "two_tokens_per_second": round(two)}
 
 
 def gpu() -> dict[str, Any]:
-    """`paper-1b`, aligned, in bfloat16, rows of 1024: tokens/s beside all neurons masked, MFU, loss beside float32."""
+    """`paper-1b`, aligned, in bfloat16, rows of 1024: tokens/s beside all neurons masked, MFU, loss beside float32.
+
+    Those are of bare steps; `loop` is of the training loop, with its packing, its prefetching and its log.
+    """
     if not torch.cuda.is_available():
         return {"skipped": "no CUDA device here; run this part on a machine that has one"}
-    return on_device(TrainConfig.preset(_PAPER).model, "cuda", rows=8, tokens=1024, steps=300)
+    config = TrainConfig.preset(_PAPER, epochs=1, context_length=1024, rows_per_step=8, micro_batch=8, dtype="bfloat16")
+    return {
+        **on_device(config.model, "cuda", rows=8, tokens=1024, steps=300),
+        "loop": looped(config, "cuda", num_articles=400),
+    }
+
+
+def looped(config: TrainConfig, device: str, *, num_articles: int) -> dict[str, Any]:
+    """An epoch of the training loop on one device: `loader_share` is of the time of all its steps."""
+    config = dataclasses.replace(config, watch_every=0, checkpoint_every=10**6, keep_checkpoints=1)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = steps_of(prepared(Path(folder), config, num_articles), 1, "loop", device)
+    seconds = [step["num_targets"] / step["tokens_per_second"] for step in steps]
+    waited = sum(step["loader_share"] * s for step, s in zip(steps, seconds, strict=True))
+    return {
+        "loader_share": round(waited / sum(seconds), 5),
+        "tokens_per_second": round(sum(step["num_targets"] for step in steps) / sum(seconds)),
+        "mfu": round(statistics.median(step["mfu"] for step in steps), 4) if "mfu" in steps[0] else None,
+        "steps": len(steps),
+    }
 
 
 def on_device(shape: ModelConfig, device: str, *, rows: int, tokens: int, steps: int) -> dict[str, Any]:
-    """The figures of `gpu` for a shape, on a device; the loader's share is the training loop's own to measure."""
+    """The figures of bare steps for a shape, on a device."""
     vocab_size = 49152 if device == "cuda" else 512
     ours, ours_losses = trained(shape, vocab_size, device, torch.bfloat16, rows, tokens, steps, dense=False)
     dense, _ = trained(shape, vocab_size, device, torch.bfloat16, rows, tokens, min(steps, 20), dense=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import hashlib
 import json
 import os
 import re
@@ -31,6 +30,7 @@ from registry import parquet, publish, schema
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.identity import WebSource
 from registry.ids import ID_SCHEME
+from registry.manifest import MANIFEST, is_manifest_of, manifest_faults, read_manifest, sealed
 from registry.storage import (
     Location,
     copy_verified,
@@ -42,11 +42,8 @@ from registry.storage import (
     write_atomic,
 )
 
-MANIFEST = "manifest.json"
 ANY = "any"  # of the newest snapshot: whichever it is
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
-_REQUIRED = ("snapshot", "schema_version", "configuration", "inputs", "files")
-_ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files", "parent", "removed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +150,7 @@ class Snapshot:
         Raises:
             DamagedError: naming each file that is missing or differs, and the manifest if it does.
         """
-        damaged = []
-        if manifest_id(self.manifest) != self.id:
-            damaged.append(f"{MANIFEST} (its id does not follow from it)")
-        elif _facts_digest(self.manifest) != self.manifest.get("facts_sha256"):
-            damaged.append(f"{MANIFEST} (content differs)")
+        damaged = [f"{MANIFEST} ({fault})" for fault in manifest_faults(self.manifest)]
         num_bytes = 0
         for name, entry in self.manifest["files"].items():
             path = self.path / name
@@ -173,20 +166,6 @@ class Snapshot:
                 "restore these files from a copy, or ingest the same inputs again"
             )
         return num_bytes
-
-
-def manifest_id(manifest: Mapping[str, Any]) -> str:
-    """The snapshot id that follows from a manifest."""
-    shaped = {name: manifest.get(name) for name in _ID_FIELDS}
-    shaped["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    shaped["inputs"] = sorted((entry["name"], entry["sha256"]) for entry in manifest["inputs"])
-    return hashlib.sha256(json.dumps(shaped, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _facts_digest(manifest: Mapping[str, Any]) -> str:
-    """Over all of a manifest: what is no part of the id (counts, wikis) is held too."""
-    facts = {name: value for name, value in manifest.items() if name != "facts_sha256"}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 class SnapshotWriter:
@@ -257,19 +236,18 @@ class SnapshotWriter:
             name = path.relative_to(self.staging).as_posix()
             rows = parquet.open_parquet(path).metadata.num_rows
             files[name] = {"sha256": parquet.sha256_file(path), "bytes": path.stat().st_size, "rows": rows}
-        manifest: dict[str, Any] = {
-            "snapshot": "",
-            "schema_version": schema.SCHEMA_VERSION,
-            "id_scheme": ID_SCHEME,
-            "parent": parent,
-            "configuration": dict(configuration),
-            "inputs": sorted(inputs, key=lambda entry: (entry["name"], entry["sha256"])),
-            **facts,
-            "files": files,
-        }
-        manifest = json.loads(json.dumps(manifest))  # as it will be read: tuples and numbers as keys are gone
-        manifest["snapshot"] = manifest_id(manifest)
-        manifest["facts_sha256"] = _facts_digest(manifest)
+        manifest = sealed(
+            {
+                "snapshot": "",
+                "schema_version": schema.SCHEMA_VERSION,
+                "id_scheme": ID_SCHEME,
+                "parent": parent,
+                "configuration": dict(configuration),
+                "inputs": sorted(inputs, key=lambda entry: (entry["name"], entry["sha256"])),
+                **facts,
+                "files": files,
+            }
+        )
         with translate_os_errors(self.staging):
             write_atomic(self.staging / MANIFEST, json.dumps(manifest, indent=1).encode())
             return self.registry.publish(self.staging, manifest["snapshot"], follows)
@@ -367,7 +345,7 @@ class Registry:
                 snapshot_id,
                 staging=staging,
                 manifest=MANIFEST,
-                is_sound=lambda data: _is_manifest_of(data, snapshot_id),
+                is_sound=lambda data: is_manifest_of(data, snapshot_id),
                 check_newest=lambda data: self._refuse_another(data, follows, snapshot_id),
             )
         shutil.rmtree(staging, ignore_errors=True)
@@ -408,28 +386,7 @@ class Registry:
 
     def _open(self, snapshot_id: str) -> Snapshot:
         path = self.root / "snapshots" / snapshot_id
-        try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            version, *_ = (manifest[name] for name in ("schema_version", *_REQUIRED))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedError(f"{path / MANIFEST}: not a manifest ({error}); restore it from a copy") from error
-        if version != schema.SCHEMA_VERSION:
-            raise DamagedError(
-                f"snapshot {snapshot_id[:12]} has schema version {version}, this release reads {schema.SCHEMA_VERSION}"
-            )
-        if manifest["snapshot"] != snapshot_id:
-            raise DamagedError(f"{path / MANIFEST}: is of snapshot {manifest['snapshot']!r}; restore it from a copy")
-        return Snapshot(path, manifest)
-
-
-def _is_manifest_of(data: bytes, snapshot_id: str) -> bool:
-    """Whether `data` is the whole manifest of a snapshot."""
-    try:
-        manifest = json.loads(data)
-        is_whole = _facts_digest(manifest) == manifest["facts_sha256"]
-        return bool(is_whole and manifest["snapshot"] == manifest_id(manifest) == snapshot_id)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return Snapshot(path, read_manifest(path / MANIFEST, snapshot_id))
 
 
 def _move_aside(damaged: Path) -> None:

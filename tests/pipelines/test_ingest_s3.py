@@ -20,8 +20,9 @@ from pipelines.report import IngestReport
 from registry import s3faults
 from registry.errors import DamagedError, InputError, RefusedError, ServiceError
 from registry.lookup import lookup
+from registry.manifest import MANIFEST
 from registry.s3 import S3Path
-from registry.snapshot import MANIFEST, Registry
+from registry.snapshot import Registry
 from tests.pipelines.dumps import Page, write_dump
 from tests.pipelines.test_ingest import GERMAN, assert_whole, nearly, prose
 from tests.pipelines.test_ingest_crash import started

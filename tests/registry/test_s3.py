@@ -19,8 +19,9 @@ from registry import ids, publish, s3, s3faults, schema, storage
 from registry.errors import DamagedError, InputError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.identity import fold_title
 from registry.lookup import list_sources, lookup
+from registry.manifest import MANIFEST
 from registry.s3 import S3Path
-from registry.snapshot import MANIFEST, Registry, Snapshot, SnapshotWriter
+from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from tests.registry.conftest import rows, write
 from tests.s3 import Call, Proxy, always, keys, once_each, put
 

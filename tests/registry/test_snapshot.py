@@ -14,7 +14,8 @@ import pytest
 
 from registry import ids, schema, snapshot, storage
 from registry.errors import DamagedError, NotFoundError, ServiceError, UsageError
-from registry.snapshot import MANIFEST, Registry, Snapshot, SnapshotWriter
+from registry.manifest import MANIFEST
+from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from tests.registry.conftest import INPUTS, SHARED_KEY, documents, rows
 
 Commit = Callable[..., Snapshot]
