@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from orchestration import cli
 from registry.errors import NotFoundError, RefusedError
+from tests.orchestration.commands import answer, nulls
 from tests.training import reference_release as release
 from tests.training.reference_release import SHAPES, TITLES, VOCAB, config, weights, write_release
 from training import flavor
@@ -29,45 +25,6 @@ SHAPE = SHAPES["wide-heads"]
 TWIN, EVERYTHING = "Twin of Anarchism", "Everything"
 ALL_TITLES = {title: n for n, title in enumerate(TITLES)} | {TWIN: 65536, EVERYTHING: 65536 - VOCAB}
 IMPORT = ("import-reference", "release", "--model", "released")
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-def nulls(*arguments: str, cwd: Path) -> Done:
-    """Runs the command in this process, which has loaded torch and MLflow already: a process each takes ten seconds."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.chdir(cwd),
-        arguments_of(["nulls", *arguments]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        cli.main()
-    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-@contextlib.contextmanager
-def arguments_of(arguments: list[str]) -> Iterator[None]:
-    """`sys.argv` for a while."""
-    before, sys.argv = sys.argv, arguments
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-def answer(done: Done, code: int = 0) -> Any:
-    """The JSON document of a command that ended with `code`."""
-    assert done.code == code, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
