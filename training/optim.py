@@ -11,15 +11,11 @@ union over ranks and micro-batches needs no message of its own, and every rank c
 
 Shared parameters (embeddings, attention, norms, the backbone's MLP) go through torch's own AdamW, bit for bit.
 
-Gradients of a pool may be sparse (`rows.py`): then only their rows are looked at, and the pool's size costs nothing.
-
-Cost, dense: three matrices of 8192 x 576, fp32, one core: 14 ms with 128 rows active, 41 with 1900, 69 with half of
-them, 107 with all, where torch's AdamW takes 47: dearer once most rows are active, cheaper before. Copies of the active
-rows are made, of one matrix at a time.
+Sinks go through `row_adam.py`, which says what they cost.
 
 Run: ``optimizer = build_optimizer(model, OptimConfig())``, then in each step ``optimizer.set_learning_rate(...)``.
 
-Shapes: P pool neurons, D model width, R active rows.
+Shapes: P pool neurons, D model width.
 """
 
 from __future__ import annotations
@@ -35,10 +31,9 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from registry.errors import UsageError
+from training.row_adam import local_rows, update_rows
 from training.rows import SINK_PARAMETERS
 
-# Of 32 to all, the fastest on a CPU at width 768: 103 ms where all rows at once take 173.
-_BLOCK_ROWS = 256
 Schedule = Literal["cosine", "wsd", "constant"]
 
 
@@ -167,8 +162,7 @@ class NullsAdamW(Optimizer):
             for parameter in parameters:
                 self._ensure_state(parameter, per_row=group["per_row"])
             if group["per_row"]:
-                for parameter in parameters:
-                    _update_rows(parameter, self.state[parameter], group)
+                update_rows(parameters, [self.state[parameter] for parameter in parameters], group)
             else:
                 self._update_whole(parameters, group)
         return loss
@@ -186,10 +180,10 @@ class NullsAdamW(Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         # On each rank's own rows: for DTensors torch would go through its dispatcher once an operation and tensor.
         adamw(
-            [_local(parameter) for parameter in parameters],
-            [_local(parameter.grad) for parameter in parameters if parameter.grad is not None],
-            [_local(state["exp_avg"]) for state in states],
-            [_local(state["exp_avg_sq"]) for state in states],
+            [local_rows(parameter) for parameter in parameters],
+            [local_rows(parameter.grad) for parameter in parameters if parameter.grad is not None],
+            [local_rows(state["exp_avg"]) for state in states],
+            [local_rows(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             amsgrad=False,
@@ -200,55 +194,6 @@ class NullsAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def _update_rows(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    """Adam on the rows whose gradient is not zero; the others are not read but for their gradient."""
-    assert parameter.grad is not None
-    if state["step"].device != parameter.device:
-        # load_state_dict leaves an entry of this name where it was, for the sake of torch's own scalar counts.
-        state["step"] = state["step"].to(parameter.device)
-    rows_R, grad_RD = _active_rows(_local(parameter.grad))
-    wholes = [_local(tensor) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"])]
-    # A CPU works through blocks that its cache holds; elsewhere fewer and larger operations are better.
-    size = _BLOCK_ROWS if rows_R.device.type == "cpu" else max(1, len(rows_R))
-    for block_R, block_RD in zip(torch.split(rows_R, size), torch.split(grad_RD, size), strict=True):
-        parts = [whole.index_select(0, block_R) for whole in wholes]
-        _adam(parts, block_RD, group)
-        for whole, part in zip(wholes, parts, strict=True):
-            whole.index_copy_(0, block_R, part)
-
-
-def _adam(parts: list[Tensor], grad_RD: Tensor, group: dict[str, Any]) -> None:
-    """One step of Adam on some rows (weights, both moments, each row's count of steps), in place."""
-    weight_RD, mean_RD, square_RD, steps_R = parts
-    beta1, beta2 = group["betas"]
-    steps_R += 1
-    mean_RD.lerp_(grad_RD, 1 - beta1)
-    square_RD.mul_(beta2).addcmul_(grad_RD, grad_RD, value=1 - beta2)
-    # In float64, since 1 - 0.999 ** step keeps only four digits in float32.
-    rate_R1 = (group["lr"] / (1 - beta1 ** steps_R.double()))[:, None].to(grad_RD.dtype)
-    root_R1 = (1 - beta2 ** steps_R.double()).sqrt()[:, None].to(grad_RD.dtype)
-    denominator_RD = square_RD.sqrt().div_(root_R1).add_(group["eps"])
-    weight_RD.addcdiv_(mean_RD * rate_R1, denominator_RD, value=-1)
-
-
-def _active_rows(grad_PD: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with a gradient that is not zero, and these gradients: [R], [R, D]."""
-    rows_N, grad_ND = None, grad_PD
-    if grad_PD.is_sparse:
-        grad_PD = grad_PD.coalesce()
-        rows_N, grad_ND = grad_PD.indices()[0], grad_PD.values()
-    # Exact for the smallest numbers, as a norm is not, and several times as fast as counting or `any`.
-    found_R = grad_ND.abs().amax(1).nonzero().squeeze(1)
-    if rows_N is not None and len(found_R) == len(rows_N):
-        return rows_N, grad_ND
-    return found_R if rows_N is None else rows_N[found_R], grad_ND.index_select(0, found_R)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's rows of a tensor that FSDP2 shards by rows; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> NullsAdamW:
