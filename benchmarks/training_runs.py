@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 import tempfile
@@ -24,13 +25,15 @@ from registry.schema import Kind
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from training import utilisation
 from training.attention import choose_attention
-from training.config import ModelConfig, TrainConfig
+from training.config import TrainConfig
 from training.job import PROGRESS, Job, ProgressLog
 from training.loop import TokenLoss, Worker
 from training.optim import OptimConfig, build_optimizer, clip_gradients
+from training.parallel import wrap_layers
 from training.tokens import TokenCache, sample_texts, train_tokenizer
 
 _PAPER = "paper-1b-aligned"
+_VOCABULARY = 49152
 
 
 def corpus(root: Path, num_articles: int) -> Snapshot:
@@ -106,15 +109,45 @@ def workers(num_articles: int = 60, turns: int = 2) -> dict[str, Any]:
 def gpu() -> dict[str, Any]:
     """`paper-1b`, aligned, in bfloat16, rows of 1024: tokens/s beside all neurons masked, MFU, loss beside float32.
 
-    Those are of bare steps; `loop` is of the training loop, with its packing, its prefetching and its log.
+    Those are of bare steps, layers compiled; `loop` is of the training loop, with its packing, prefetching and log.
     """
     if not torch.cuda.is_available():
         return {"skipped": "no CUDA device here; run this part on a machine that has one"}
-    config = TrainConfig.preset(_PAPER, epochs=1, context_length=1024, rows_per_step=8, micro_batch=8, dtype="bfloat16")
+    config = TrainConfig.preset(
+        _PAPER, epochs=1, context_length=1024, rows_per_step=64, micro_batch=16, dtype="bfloat16", compile=True
+    )
     return {
-        **on_device(config.model, "cuda", rows=8, tokens=1024, steps=300),
-        "loop": looped(config, "cuda", num_articles=400),
+        **speed(config, "cuda", vocab_size=_VOCABULARY, steps=20),
+        **loss_gap(config, "cuda", vocab_size=_VOCABULARY, rows=8, steps=300),
+        "loop": looped(config, "cuda", num_articles=2000),
     }
+
+
+def speed(config: TrainConfig, device: str, *, vocab_size: int, steps: int) -> dict[str, Any]:
+    """Tokens a second of whole steps, over those of a model that computes every neuron, and MFU on active FLOPs."""
+    ours, _ = trained(config, vocab_size, device, steps, dense=False)
+    # Every neuron's activations are kept, so fewer rows at a time.
+    narrow = dataclasses.replace(config, micro_batch=max(1, config.micro_batch // 4))
+    dense, _ = trained(narrow, vocab_size, device, max(4, steps // 4), dense=True)
+    # A token attends to half of its document on average, and to itself.
+    attended = (DOCUMENT_TOKENS + 1) / 2
+    flops = config.model.flops_per_token(vocab_size, config.context_length, attended=attended)
+    peak = utilisation.peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
+    return {
+        "tokens_per_second": round(ours),
+        "tokens_per_second_over_dense": round(ours / dense, 3),
+        "mfu": None if peak is None else round(ours * flops / peak, 4),
+    }
+
+
+def loss_gap(config: TrainConfig, device: str, *, vocab_size: int, rows: int, steps: int) -> dict[str, Any]:
+    """The loss over the last tenth of the steps, over that of the same updates in float32 with every neuron masked."""
+    config = dataclasses.replace(config, rows_per_step=rows, micro_batch=rows)
+    exact = dataclasses.replace(config, dtype="float32", micro_batch=max(1, rows // 4), compile=False)
+    _, losses = trained(config, vocab_size, device, steps, dense=False)
+    _, exact_losses = trained(exact, vocab_size, device, steps, dense=True)
+    tail = max(1, steps // 10)
+    return {"loss_gap": round(sum(losses[-tail:]) / sum(exact_losses[-tail:]) - 1, 5)}
 
 
 def looped(config: TrainConfig, device: str, *, num_articles: int) -> dict[str, Any]:
@@ -132,48 +165,20 @@ def looped(config: TrainConfig, device: str, *, num_articles: int) -> dict[str, 
     }
 
 
-def on_device(shape: ModelConfig, device: str, *, rows: int, tokens: int, steps: int) -> dict[str, Any]:
-    """The figures of bare steps for a shape, on a device."""
-    vocab_size = 49152 if device == "cuda" else 512
-    ours, ours_losses = trained(shape, vocab_size, device, torch.bfloat16, rows, tokens, steps, dense=False)
-    dense, _ = trained(shape, vocab_size, device, torch.bfloat16, rows, tokens, min(steps, 20), dense=True)
-    # The same updates in float32, with fewer rows at a time, since it keeps every neuron's activations.
-    _, exact_losses = trained(shape, vocab_size, device, torch.float32, rows, tokens, steps, dense=True)
-    tail = max(1, steps // 10)
-    gap = sum(ours_losses[-tail:]) / sum(exact_losses[-tail:]) - 1
-    # A token attends to half of its document on average, and to itself.
-    flops = shape.flops_per_token(vocab_size, tokens, attended=(DOCUMENT_TOKENS + 1) / 2)
-    peak = utilisation.peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
-    return {
-        "tokens_per_second": round(ours),
-        "tokens_per_second_over_dense": round(ours / dense, 3),
-        "mfu": None if peak is None else round(ours * flops / peak, 4),
-        "loss_gap": round(gap, 5),
-    }
-
-
-def trained(
-    shape: ModelConfig,
-    vocab_size: int,
-    device: str,
-    dtype: torch.dtype,
-    rows: int,
-    tokens: int,
-    steps: int,
-    *,
-    dense: bool,
-) -> tuple[float, list[float]]:
-    """Tokens a second (median, the first tenth of the steps left out), and the loss of each step."""
-    model = nulls(shape, vocab_size, dense=dense).to(device)
+def trained(config: TrainConfig, vocab_size: int, device: str, steps: int, *, dense: bool) -> tuple[float, list[float]]:
+    """Tokens a second (median, the first fifth of the steps left out: they compile), and the loss of each step."""
+    model = nulls(config.model, vocab_size, dense=dense).to(device)
     model.set_attn_implementation(choose_attention(device))
-    loss = TokenLoss(model, dtype)
+    wrap_layers(model, config)
+    loss = TokenLoss(model, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
     optimizer = build_optimizer(loss, OptimConfig(warmup_steps=10))
-    micro = rows if dtype == torch.bfloat16 and not dense else max(1, rows // 4)
+    rows, tokens = config.rows_per_step, config.context_length
     seconds, losses = [], []
     for step in range(steps):
         inputs = batch(vocab_size, rows, tokens, device, seed=step % 16)
-        seconds.append(timed(lambda: losses.append(one_step(loss, optimizer, inputs, micro)), device))  # noqa: B023
-    return rows * tokens / statistics.median(seconds[steps // 10 :]), losses
+        call = functools.partial(one_step, loss, optimizer, inputs, config.micro_batch)
+        seconds.append(timed(lambda: losses.append(call()), device))  # noqa: B023
+    return rows * tokens / statistics.median(seconds[max(1, steps // 5) :]), losses
 
 
 def one_step(loss: nn.Module, optimizer: Any, inputs: tuple[Tensor, ...], micro_batch: int) -> float:

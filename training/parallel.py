@@ -49,9 +49,7 @@ def wrap(loss: nn.Module, kind: Parallel, config: TrainConfig, device: torch.dev
     """
     model = loss.model
     assert isinstance(model, nn.Module)
-    layers = list(_layers(model))
-    for layer in layers:
-        _wrap_forward(layer, config)
+    layers = wrap_layers(model, config)
     if kind == "fsdp":
         _shard(model, layers, config, device)
         return loss.to(device)
@@ -75,16 +73,20 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
     return iter(inner.layers)
 
 
-def _wrap_forward(layer: nn.Module, config: TrainConfig) -> None:
-    forward = layer.forward
-    if config.compile:
-        forward = torch.compile(forward)
-    if config.activation_checkpointing:
-        # Not reentrant: the plan of the sinks is an argument like any other, and need not be a tensor. Nothing in a
-        # layer is random, so there is no random state to bring back.
-        forward = functools.partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
-    if forward is not layer.forward:
-        layer.forward = forward
+def wrap_layers(model: nn.Module, config: TrainConfig) -> list[nn.Module]:
+    """The decoder layers, from now on compiled and recomputed as the configuration says; each compiles when it runs."""
+    layers = list(_layers(model))
+    for layer in layers:
+        forward = layer.forward
+        if config.compile:
+            forward = torch.compile(forward)
+        if config.activation_checkpointing:
+            # Not reentrant: the plan of the sinks is an argument like any other, and need not be a tensor. Nothing in a
+            # layer is random, so there is no random state to bring back.
+            forward = functools.partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+        if forward is not layer.forward:
+            layer.forward = forward
+    return layers
 
 
 def _shard(model: nn.Module, layers: list[nn.Module], config: TrainConfig, device: torch.device) -> None:
