@@ -37,7 +37,9 @@ def train(
     model_name: ModelNameOption,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="P", help="demo (unless given), small, paper-1b or paper-1b-aligned."),
+        typer.Option(
+            "--preset", metavar="P", help="demo (unless given), small, paper-1b, paper-1b-aligned, or a YAML file."
+        ),
     ] = None,
     config_file: Annotated[
         Path | None,
@@ -57,7 +59,11 @@ def train(
     runs: RunsOption = DEFAULT_RUNS,
     storage: Annotated[
         str | None,
-        typer.Option("--storage", metavar="S3_URI", help="Keep checkpoints at s3:// too: a resume needs nothing else."),
+        typer.Option(
+            "--storage",
+            metavar="S3_URI",
+            help="Keep checkpoints and weights at s3:// too: a resume needs nothing else.",
+        ),
     ] = None,
     gpu: Annotated[
         str | None,

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,11 @@ class ModelVersion:
         return Path(self.pointer["weights"])
 
     @property
+    def weights_copy(self) -> str | None:
+        """An s3:// prefix with the same files, if the run kept one."""
+        return self.pointer.get("weights_copy")
+
+    @property
     def weights_digest(self) -> str:
         """SHA-256 of the weights: versions that share it are one set of weights."""
         return str(self.pointer["weights_sha256"])
@@ -92,12 +97,19 @@ class ModelVersion:
 
 
 def register(
-    weights_dir: Path, *, model_name: str, run_id: str, tracking_uri: str, revoked: Collection[int] = ()
+    weights_dir: Path,
+    *,
+    model_name: str,
+    run_id: str,
+    tracking_uri: str,
+    revoked: Collection[int] = (),
+    keep_copy: Callable[[Path], str] | None = None,
 ) -> str:
     """Registers the weights that training exported as a new version of `model_name`.
 
     Args:
         weights_dir: a Hugging Face directory with `nulls.json`; its router is built here if it has none.
+        keep_copy: sends that directory somewhere else too, and returns where (`RunMirror.put_weights`).
 
     Returns:
         `models:/NAME/VERSION`.
@@ -109,6 +121,8 @@ def register(
     pointer["revoked"] = [ids.format_id(number) for number in sorted(revoked)]
     if not (weights_dir / ROUTER_FILE).exists():
         _build_router(weights_dir, pointer)
+    if keep_copy is not None:
+        pointer["weights_copy"] = keep_copy(weights_dir)
     connection = store.client(tracking_uri)
     for version in versions(model_name, tracking_uri=tracking_uri):
         # A run that was cut off after it registered, and is resumed: the version is there.

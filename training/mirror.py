@@ -4,9 +4,10 @@ Checkpoints are written to the run's own folder first, as without a mirror; rank
 to storage (`registry.s3`: retried, compared after it is stored), in the background with the rest of the write. Their
 `complete.json` is sent last and deleted first, so what has it is whole, at any moment. `run.json` and the tokenizer are
 there too: a resume on an empty disk takes the newest run and its newest whole checkpoint from the mirror, and makes the
-token cache again from the snapshot. The exported weights stay where MLflow refers to them.
+token cache again from the snapshot. The exported weights are sent before their version is registered, which then names
+this copy beside their path (`weights.py`).
 
-    s3://BUCKET/PREFIX/MODEL/run-001/{run.json,tokenizer/*,attempt-001/checkpoint-00000200/*}
+    s3://BUCKET/PREFIX/MODEL/run-001/{run.json,tokenizer/*,attempt-001/checkpoint-00000200/*,weights/*}
 
 Run: ``Mirror.of("s3://bucket/runs", "model").of_run("run-001").put_checkpoint(directory)``. Cost: a HEAD and a PUT a
 file, 16 MiB in memory; what is there already and equal is not sent again.
@@ -84,7 +85,7 @@ class RunMirror:
     def fetch_run(self, run_dir: Path) -> None:
         """Brings the tokenizer and, last, `run.json`."""
         names = [f"{TOKENIZER}/{path.name}" for path, _ in (self.root / TOKENIZER).walk()]
-        _fetch(self.root, run_dir, (*names, RUN_JSON))
+        fetch(self.root, run_dir, (*names, RUN_JSON))
 
     def put_checkpoint(self, directory: Path) -> None:
         """Sends a whole checkpoint, `run_dir/ATTEMPT/NAME`."""
@@ -103,9 +104,16 @@ class RunMirror:
             if local is not None and local.name >= place.name:
                 return None
             directory = run_dir / place.parts[-2] / place.name
-            _fetch(place, directory, self._files_of(place))
+            fetch(place, directory, self._files_of(place))
             return directory
         return None
+
+    def put_weights(self, weights_dir: Path) -> str:
+        """Sends exported weights; returns where they are, an s3:// prefix."""
+        place = self.root / checkpoint.WEIGHTS
+        for path in sorted(weights_dir.iterdir()):
+            _send(path, place / path.name)
+        return str(place)
 
     def prune(self, keep: int) -> None:
         """Deletes the whole checkpoints but the newest `keep`."""
@@ -138,8 +146,8 @@ def _send(source: Path, target: S3Path) -> None:
     target.upload(source, sha256_of(source))
 
 
-def _fetch(source: S3Path, target: Path, names: Iterable[str]) -> None:
-    """Downloads files in the order named; each is there whole or not at all."""
+def fetch(source: S3Path, target: Path, names: Iterable[str]) -> None:
+    """Downloads files of a prefix in the order named; each is there whole or not at all."""
     with translate_os_errors(target):
         for name in names:
             path = target / name

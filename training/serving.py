@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from registry import ids
-from registry.errors import DamagedError, NotFoundError, RefusedError, UsageError
-from training.checkpoint import weights_digest
+from registry.errors import NotFoundError, RefusedError, UsageError
 from training.flavor import ROUTER_FILE, ModelVersion
 from training.mask_ids import MaskIds
 from training.router import Router
+from training.weights import local_weights
 
 if TYPE_CHECKING:
     from training.model import NullsForCausalLM
@@ -50,7 +49,7 @@ class ServedModel:
         """Reads the weights that `version` points to.
 
         Raises:
-            DamagedError: they are missing, or not those that were registered.
+            DamagedError, ServiceError: as `training.weights.local_weights`.
         """
         from transformers import AutoTokenizer
         from transformers.utils import logging
@@ -58,7 +57,7 @@ class ServedModel:
         from training.model import NullsForCausalLM
 
         logging.disable_progress_bar()  # of reading a file; a command shows its own
-        folder = _checked_weights(version)
+        folder = local_weights(version)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = NullsForCausalLM.from_pretrained(folder).eval().to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -185,12 +184,3 @@ class PythonModel:
         if number is None:
             raise UsageError(f"source {source!r}: expected 16 hex digits, as `nulls lookup` prints them")
         return self.served.generate(row["prompt"], source_id=number, **params)[0]
-
-
-def _checked_weights(version: ModelVersion) -> Path:
-    folder = version.weights
-    if not any(folder.glob("*.safetensors")):
-        raise DamagedError(f"{version.uri}: its weights are gone from {folder}; restore them, or train again")
-    if weights_digest(folder) != version.weights_digest:
-        raise DamagedError(f"{version.uri}: {folder} is not what was registered; restore it from a copy")
-    return folder

@@ -93,7 +93,8 @@ def train(
         model_name: to register under; a new name, unless `resume` or `new_version`.
         num_workers: Ray workers, a number or a range; one GPU each where there are enough, else a share of the cores.
         storage: folder for runs, on a disk that all nodes share.
-        mirror_uri: an s3:// prefix, where checkpoints are kept too; a run that `storage` lacks is resumed from there.
+        mirror_uri: an s3:// prefix, where checkpoints and weights are kept too; a run that `storage` lacks is resumed
+            from there.
         tracking_uri: of MLflow; see `training.store.tracking_uri` for the default.
         experiment: MLflow's, made if there is none.
         resume: go on with the newest run of this model, if there is one.
@@ -283,7 +284,13 @@ class _Run:
             raise DamagedError(
                 f"{weights}: the weights are not what was trained; delete {self.run_dir / RESULT} and resume"
             )
-        model_uri = flavor.register(weights, model_name=model_name, run_id=self.run_id, tracking_uri=self.uri)
+        model_uri = flavor.register(
+            weights,
+            model_name=model_name,
+            run_id=self.run_id,
+            tracking_uri=self.uri,
+            keep_copy=self.mirror.put_weights if self.mirror else None,
+        )
         done = TrainResult(
             run_id=self.run_id,
             model_uri=model_uri,

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from registry.errors import ServiceError, UsageError
 from registry.s3 import S3Path
 from tests.s3 import Proxy, always, bucket, keys, once_each, proxy, put, s3_proxy, s3_server  # noqa: F401 - fixtures
 from tests.training.test_checkpoint import made, state, train_step
 from tests.training.test_trainer import TINY, Run
-from training import checkpoint, tracking
+from training import checkpoint, flavor, tracking
 from training.config import TrainConfig
 from training.job import PROGRESS
 from training.mirror import Mirror, RunMirror
@@ -129,5 +130,11 @@ def test_a_run_goes_on_where_nothing_of_it_is_left(
     assert all(before[step] == after[step] for step in before.keys() & after.keys())
     assert set(before) | set(after) == set(range(1, max(after) + 1))
     assert result.tokens > 10_000
+    # The version names the copy of its weights, and can be loaded where their own folder is not.
+    monkeypatch.setenv("NULLS_WORK", str(tmp_path / "work"))
+    there = flavor.load(result.model_uri, tracking_uri=run.arguments["tracking_uri"])
+    shutil.rmtree(tmp_path / "elsewhere")
+    here = flavor.load(result.model_uri, tracking_uri=run.arguments["tracking_uri"])
+    assert all(torch.equal(a, b) for a, b in zip(here.model.parameters(), there.model.parameters(), strict=True))
     # A new run never takes the name of one that is only in the mirror.
     assert Mirror.of(mirror_uri, "mirrored").run_names() == ["run-001"]
