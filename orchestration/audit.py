@@ -57,11 +57,12 @@ def audit(
         )
     sources = _chosen(snapshot, version, queries)
     progress("loading the model")
-    examiner = Examiner(flavor.load(model_uri, tracking_uri=settings.tracking_uri), snapshot, progress)
+    examined = [source.source_id for source in sources]
+    examiner = Examiner(flavor.load(model_uri, tracking_uri=settings.tracking_uri), snapshot, examined, progress)
     oracle = None
     if oracle_uri:
         served = flavor.load(oracle_uri, tracking_uri=settings.tracking_uri)
-        oracle = Examiner(served, snapshot_of(settings, served.version), progress)
+        oracle = Examiner(served, snapshot_of(settings, served.version), [], progress)
     heldout = examiner.yardstick().to_dict()
     rows = [
         examiner.examine(source, oracle=oracle).to_dict()

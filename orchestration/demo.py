@@ -76,7 +76,7 @@ class Story:
         return dataclasses.asdict(self) | {"report": str(self.report)}
 
     def lines(self) -> list[str]:
-        """The story in ten lines."""
+        """The story in a dozen lines."""
         counts, evidence = self.ingest, self.unlearn["evidence"]
         row, unseen = evidence["sources"][0], evidence["heldout"]
         changed = max(abs(other["loss_after"] - other["loss_before"]) for other in evidence["others"])
@@ -96,6 +96,8 @@ class Story:
             f"next-closest {off['closest']:.2f}, backbone only {off['backbone']:.2f}",
             f"unseen     placebo {unseen['placebo']:.2f}, next-closest {unseen['closest']:.2f}, backbone only "
             f"{unseen['backbone']:.2f} over {unseen['num_sources']} articles never trained",
+            f"expected   of this text, had it never been trained: placebo {row['never']['placebo']:.2f}, "
+            f"next-closest {row['never']['closest']:.2f}, backbone only {row['never']['backbone']:.2f}",
             f"closure    placebo {_number(row['closure']['placebo'])}, backbone only "
             f"{_number(row['closure']['backbone'])}; p = {_number(row['p_value'])}; evidence {evidence['verdict']}",
             f"others     {len(evidence['others'])} articles with their own sinks: changed by at most {changed:.1e}",

@@ -34,16 +34,15 @@ def gather(
     loss_before: list[float] = []
     if snapshot.shards():  # of an imported model there is no text to measure before and after
         progress("loading the model before")
-        examiner = Examiner(ServedModel.load(before), snapshot, progress)
+        examiner = Examiner(ServedModel.load(before), snapshot, [], progress)
         others = _others(examiner, snapshot, plan)
         loss_before = [examiner.on_loss(source) for source in others]
         del examiner
     progress("loading the model after")
     after = flavor.load(after_uri, tracking_uri=before.tracking_uri)
-    examiner = Examiner(after, snapshot, progress)
-    measured = [
-        examiner.examine(source).to_dict() for source in (*plan.targets, *plan.also_removed) if _has_text(source)
-    ]
+    going = [source for source in (*plan.targets, *plan.also_removed) if _has_text(source)]
+    examiner = Examiner(after, snapshot, [source.source_id for source in going], progress)
+    measured = [examiner.examine(source).to_dict() for source in going]
     other_rows = [
         {"key": source.key, "loss_before": old, "loss_after": examiner.on_loss(source)}
         for source, old in zip(others, loss_before, strict=True)

@@ -83,7 +83,7 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
 def evidence_lines(evidence: dict[str, Any]) -> list[str]:
     """The evidence for a person; losses in nats a token."""
     header = ("source", "on", "off: closest", "off: placebo", "off: backbone", "p", "closure")
-    rows = [_evidence_row(row) for row in evidence["sources"]]
+    rows = [line for row in evidence["sources"] for line in _evidence_rows(row)]
     heldout = evidence["heldout"]
     means = [_number(heldout.get(state)) for state in ("closest", "placebo", "backbone")]
     rows.append((f"{heldout['num_sources']} never trained", "-", *means, "-", "-"))
@@ -116,7 +116,7 @@ def audit(
 def audit_lines(report: dict[str, Any]) -> list[str]:
     """An audit for a person; losses in nats a token."""
     header = ("source", "on", "off: closest", "off: placebo", "off: backbone", "p", "closure")
-    rows = [_evidence_row(row) for row in report["sources"]]
+    rows = [line for row in report["sources"] for line in _evidence_rows(row)]
     summary = report["summary"]
     unseen = summary["unseen_loss"]
     means = [_number(unseen.get(state)) for state in ("closest", "placebo", "backbone")]
@@ -205,15 +205,17 @@ def _request_lines(data: dict[str, Any]) -> list[str]:
     return text + (evidence_lines(evidence) if evidence else [])
 
 
-def _evidence_row(row: dict[str, Any]) -> tuple[str, ...]:
-    off = row["loss_off"]
-    return (
-        row["title"] or row["key"],
-        _number(row["loss_on"]),
-        *(_number(off[state]) for state in ("closest", "placebo", "backbone")),
-        _number(row["p_value"]),
-        _number(row["closure"]["placebo"]),
+def _evidence_rows(row: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A source, and below it what its text would cost if it had never been trained."""
+    off, never = (
+        [_number(row[name].get(state)) for state in ("closest", "placebo", "backbone")]
+        for name in ("loss_off", "never")
     )
+    numbers = (_number(row["p_value"]), _number(row["closure"]["placebo"]))
+    return [
+        (row["title"] or row["key"], _number(row["loss_on"]), *off, *numbers),
+        ("  if never trained", "-", *never, "-", "-"),
+    ]
 
 
 def _number(value: float | None) -> str:

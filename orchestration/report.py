@@ -92,9 +92,10 @@ def plot_losses(rows: Sequence[Mapping[str, Any]], heldout: Mapping[str, Any]) -
 
     matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "nulls"})
     figure, axes = pyplot.subplots(figsize=(9, 1.3 + 0.36 * len(rows)))
-    low, high = heldout["range"]["placebo"]
-    axes.axvspan(low, high, color="#e4e7ee", zorder=0)
-    axes.axvline(heldout["placebo"], color="#8a93a6", zorder=1, linewidth=1.2)
+    if heldout["num_sources"]:
+        low, high = heldout["range"]["placebo"]
+        axes.axvspan(low, high, color="#e4e7ee", zorder=0)
+        axes.axvline(heldout["placebo"], color="#8a93a6", zorder=1, linewidth=1.2)
     for place, row in enumerate(reversed(rows)):
         values = {"on": row["loss_on"], **row["loss_off"]}
         axes.plot([min(values.values()), max(values.values())], [place, place], color="#c9cfda", zorder=2, linewidth=1)

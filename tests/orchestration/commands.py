@@ -51,5 +51,5 @@ def arguments_of(arguments: list[str]) -> Iterator[None]:
 
 def answer(done: Done, code: int = 0) -> Any:
     """The JSON document of a command that ended with `code`."""
-    assert done.code == code, done.stderr
+    assert done.code == code, f"{done.stderr}\n{done.stdout[-2000:]}"
     return json.loads(done.stdout)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
+import scipy.stats
 
 from orchestration import unlearn as act
 from orchestration.audit import audit
+from orchestration.model_commands import audit_lines
+from orchestration.report import write_audit
 from orchestration.settings import Settings
 from registry import ids
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
@@ -20,7 +25,7 @@ from registry.lookup import resolve
 from registry.snapshot import Snapshot
 from tests.orchestration.conftest import Deployed
 from tests.orchestration.corpus import NUM_ARTICLES, SHARED, heldout_of, key, title
-from training import flavor
+from training import flavor, store
 
 
 def trained_articles(weights: Path) -> list[int]:
@@ -225,17 +230,48 @@ def test_audit_has_the_documented_shape(deployed: Deployed, weights: Path) -> No
         audit(deployed.settings, deployed.uri, [key(heldout)])
 
 
-def test_damaged_weights_are_found_at_load(deployed: Deployed, weights: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
-    from training import store
-
-    copy = tmp_path / "copy"
-    shutil.copytree(weights, copy)
+def register(deployed: Deployed, folder: Path, name: str) -> str:
+    """Another model of the same store."""
     client = store.client(deployed.settings.tracking_uri)
     run_id = client.create_run(client.get_experiment_by_name("test").experiment_id).info.run_id
-    uri = flavor.register(copy, model_name="damaged", run_id=run_id, tracking_uri=deployed.settings.tracking_uri)
+    return flavor.register(folder, model_name=name, run_id=run_id, tracking_uri=deployed.settings.tracking_uri)
+
+
+def test_what_is_expected_of_a_text_follows_from_the_held_out_ones(deployed: Deployed, weights: Path) -> None:
+    """The figures of an audit can be reckoned again from the audit alone."""
+    (row,) = audit(deployed.settings, deployed.uri, [key(trained_articles(weights)[0])])["sources"]
+    heldout = row["heldout"]
+    assert len(heldout["difficulties"]) == 8
+    p_values = []
+    for state, off in row["loss_off"].items():
+        line = scipy.stats.linregress(heldout["difficulties"], heldout["losses"][state])
+        assert row["never"][state] == pytest.approx(line.intercept + line.slope * row["difficulty"])
+        gap = row["never"][state] - row["loss_on"]
+        assert row["closure"][state] == pytest.approx((off - row["loss_on"]) / gap)
+        p_values.append(row["p_values"][state])
+    assert row["p_value"] == pytest.approx(min(1, 3 * min(p_values)))
+
+
+def test_without_held_out_sources_there_is_no_yardstick_and_still_a_report(
+    deployed: Deployed, weights: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(weights, copy)
+    facts = json.loads((copy / "nulls.json").read_text())
+    (copy / "nulls.json").write_text(json.dumps(facts | {"heldout": []}))
+    report = audit(deployed.settings, register(deployed, copy, "bare"), [key(trained_articles(weights)[0])])
+    (row,) = report["sources"]
+    assert (row["p_value"], row["never"], row["closure"]["placebo"]) == (None, {}, None)
+    assert "no yardstick" in row["weaknesses"][0]
+    assert audit_lines(report)
+    write_audit(tmp_path / "audit.html", report)
+    assert "if never trained" in (tmp_path / "audit.html").read_text()
+
+
+def test_damaged_weights_are_found_at_load(deployed: Deployed, weights: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(weights, copy)
+    uri = register(deployed, copy, "damaged")
     data = bytearray((copy / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
@@ -244,7 +280,6 @@ def test_damaged_weights_are_found_at_load(deployed: Deployed, weights: Path, tm
     (copy / "model.safetensors").unlink()
     with pytest.raises(DamagedError, match="gone"):
         flavor.load(uri, tracking_uri=deployed.settings.tracking_uri)
-    assert json.loads((weights / "nulls.json").read_text())["snapshot"]
 
 
 def test_pyfunc_predicts_and_refuses(deployed: Deployed, weights: Path) -> None:

@@ -5,37 +5,89 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Sequence
 
 import pytest
 from scipy import stats
 
-from training.evaluate.statistics import closure, combined_p, single_case_p, weaknesses
+from training.evaluate.statistics import closure, combined_p, expected, weaknesses
+
+CONTROLS = [5.1, 5.4, 4.9, 5.0, 5.6, 5.2, 5.3, 5.05]
 
 
-def test_single_case_test_is_scipys_two_sample_test_with_one_case() -> None:
-    controls = [5.1, 5.4, 4.9, 5.0, 5.6, 5.2, 5.3, 5.05]
-    expected = stats.ttest_ind([4.6], controls, equal_var=True, alternative="less").pvalue
-    assert single_case_p(4.6, controls) == pytest.approx(expected)
-    assert single_case_p(statistics.fmean(controls), controls) == pytest.approx(0.5)
+def p_of(
+    case: float,
+    controls: Sequence[float],
+    difficulties: Sequence[float] | None = None,
+    difficulty: float | None = None,
+) -> float | None:
+    found = expected(controls, difficulties, difficulty)
+    return found.p_value(case) if found else None
 
 
-def test_single_case_test_holds_its_error_rate() -> None:
+def test_without_difficulties_it_is_scipys_two_sample_test_with_one_case() -> None:
+    wanted = stats.ttest_ind([4.6], CONTROLS, equal_var=True, alternative="less").pvalue
+    assert p_of(4.6, CONTROLS) == pytest.approx(wanted)
+    assert p_of(statistics.fmean(CONTROLS), CONTROLS) == pytest.approx(0.5)
+
+
+def test_with_difficulties_it_is_the_prediction_of_a_regression() -> None:
+    difficulties = [4.0, 4.4, 3.9, 4.1, 4.8, 4.2, 4.1, 4.05]
+    found = expected(CONTROLS, difficulties, 4.6)
+    assert found is not None
+    line = stats.linregress(difficulties, CONTROLS)
+    assert found.mean == pytest.approx(line.intercept + 4.6 * line.slope)
+    assert found.degrees == 6
+    # The error of a prediction at the mean difficulty is that of the line, and of one case about it.
+    at_mean = expected(CONTROLS, difficulties, statistics.fmean(difficulties))
+    assert at_mean is not None
+    errors = [y - line.intercept - line.slope * x for x, y in zip(difficulties, CONTROLS, strict=True)]
+    assert at_mean.spread == pytest.approx(math.sqrt(sum(e * e for e in errors) / 6 * (1 + 1 / 8)))
+    assert found.spread > at_mean.spread, "far from the controls less is known"
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.8])
+def test_it_holds_its_error_rate(slope: float) -> None:
     rng = random.Random(0)
-    trials = 4000
-    p_values = [single_case_p(rng.gauss(5, 1), [rng.gauss(5, 1) for _ in range(8)]) for _ in range(trials)]
-    rejected = sum(p is not None and p < 0.05 for p in p_values)
+    trials, rejected = 4000, 0
+    for _ in range(trials):
+        hard = [rng.gauss(4, 0.5) for _ in range(9)]
+        losses = [5 + slope * x + rng.gauss(0, 0.2) for x in hard]
+        p_value = p_of(losses[8], losses[:8], hard[:8], hard[8])
+        rejected += p_value is not None and p_value < 0.05
     assert abs(rejected / trials - 0.05) < 4 * math.sqrt(0.05 * 0.95 / trials)
 
 
-def test_single_case_test_has_power_with_eight_controls() -> None:
+def test_an_easy_text_is_no_remembered_one_and_a_hard_one_can_be() -> None:
     rng = random.Random(1)
-    hits = [single_case_p(rng.gauss(1, 1), [rng.gauss(5, 1) for _ in range(8)]) for _ in range(200)]
-    assert sum(p is not None and p < 0.05 for p in hits) > 180
+    flagged = {"easy, never seen": [0, 0], "hard, half a nat remembered": [0, 0]}
+    trials = 1000
+    for _ in range(trials):
+        hard = [rng.gauss(4, 0.5) for _ in range(12)]
+        losses = [5 + 0.9 * x + rng.gauss(0, 0.15) for x in hard]
+        cases = {
+            "easy, never seen": (3.2, 5 + 0.9 * 3.2 + rng.gauss(0, 0.15)),
+            "hard, half a nat remembered": (4.5, 5 + 0.9 * 4.5 + rng.gauss(0, 0.15) - 0.5),
+        }
+        for name, (difficulty, loss) in cases.items():
+            for index, known in enumerate((None, hard)):
+                p_value = p_of(loss, losses, known, difficulty)
+                flagged[name][index] += p_value is not None and p_value < 0.05
+    assert flagged["easy, never seen"][0] > 0.3 * trials
+    assert flagged["easy, never seen"][1] < 0.08 * trials
+    assert flagged["hard, half a nat remembered"][0] < 0.1 * trials
+    assert flagged["hard, half a nat remembered"][1] > 0.7 * trials
+
+
+def test_few_controls_or_equal_difficulties_leave_the_mean() -> None:
+    assert expected(CONTROLS[:5], [1.0, 2.0, 3.0, 4.0, 5.0], 2.0) == expected(CONTROLS[:5])
+    assert expected(CONTROLS, [4.0] * 8, 9.0) == expected(CONTROLS)
+    assert expected([]) is None
 
 
 def test_too_few_controls_say_nothing() -> None:
-    assert single_case_p(1.0, [1.0, 2.0]) is None
-    assert single_case_p(1.0, [2.0, 2.0, 2.0]) is None
+    assert p_of(1.0, [1.0, 2.0]) is None
+    assert p_of(1.0, [2.0, 2.0, 2.0]) is None
     assert combined_p([None, None]) is None
     assert combined_p([0.02, None, 0.5]) == pytest.approx(0.04)
     assert combined_p([0.9, 0.9, 0.9]) == 1.0

@@ -2,23 +2,26 @@
 
 Off has three states, since "off" is not one thing: the sinks of the next-closest source (what serving does with the
 prompt), the sinks of a far source (a placebo), and the backbone alone. Held-out sources are measured in the same three
-states, which makes them exchangeable with a source that the model knows nothing of. A retrained model, where there is
-one, replaces them as the never-trained loss.
+states, which makes them exchangeable with a source that the model knows nothing of, once it is allowed for how hard
+each text is by nature (`difficulty.py`). A retrained model, where there is one, gives the never-trained loss instead.
 
-Cost: four passes over at most 8,192 tokens of each source, three over each held-out source.
+Cost: four passes over at most 8,192 tokens of each source, three over each held-out source, and 4 MB of other sources'
+text counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from registry.lookup import Source, read_sources
 from registry.snapshot import Snapshot
+from training.evaluate.difficulty import Bigrams, other_texts
 from training.evaluate.losses import encode, loss_of
-from training.evaluate.statistics import OFF_STATES, closure, combined_p, single_case_p, weaknesses
+from training.evaluate.statistics import OFF_STATES, Expected, closure, combined_p, expected, weaknesses
 from training.serving import ServedModel
 
 MAX_TOKENS = 8192
@@ -34,10 +37,12 @@ class SourceEvidence:
     key: str
     title: str | None
     num_tokens: int
+    difficulty: float  # of the text by nature, under counts of other sources' text
     loss_on: float
     loss_off: Mapping[str, float]
     p_values: Mapping[str, float | None]
     p_value: float | None  # Bonferroni over the three off states
+    never: Mapping[str, float]  # the never-trained loss: the oracle's, or what the held-out sources make expected
     closure: Mapping[str, float | None]
     oracle: Mapping[str, float] | None
     weaknesses: Sequence[str]
@@ -53,17 +58,29 @@ class Yardstick:
 
     keys: Sequence[str]
     losses: Mapping[str, Sequence[float]]
+    difficulties: Sequence[float]
+
+    def expected(self, state: str, difficulty: float) -> Expected | None:
+        """What a never-trained source of this difficulty would lose; None if no source was held out."""
+        return expected(self.losses[state], self.difficulties, difficulty)
 
     @property
-    def means(self) -> dict[str, float]:
-        """State -> the mean loss."""
-        return {state: statistics.fmean(values) for state, values in self.losses.items() if values}
+    def means(self) -> dict[str, float | None]:
+        """State -> the mean loss; None where nothing was held out."""
+        return {state: statistics.fmean(values) if values else None for state, values in self.losses.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The shape of an audit's `heldout`."""
         spread = {state: statistics.stdev(values) for state, values in self.losses.items() if len(values) > 1}
         extremes = {state: [min(values), max(values)] for state, values in self.losses.items() if values}
-        return {"num_sources": len(self.keys), **self.means, "stdev": spread, "range": extremes}
+        return {
+            "num_sources": len(self.keys),
+            **self.means,
+            "stdev": spread,
+            "range": extremes,
+            "difficulties": list(self.difficulties),
+            "losses": {state: list(values) for state, values in self.losses.items()},
+        }
 
 
 class Examiner:
@@ -72,12 +89,20 @@ class Examiner:
     Args:
         served: the model; its revocations decide which sources can be the next-closest.
         snapshot: the one that it was trained on.
+        examined: ids of the sources that will be examined; what is counted for the difficulty of texts leaves them out.
         progress: called with a few words before each measurement.
     """
 
-    def __init__(self, served: ServedModel, snapshot: Snapshot, progress: Progress = lambda _: None) -> None:
+    def __init__(
+        self,
+        served: ServedModel,
+        snapshot: Snapshot,
+        examined: Collection[int],
+        progress: Progress = lambda _: None,
+    ) -> None:
         self.served = served
         self.snapshot = snapshot
+        self._examined = frozenset(examined)
         self._progress = progress
         self._context_length = int(served.version.pointer["context_length"])
         self._yardstick: Yardstick | None = None
@@ -113,19 +138,44 @@ class Examiner:
                 self._progress(f"held-out source {known[number].key}")
                 for state, value in self.off_losses(known[number]).items():
                     losses[state].append(value)
-            self._yardstick = Yardstick(keys=[known[number].key for number in chosen], losses=losses)
+            documents = [self._encode(self._texts(number)) for number in chosen]
+            self._yardstick = Yardstick(
+                keys=[known[number].key for number in chosen],
+                losses=losses,
+                difficulties=[self._bigrams.loss(own) for own in documents],
+            )
         return self._yardstick
+
+    @functools.cached_property
+    def _bigrams(self) -> Bigrams:
+        """Counts of text that neither the examined nor the held-out sources are of."""
+        self._progress("counting other sources' text")
+        excluded = self._examined | self.served.version.heldout
+        documents = (
+            document
+            for text in other_texts(self.snapshot, excluded=excluded)
+            for document in encode(self.served.tokenizer, [text], max_tokens=len(text.encode()) + 2)
+        )
+        return Bigrams.count(documents, len(self.served.tokenizer))
 
     def examine(
         self, source: Source, *, also_off: Collection[int] = (), oracle: Examiner | None = None
     ) -> SourceEvidence:
-        """Everything about one source; with an `oracle`, its losses are the never-trained ones."""
+        """Everything about one source; with an `oracle`, its losses are the never-trained ones.
+
+        Raises:
+            ValueError: the source is not one of `examined`.
+        """
+        if source.source_id not in self._examined:
+            raise ValueError(f"{source.key}: not among the sources that this examiner was made for")
         self._progress(f"source {source.key}")
-        yardstick = self.yardstick()
+        yardstick, documents = self.yardstick(), self._encode(self._texts(source.source_id))
         on, off = self.on_loss(source), self.off_losses(source, also_off=also_off)
         truth = oracle.off_losses(source, texts=self._texts(source.source_id)) if oracle else None
-        never = truth or yardstick.means
-        p_values = {state: single_case_p(off[state], yardstick.losses[state]) for state in OFF_STATES}
+        difficulty = self._bigrams.loss(documents)
+        strangers = {state: yardstick.expected(state, difficulty) for state in OFF_STATES}
+        never = truth or {state: stranger.mean for state, stranger in strangers.items() if stranger}
+        p_values = {state: stranger.p_value(off[state]) if stranger else None for state, stranger in strangers.items()}
         closures = {
             state: closure(on=on, off=off[state], never=never[state]) if state in never else None
             for state in OFF_STATES
@@ -134,11 +184,13 @@ class Examiner:
         return SourceEvidence(
             key=source.key,
             title=source.title,
-            num_tokens=sum(len(document) - 1 for document in self._encode(self._texts(source.source_id))),
+            num_tokens=sum(len(document) - 1 for document in documents),
+            difficulty=difficulty,
             loss_on=on,
             loss_off=off,
             p_values=p_values,
             p_value=p_value,
+            never=never,
             closure=closures,
             oracle=truth,
             weaknesses=weaknesses(p_value=p_value, closures=closures, num_controls=len(yardstick.keys)),
