@@ -79,9 +79,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sinks 64": {"model": {"num_sinks": 64}},
     "sinks 256": {"model": {"num_sinks": 256}},
     "ratio 1": {"optim": {"sink_learning_rate_ratio": 1.0}},
+    "ratio 1.5": {"optim": {"sink_learning_rate_ratio": 1.5}},
     "ratio 4": {"optim": {"sink_learning_rate_ratio": 4.0}},
     "open at 0.25": {"sinks_open_at": 0.25},
     "open at 0.5": {"sinks_open_at": 0.5},
+    "ratio 1, dropout 0.1": {"sink_dropout": 0.1, "optim": {"sink_learning_rate_ratio": 1.0}},
     "pool 65536, ratio 1": {"model": {"num_pool": 65536}, "optim": {"sink_learning_rate_ratio": 1.0}},
 }
 

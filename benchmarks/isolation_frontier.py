@@ -76,7 +76,7 @@ def table(results: list[dict[str, Any]]) -> str:
             f"{cells[0].on:.2f}",
             " / ".join(f"{p.off:.2f}" for p in cells),
             " / ".join(f"{p.never:.2f}" for p in cells),
-            " / ".join(f"{p.closure:.2f} ± {p.closure_stderr:.2f}" for p in cells),
+            " / ".join(f"{p.closure:.3f} ± {p.closure_stderr:.3f}" for p in cells),
             " / ".join(f"{p.unseen:.2f}" for p in cells),
             " / ".join(f"{p.unseen - dense:+.2f}" for p in cells),
         ]
