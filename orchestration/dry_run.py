@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from training.token_count import TokenCount
 
 _DEFAULT_GPU = "h100"
+# Sources that share a sink. Of 3 to 334, isolation was best at 10 and worse from 42 on; the paper's run has 83,000.
+CROWDED = 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,24 @@ def dry_run(
         NotFoundError: no such snapshot.
     """
     snapshot = _snapshot(settings)
+    found = estimate(config, _tokens(config, snapshot, runs, speed), workers=workers, speed=speed)
     return {
         "model": model_name,
         "snapshot": snapshot.id if snapshot else None,
         "workers": workers,
         "config": config.to_dict(),
-        "estimate": estimate(config, _tokens(config, snapshot, runs, speed), workers=workers, speed=speed),
+        "estimate": found | {"sharing": _sharing(config, snapshot)},
     }
+
+
+def _sharing(config: TrainConfig, snapshot: Snapshot | None) -> dict[str, float] | None:
+    """How many sources the snapshot has text of, held-out ones among them, and how many share a sink."""
+    if snapshot is None:
+        return None
+    from training.estimate import sources_per_sink
+
+    num_sources = sum(n > 0 for n in snapshot.table("sources")["num_documents"].to_pylist())
+    return {"num_sources": num_sources, "sources_per_sink": sources_per_sink(config.model, num_sources)}
 
 
 def _snapshot(settings: Settings) -> Snapshot | None:
@@ -182,6 +195,7 @@ def estimate_lines(found: dict[str, Any], config: dict[str, Any], workers: int) 
         f"{_count(parameters['embeddings'])}), pool {_count(parameters['pool'])}; active for a token "
         f"{_count(parameters['active'])}",
         *_memory_lines(found["memory"], config, found["speed"]["gpu"], workers),
+        *_sharing_lines(found.get("sharing"), config),
         *_token_lines(found, config),
         f"FLOPs       {flops['per_token']:.3g} a token (dense-equivalent {flops['per_token_dense_equivalent']:.3g}, "
         f"{flops['per_token_dense_equivalent'] / flops['per_token']:.1f} times as many)"
@@ -218,6 +232,22 @@ def _memory_lines(memory: dict[str, Any], config: dict[str, Any], gpu: str | Non
         text.append(
             "            does not fit with a tenth to spare: lower micro_batch, set activation_checkpointing: true, or "
             "parallel: fsdp with more workers"
+        )
+    return text
+
+
+def _sharing_lines(sharing: dict[str, float] | None, config: dict[str, Any]) -> list[str]:
+    if sharing is None:
+        return []
+    model, share = config["model"], sharing["sources_per_sink"]
+    text = [
+        f"sinks       {share:,.1f} of {sharing['num_sources']:,} sources share each: {model['num_sinks']:,} of "
+        f"{model['num_pool']:,} a source"
+    ]
+    if share > CROWDED:
+        text.append(
+            f"            in small models more than {CROWDED} isolated worse (benchmarks/RESULTS.md): a larger "
+            "model.num_pool costs memory, and hardly any time"
         )
     return text
 

@@ -286,6 +286,11 @@ def weights_bytes(model: ModelConfig, vocab_size: int) -> int:
     return _FLOAT * count_parameters(model, vocab_size).total
 
 
+def sources_per_sink(model: ModelConfig, num_sources: int) -> float:
+    """How many sources share a sink, on average: what isolation depends on most (`benchmarks/RESULTS.md`)."""
+    return num_sources * model.num_sinks / model.num_pool
+
+
 def sink_share(config: TrainConfig) -> float:
     """Share of the visits that go through their sinks: after dropout, and after the steps before sinks open."""
     return (1 - config.sink_dropout) * (1 - config.sinks_open_at)

@@ -12,6 +12,7 @@ from orchestration.dry_run import Speed, dry_run, estimate, lines
 from orchestration.settings import Settings
 from orchestration.train_request import resolve_config
 from registry.errors import UsageError
+from tests.orchestration.corpus import NUM_ARTICLES, write_corpus
 from training.config import PRESETS, TrainConfig
 from training.token_count import TokenCount
 
@@ -129,3 +130,26 @@ def test_an_exact_count_is_not_called_about() -> None:
         text = lines(found | {"estimate": estimate(config, known, workers=1, speed=Speed())})
         assert any("about 1,000,000" in line for line in text) != is_exact
         assert any("1,000,000 an epoch" in line for line in text)
+
+
+def test_how_many_sources_share_a_sink_is_told_and_crowds_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "registry")
+    settings, num_sources = Settings(registry=str(tmp_path / "registry")), NUM_ARTICLES + 2
+
+    def told(num_pool: int, crowded: int = 40) -> tuple[float, str]:
+        monkeypatch.setattr("orchestration.dry_run.CROWDED", crowded)
+        config = TrainConfig.preset("demo", model={"num_pool": num_pool}, min_heldout=2)
+        data = dry_run(config, settings, model_name="m", workers=1, runs=RUNS, speed=Speed(tokens=10**6))
+        assert data["estimate"]["sharing"]["num_sources"] == num_sources
+        return data["estimate"]["sharing"]["sources_per_sink"], "\n".join(lines(data))
+
+    share, text = told(4096)
+    assert share == pytest.approx(num_sources * 160 / 4096)
+    assert "1.0 of 26 sources share each" in text
+    assert "num_pool costs" not in text
+    share, text = told(160, crowded=num_sources - 1)
+    assert share == num_sources
+    assert "num_pool costs" in text
+    assert planned(TrainConfig.preset("demo"))["estimate"]["sharing"] is None
