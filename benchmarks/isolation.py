@@ -71,6 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base, seed 1": {"seed": 1},
     "base, seed 2": {"seed": 2},
     "dropout 0": {"sink_dropout": 0.0},
+    "decay 1": {"optim": {"weight_decay": 1.0}},
     "dropout 0.1": {"sink_dropout": 0.1},
     "dropout 0.5": {"sink_dropout": 0.5},
     "pool 1024": {"model": {"num_pool": 1024}},
