@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_pool": 4096,
             "num_sinks": 160,
         },
-        "optim": {"learning_rate": 4e-3, "sink_learning_rate_ratio": 3.0, "warmup_steps": 40},
+        "optim": {"learning_rate": 4e-3, "sink_learning_rate_ratio": 3.0, "warmup_steps": 40, "weight_decay": 1.0},
         "epochs": 7,
         "sink_dropout": 0.15,
         "context_length": 256,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from registry import ids
 from tests.orchestration.corpus import NUM_ARTICLES, key, text, write_corpus
-from training.evaluate.difficulty import Bigrams, other_texts
+from training.evaluate.difficulty import Bigrams, sample
 
 VOCAB = 7
 DOCUMENTS = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=0, max_size=12), max_size=6)
@@ -52,10 +52,20 @@ def test_a_text_like_those_counted_is_easier() -> None:
     assert bigrams.loss([[1, 2, 3, 4]]) < 0.5 < 2 < bigrams.loss([[4, 3, 2, 1]])
 
 
-def test_only_other_sources_are_counted_and_no_more_than_asked(tmp_path: Path) -> None:
+@given(counted=DOCUMENTS, own=DOCUMENTS, documents=DOCUMENTS)
+def test_without_some_it_is_as_if_they_were_never_counted(
+    counted: list[list[int]], own: list[list[int]], documents: list[list[int]]
+) -> None:
+    both, alone = Bigrams.count([*counted, *own], VOCAB), Bigrams.count(counted, VOCAB)
+    assert both.without(own).loss(documents) == pytest.approx(alone.loss(documents), nan_ok=True)
+    assert both.without([]).loss(documents) == pytest.approx(both.loss(documents), nan_ok=True)
+
+
+def test_held_out_sources_are_not_counted_and_no_more_than_asked(tmp_path: Path) -> None:
     snapshot = write_corpus(tmp_path / "registry")
-    measured = [ids.source_id(key(n)) for n in (3, 4, 5)]
-    found = list(other_texts(snapshot, excluded=measured))
-    assert {text(n) for n in (3, 4, 5)} & set(found) == set()
+    heldout = [ids.source_id(key(n)) for n in (3, 4, 5)]
+    found = dict(sample(snapshot, excluded=heldout))
     assert len(found) == NUM_ARTICLES + 2 - 3, "articles, a shared text and a site"
-    assert len(list(other_texts(snapshot, excluded=measured, max_bytes=1000))) == 2
+    assert not set(heldout) & set(found)
+    assert found[ids.source_id(key(7))] == text(7)
+    assert len(list(sample(snapshot, excluded=heldout, max_bytes=1000))) == 2

@@ -10,7 +10,7 @@ The counts are of tokens, interpolated with single tokens by Witten and Bell's r
 Cost: a token and its pair a few bytes each; counting 4 MB of text takes about 3 s on one core, nearly all of it in the
 tokenizer.
 
-Run: ``Bigrams.count(documents, vocab_size).loss(documents)``.
+Run: ``Bigrams.count(documents, vocab_size).without(own).loss(own)``.
 
 Shapes: V vocabulary, K distinct pairs, N pairs of the documents.
 """
@@ -18,6 +18,7 @@ Shapes: V vocabulary, K distinct pairs, N pairs of the documents.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -38,46 +39,55 @@ Floats = npt.NDArray[np.float64]
 class Bigrams:
     """Counts of pairs of tokens."""
 
+    vocab_size: int
     pairs_K: Ints
     """first * V + second, ascending."""
     counts_K: Ints
     """How often each occurs."""
-    followed_V: Ints
-    """How often each token is followed by another."""
-    types_V: Ints
-    """By how many different ones."""
-    unigram_V: Floats
-    """Probability of each token by itself; never zero."""
 
     @classmethod
     def count(cls, documents: Iterable[Sequence[int]], vocab_size: int) -> Bigrams:
         """Counts documents of token ids, as `losses.encode` gives them."""
-        ids = [np.asarray(document, np.int64) for document in documents]
-        pairs = np.concatenate([_pairs(document, vocab_size) for document in ids]) if ids else np.empty(0, np.int64)
-        pairs_K, counts_K = np.unique(pairs, return_counts=True)
-        first_K = pairs_K // vocab_size
-        alone_V = np.bincount(pairs % vocab_size, minlength=vocab_size) + 0.5
-        return cls(
-            pairs_K=pairs_K,
-            counts_K=counts_K.astype(np.int64),
-            followed_V=np.bincount(first_K, weights=counts_K, minlength=vocab_size).astype(np.int64),
-            types_V=np.bincount(first_K, minlength=vocab_size).astype(np.int64),
-            unigram_V=alone_V / alone_V.sum(),
-        )
+        pairs_K, counts_K = np.unique(_pairs(documents, vocab_size), return_counts=True)
+        return cls(vocab_size, pairs_K, counts_K.astype(np.int64))
+
+    def without(self, documents: Iterable[Sequence[int]]) -> Bigrams:
+        """The counts without these documents, which must be among those counted."""
+        pairs, counts = np.unique(_pairs(documents, self.vocab_size), return_counts=True)
+        left_K = self.counts_K.copy()
+        left_K[np.searchsorted(self.pairs_K, pairs)] -= counts
+        return Bigrams(self.vocab_size, self.pairs_K[left_K > 0], left_K[left_K > 0])
+
+    @functools.cached_property
+    def _followed(self) -> Ints:
+        """How often each token is followed by another: [V]."""
+        return self._by_token(self.pairs_K // self.vocab_size, self.counts_K)
+
+    @functools.cached_property
+    def _types(self) -> Ints:
+        """By how many different ones: [V]."""
+        return self._by_token(self.pairs_K // self.vocab_size, np.ones_like(self.counts_K))
+
+    @functools.cached_property
+    def _unigram(self) -> Floats:
+        """Probability of each token by itself, never zero: [V]."""
+        alone_V = self._by_token(self.pairs_K % self.vocab_size, self.counts_K) + 0.5
+        share_V: Floats = alone_V / alone_V.sum()
+        return share_V
+
+    def _by_token(self, tokens_K: Ints, weights_K: Ints) -> Ints:
+        return np.bincount(tokens_K, weights=weights_K, minlength=self.vocab_size).astype(np.int64)
 
     def loss(self, documents: Sequence[Sequence[int]]) -> float:
         """The mean over the predicted tokens of documents, in nats; NaN if there are none."""
-        vocab_size = len(self.unigram_V)
-        pairs_N = np.concatenate(
-            [np.empty(0, np.int64), *(_pairs(np.asarray(d, np.int64), vocab_size) for d in documents)]
-        )
+        pairs_N = _pairs(documents, self.vocab_size)
         if not len(pairs_N):
             return float("nan")
-        first_N, second_N = np.divmod(pairs_N, vocab_size)
-        seen_N, types_N = self.followed_V[first_N], self.types_V[first_N]
+        first_N, second_N = np.divmod(pairs_N, self.vocab_size)
+        seen_N = self._followed[first_N]
         # A token that was never followed says nothing of what comes: one type of weight makes it the unigram.
-        weight_N = np.where(seen_N > 0, types_N, 1)
-        together_N = self._counts_of(pairs_N) + weight_N * self.unigram_V[second_N]
+        weight_N = np.where(seen_N > 0, self._types[first_N], 1)
+        together_N = self._counts_of(pairs_N) + weight_N * self._unigram[second_N]
         return float(-np.log(together_N / (seen_N + weight_N)).mean())
 
     def _counts_of(self, pairs_N: Ints) -> Ints:
@@ -87,18 +97,19 @@ class Bigrams:
         return np.where(self.pairs_K[place_N] == pairs_N, self.counts_K[place_N], 0)
 
 
-def _pairs(document: Ints, vocab_size: int) -> Ints:
-    return document[:-1] * vocab_size + document[1:]
+def _pairs(documents: Iterable[Sequence[int]], vocab_size: int) -> Ints:
+    ids = [np.asarray(document, np.int64) for document in documents]
+    return np.concatenate([np.empty(0, np.int64), *(d[:-1] * vocab_size + d[1:] for d in ids)])
 
 
-def other_texts(snapshot: Snapshot, *, excluded: Collection[int], max_bytes: int = MAX_BYTES) -> Iterator[str]:
-    """Text of sources to count in: of those with the lowest ids, which are hashes, so as good as drawn at random.
+def sample(snapshot: Snapshot, *, excluded: Collection[int], max_bytes: int = MAX_BYTES) -> Iterator[tuple[int, str]]:
+    """Text to count in: (source id, text) of the sources with the lowest ids, hashes, so as good as drawn at random.
 
     Reads no more of the snapshot than that. One large source does not make up the sample: 100 kB of each at most.
 
     Args:
         snapshot: where from.
-        excluded: sources to leave out: those that are measured.
+        excluded: sources to leave out: the held-out ones.
         max_bytes: UTF-8 in all, about.
     """
     left_out = pa.array(sorted(excluded), pa.int64())
@@ -114,6 +125,6 @@ def other_texts(snapshot: Snapshot, *, excluded: Collection[int], max_bytes: int
             num_bytes = len(cut.encode())
             of_last += num_bytes
             total += num_bytes
-            yield cut
+            yield source, cut
             if total >= max_bytes:
                 return

@@ -19,7 +19,7 @@ from typing import Any
 
 from registry.lookup import Source, read_sources
 from registry.snapshot import Snapshot
-from training.evaluate.difficulty import Bigrams, other_texts
+from training.evaluate.difficulty import Bigrams, sample
 from training.evaluate.losses import encode, loss_of
 from training.evaluate.statistics import OFF_STATES, Expected, closure, combined_p, expected, weaknesses
 from training.serving import ServedModel
@@ -89,7 +89,7 @@ class Examiner:
     Args:
         served: the model; its revocations decide which sources can be the next-closest.
         snapshot: the one that it was trained on.
-        examined: ids of the sources that will be examined; what is counted for the difficulty of texts leaves them out.
+        examined: ids of the sources that will be examined: what each one's difficulty is counted in leaves its own out.
         progress: called with a few words before each measurement.
     """
 
@@ -142,21 +142,27 @@ class Examiner:
             self._yardstick = Yardstick(
                 keys=[known[number].key for number in chosen],
                 losses=losses,
-                difficulties=[self._bigrams.loss(own) for own in documents],
+                difficulties=[self._difficulty(n, own) for n, own in zip(chosen, documents, strict=True)],
             )
         return self._yardstick
 
     @functools.cached_property
-    def _bigrams(self) -> Bigrams:
-        """Counts of text that neither the examined nor the held-out sources are of."""
+    def _counted(self) -> tuple[Bigrams, dict[int, list[list[int]]]]:
+        """Counts of other text than the held-out sources', and what of it is the examined sources' own."""
         self._progress("counting other sources' text")
-        excluded = self._examined | self.served.version.heldout
-        documents = (
-            document
-            for text in other_texts(self.snapshot, excluded=excluded)
-            for document in encode(self.served.tokenizer, [text], max_tokens=len(text.encode()) + 2)
-        )
-        return Bigrams.count(documents, len(self.served.tokenizer))
+        documents: list[list[int]] = []
+        own: dict[int, list[list[int]]] = {number: [] for number in self._examined}
+        for source, text in sample(self.snapshot, excluded=self.served.version.heldout):
+            encoded = encode(self.served.tokenizer, [text], max_tokens=len(text.encode()) + 2)
+            documents += encoded
+            if source in own:
+                own[source] += encoded
+        return Bigrams.count(documents, len(self.served.tokenizer)), own
+
+    def _difficulty(self, source_id: int, documents: list[list[int]]) -> float:
+        """How hard a source's documents are by nature, by text that is not its own."""
+        bigrams, own = self._counted
+        return bigrams.without(own.get(source_id, [])).loss(documents)
 
     def examine(
         self, source: Source, *, also_off: Collection[int] = (), oracle: Examiner | None = None
@@ -172,7 +178,7 @@ class Examiner:
         yardstick, documents = self.yardstick(), self._encode(self._texts(source.source_id))
         on, off = self.on_loss(source), self.off_losses(source, also_off=also_off)
         truth = oracle.off_losses(source, texts=self._texts(source.source_id)) if oracle else None
-        difficulty = self._bigrams.loss(documents)
+        difficulty = self._difficulty(source.source_id, documents)
         strangers = {state: yardstick.expected(state, difficulty) for state in OFF_STATES}
         never = truth or {state: stranger.mean for state, stranger in strangers.items() if stranger}
         p_values = {state: stranger.p_value(off[state]) if stranger else None for state, stranger in strangers.items()}
