@@ -71,10 +71,15 @@ class DenseMLP(NullsMLP):
             return backbone_BTD
         pool = self.sink_gate, self.sink_up, self.sink_down
         hidden_TD = hidden_BTD.flatten(0, 1)
-        mask_GP = hidden_TD.new_zeros(len(sink_plan.source_ids_G), len(pool[0])).scatter_(1, sink_plan.sinks_LGK[0], 1)
+        device = hidden_TD.device.type
+        # In the dtype that products come in, or the mask would turn them into float32.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
+        shape = len(sink_plan.source_ids_G), len(pool[0])
+        mask_GP = hidden_TD.new_zeros(shape, dtype=dtype).scatter_(1, sink_plan.sinks_LGK[0], 1)
         counts_G = sink_plan.offsets_G.diff(prepend=sink_plan.offsets_G.new_zeros(1)).long()
-        mask_TP = hidden_TD.new_zeros(len(hidden_TD), len(pool[0]))
-        mask_TP[sink_plan.token_index_A] = mask_GP.repeat_interleave(counts_G, 0)
+        mask_TP = hidden_TD.new_zeros(len(hidden_TD), len(pool[0]), dtype=dtype)
+        index_A = sink_plan.token_index_A
+        mask_TP[index_A] = mask_GP.repeat_interleave(counts_G, 0, output_size=len(index_A))
         return backbone_BTD + dense_masked_mlp(hidden_TD, mask_TP, *pool).view_as(backbone_BTD)
 
 

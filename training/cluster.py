@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from registry.errors import ServiceError
+from registry.errors import ServiceError, UsageError
 from registry.network import check_listening
 from training import loop, restarts
 from training.job import PROGRESS, Job
@@ -55,6 +55,20 @@ def session(address: str | None, num_workers: int) -> Iterator[None]:
             ray.shutdown()
 
 
+def on_gpus(num_gpus: int, workers: Workers) -> bool:
+    """Whether workers get a GPU each.
+
+    Raises:
+        UsageError: there are GPUs, and fewer than workers: CPUs would be taken without a word.
+    """
+    if 0 < num_gpus < workers.least:
+        raise UsageError(
+            f"--workers {workers.least}: there are {num_gpus} GPUs; give --workers {num_gpus}, or hide them from Ray "
+            "with CUDA_VISIBLE_DEVICES= to train on CPUs"
+        )
+    return num_gpus > 0
+
+
 def fit(job: Job, attempt: Path, workers: Workers) -> None:
     """Runs the workers to their end, through as many of their deaths as the configuration allows.
 
@@ -65,7 +79,7 @@ def fit(job: Job, attempt: Path, workers: Workers) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers.least
+    use_gpu = on_gpus(int(ray.cluster_resources().get("GPU", 0)), workers)
     trainer = TorchTrainer(
         loop.run_worker,
         train_loop_config=job.to_plain(),

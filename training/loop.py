@@ -103,7 +103,7 @@ class Worker:
         self.config = job.config
         self.tokenizer = load_tokenizer(job.run_dir / "tokenizer")
         cache = TokenCache.open(job.cache)
-        _seed(self.config.seed)
+        _seed(self.config.seed, on_cuda=device.type == "cuda")
         self.model = build_model(self.config, self.tokenizer)
         self.model.set_attn_implementation(choose_attention(device.type))
         self.loss = TokenLoss(self.model, _dtype(self.config.dtype, device))
@@ -118,6 +118,7 @@ class Worker:
             in_background=self.config.async_checkpoints,
             on_complete=lambda directory, step: log.write(checkpoint=str(directory), step=step),
             mirror=RunMirror.parse(job.mirror) if job.mirror else None,
+            device=device,
         )
         self.state = self._restored(cache, log)
         self.loader = PackedLoader(
@@ -212,7 +213,7 @@ class Worker:
 
     def _step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
         """One optimiser step: the loss, a mean over the global batch, and the norm of the gradient before clipping."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not parallel.keeps_gradients(self.net))
         inputs = (batch.input_ids, batch.labels, batch.document_ids, batch.source_ids)
         micro_batches = list(zip(*(torch.split(tensor, self.config.micro_batch) for tensor in inputs), strict=True))
         loss_sums = torch.zeros(len(micro_batches), dtype=torch.float64, device=self.device)
@@ -350,13 +351,13 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Null
     )
 
 
-def _seed(seed: int) -> None:
+def _seed(seed: int, *, on_cuda: bool) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     # cuBLAS needs this to be deterministic, and reads it when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.use_deterministic_algorithms(True, warn_only=on_cuda)
     # Filling memory that is about to be written anyway costs 6 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -76,6 +76,14 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 def wrap_layers(model: nn.Module, config: TrainConfig) -> list[nn.Module]:
     """The decoder layers, from now on compiled and recomputed as the configuration says; each compiles when it runs."""
     layers = list(_layers(model))
+    if not (config.compile or config.activation_checkpointing):
+        return layers
+    if config.compile:
+        # Each layer is a graph of its own already. DDP would have it cut at its buckets, which one pool can fill.
+        torch._dynamo.config.optimize_ddp = False
+        # With and without sinks, gradients and a full micro-batch: eight, the usual number, can be passed, and what
+        # comes after is never compiled.
+        torch._dynamo.config.recompile_limit = 32
     for layer in layers:
         forward = layer.forward
         if config.compile:
@@ -84,8 +92,7 @@ def wrap_layers(model: nn.Module, config: TrainConfig) -> list[nn.Module]:
             # Not reentrant: the plan of the sinks is an argument like any other, and need not be a tensor. Nothing in a
             # layer is random, so there is no random state to bring back.
             forward = functools.partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
-        if forward is not layer.forward:
-            layer.forward = forward
+        layer.forward = forward
     return layers
 
 
@@ -98,6 +105,14 @@ def _shard(model: nn.Module, layers: list[nn.Module], config: TrainConfig, devic
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if is_mixed else None
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
+
+
+def keeps_gradients(net: nn.Module) -> bool:
+    """Whether gradients lie in DDP's buckets, to be zeroed there: set to None, they would be made a second time.
+
+    On a CPU the pool's are sparse and in no bucket, and None is what tells that nothing was active.
+    """
+    return isinstance(net, DistributedDataParallel) and next(net.parameters()).device.type == "cuda"
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class Prefetcher:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._loader)
-        with ThreadPoolExecutor(1, thread_name_prefix="nulls-loader") as thread:
+        with device_thread("nulls-loader", self._device) as thread:
 
             def begin() -> Future[tuple[Batch, LoaderState] | None]:
                 return thread.submit(self._next, batches)
@@ -61,6 +61,13 @@ class Prefetcher:
         if self._device.type == "cuda":
             batch = dataclasses.replace(batch, **{name: getattr(batch, name).pin_memory() for name in _TENSORS})
         return batch, self._loader.state
+
+
+def device_thread(name: str, device: torch.device) -> ThreadPoolExecutor:
+    """One thread for work beside training, whose current device is this one: a new thread's would be the first GPU."""
+    if device.type != "cuda":
+        return ThreadPoolExecutor(1, thread_name_prefix=name)
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=torch.cuda.set_device, initargs=(device,))
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -25,7 +25,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from training import checkpoint
 from training.checkpoint import Content, RunState
 from training.mirror import RunMirror
+from training.prefetch import device_thread
 
+_CPU = torch.device("cpu")
 # Of a rank that waits for another to have written its part; the default would end a long write to a slow disk.
 _WRITE_TIMEOUT = datetime.timedelta(hours=2)
 
@@ -39,6 +41,7 @@ class CheckpointWriter:
         keep: newest whole checkpoints to keep, over all folders of the run.
         in_background: whether `save` returns as soon as the copy is taken.
         mirror: where whole checkpoints are sent too, and pruned alike.
+        device: where the model is.
         on_complete: called on rank 0 with a checkpoint that is whole; in the background, by the thread that wrote it.
     """
 
@@ -51,14 +54,15 @@ class CheckpointWriter:
         in_background: bool,
         on_complete: Callable[[Path, int], None],
         mirror: RunMirror | None = None,
+        device: torch.device = _CPU,
     ) -> None:
         self._run_dir, self._folder, self._keep, self._mirror = run_dir, folder, keep, mirror
         self._on_complete = on_complete
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._group = dist.new_group(backend="gloo", timeout=_WRITE_TIMEOUT) if dist.is_initialized() else None
         self._pending: Future[Path] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nulls-checkpoint") if in_background else None
-        self._stager = _stager() if in_background else None
+        self._thread = device_thread("nulls-checkpoint", device) if in_background else None
+        self._stager = _stager(on_cuda=device.type == "cuda") if in_background else None
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> tuple[Path, Future[Path]]:
         """Takes a checkpoint: where it will be, and what says when it is there.
@@ -128,9 +132,8 @@ def report_to_ray(step: int, directory: Path, written: Future[Path]) -> None:
     )
 
 
-def _stager() -> DefaultStager:
+def _stager(*, on_cuda: bool) -> DefaultStager:
     """Copies to host memory; from a GPU through pinned memory, which is kept for the next time."""
-    on_cuda = torch.cuda.is_available()
     return DefaultStager(
         StagingOptions(
             use_pinned_memory=on_cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_cuda

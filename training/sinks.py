@@ -40,6 +40,7 @@ from training.rows import SINK_PARAMETERS as SINK_PARAMETERS
 from training.rows import gather_rows
 
 Body = Literal["bmm", "grouped"]
+_MAX_CUDA_GROUPS = 1024  # from there on torch's kernel refuses, when it runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class SinkPlan:
     """int64: rows of the pool, by layer and source."""
     valid_GK: Tensor | None
     """bool: False where a source's sinks are padded; None for `keyed-v1`, which never pads."""
+    capability: int | None
+    """Major compute capability of a CUDA device; None elsewhere. Here since a compiled layer cannot ask."""
 
     def for_layer(self, layer: int) -> SinkPlan:
         """The same plan with the draw of one layer, which is then its layer 0."""
@@ -82,6 +85,7 @@ def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> Sin
     if source_ids_T.dtype != torch.int64 or source_ids_T.ndim != 1:
         shape = tuple(source_ids_T.shape)
         raise UsageError(f"source_ids: got {source_ids_T.dtype} of shape {shape}, expected int64 of shape [T]")
+    device = source_ids_T.device
     token_index_A = (source_ids_T != NO_SOURCE).nonzero().squeeze(1)
     ids_G, group_A, counts_G = torch.unique(source_ids_T[token_index_A], return_inverse=True, return_counts=True)
 
@@ -110,6 +114,7 @@ def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> Sin
         source_ids_G=ids_G,
         sinks_LGK=sinks_LGK,
         valid_GK=valid_GK,
+        capability=torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None,
     )
 
 
@@ -136,7 +141,14 @@ def _select_layers(layout: SinkLayout, ids_G: Tensor, num_layers: int) -> tuple[
 
 
 def choose_body(
-    *, device: str, dtype: torch.dtype, width: int, num_sinks: int, num_groups: int, compiling: bool
+    *,
+    device: str,
+    dtype: torch.dtype,
+    width: int,
+    num_sinks: int,
+    num_groups: int,
+    compiling: bool,
+    capability: int | None = None,
 ) -> Body:
     """Which body computes a batch: "grouped" wherever it can and is not slower, else "bmm".
 
@@ -147,12 +159,16 @@ def choose_body(
         num_sinks: K.
         num_groups: G.
         compiling: whether torch.compile is tracing.
+        capability: of a CUDA device, its major number.
     """
     if dtype not in GROUPED_DTYPES or not is_aligned(dtype, width, num_sinks) or num_groups == 0:
         return "bmm"
-    # In float32 on CUDA it is a loop over the groups, which waits for the offsets first; compiled, the buckets of "bmm"
-    # would be worse: a graph for each number of them.
-    slow = device == "cuda" and dtype != torch.bfloat16
+    on_cuda = device == "cuda"
+    if on_cuda and num_groups >= _MAX_CUDA_GROUPS:
+        return "bmm"
+    # But on Hopper and Blackwell in bfloat16 it is a loop over the groups, which waits for the offsets first; compiled,
+    # the buckets of "bmm" would be worse: a graph for each number of them.
+    slow = on_cuda and (dtype != torch.bfloat16 or capability not in (9, 10))
     return "bmm" if slow and not compiling else "grouped"
 
 
@@ -201,6 +217,7 @@ def sink_mlp(
             num_sinks=num_sinks,
             num_groups=num_groups,
             compiling=torch.compiler.is_compiling(),
+            capability=plan.capability,
         )
     compute = _grouped_mlp if body == "grouped" else _bucketed_mlp
     out_AD = compute(hidden_TD.to(dtype), plan, gate_GKD, up_GKD, down_GKD)

@@ -219,8 +219,11 @@ def test_one_compiled_graph_serves_all_batches(backend: str) -> None:
         ({"num_groups": 0}, "bmm"),
         ({"device": "cuda"}, "bmm"),
         ({"device": "cuda", "compiling": True}, "grouped"),
-        ({"device": "cuda", "dtype": torch.bfloat16}, "grouped"),
-        ({"device": "cuda", "dtype": torch.bfloat16, "num_sinks": 100}, "bmm"),
+        ({"device": "cuda", "dtype": torch.bfloat16, "capability": 9}, "grouped"),
+        ({"device": "cuda", "dtype": torch.bfloat16, "capability": 8}, "bmm"),
+        ({"device": "cuda", "dtype": torch.bfloat16, "capability": 9, "num_groups": 1024}, "bmm"),
+        ({"num_groups": 1024}, "grouped"),
+        ({"device": "cuda", "dtype": torch.bfloat16, "capability": 9, "num_sinks": 100}, "bmm"),
     ],
 )
 def test_the_body_follows_device_and_shape(changed: dict[str, object], body: Body) -> None:

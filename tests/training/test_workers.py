@@ -14,6 +14,7 @@ from ray.cluster_utils import Cluster
 from registry.errors import UsageError
 from tests.training.test_trainer import TINY
 from training import tracking
+from training.cluster import on_gpus
 from training.config import TrainConfig
 from training.job import PROGRESS
 from training.trainer import train
@@ -84,3 +85,11 @@ def test_a_lost_node_is_made_up_for_by_those_that_are_left(
     assert [first for first, _ in repeated] == pytest.approx([last for _, last in repeated], rel=1e-4)
     assert result.tokens == sum(step_lines[-1]["num_targets"] for step_lines in by_step.values())
     assert (run_dir / "weights" / "model.safetensors").exists()
+
+
+def test_gpus_fewer_than_workers_are_no_reason_to_train_on_cpus() -> None:
+    two = Workers(least=2, most=4)
+    assert not on_gpus(0, two)
+    assert on_gpus(2, two)
+    with pytest.raises(UsageError, match="--workers 1"):
+        on_gpus(1, two)
