@@ -100,6 +100,7 @@ class Story:
             f"next-closest {row['never']['closest']:.2f}, backbone only {row['never']['backbone']:.2f}",
             f"closure    placebo {_number(row['closure']['placebo'])}, backbone only "
             f"{_number(row['closure']['backbone'])}; p = {_number(row['p_value'])}; evidence {evidence['verdict']}",
+            *(f"why        {reason}" for reason in evidence["reasons"]),
             f"others     {len(evidence['others'])} articles with their own sinks: changed by at most {changed:.1e}",
             f"report     {self.report}",
         ]

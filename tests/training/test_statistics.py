@@ -103,5 +103,7 @@ def test_weak_evidence_says_why() -> None:
     good = {"closest": 0.9, "placebo": 1.0, "backbone": None}
     assert weaknesses(p_value=0.4, closures=good, num_controls=8) == []
     assert "easier" in weaknesses(p_value=0.01, closures=good, num_controls=8)[0]
+    told = weaknesses(p_value=0.01, closures=good, num_controls=8, trace="backbone: 4.48")[0]
+    assert "(backbone: 4.48; p = 0.010 < 0.05)" in told
     assert "yardstick" in weaknesses(p_value=None, closures=good, num_controls=2)[0]
     assert "backbone 0.20" in weaknesses(p_value=0.4, closures=good | {"backbone": 0.2}, num_controls=8)[0]

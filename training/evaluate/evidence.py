@@ -199,7 +199,12 @@ class Examiner:
             never=never,
             closure=closures,
             oracle=truth,
-            weaknesses=weaknesses(p_value=p_value, closures=closures, num_controls=len(yardstick.keys)),
+            weaknesses=weaknesses(
+                p_value=p_value,
+                closures=closures,
+                num_controls=len(yardstick.keys),
+                trace=_trace(p_values, off, strangers),
+            ),
         )
 
     def _texts(self, source_id: int) -> list[str]:
@@ -211,3 +216,15 @@ class Examiner:
     def _loss(self, documents: list[list[int]], source_id: int | None) -> float:
         model, number = self.served.model, None if source_id is None else self.served.mask_id(source_id)
         return loss_of(model, documents, source_id=number, context_length=self._context_length).mean
+
+
+def _trace(
+    p_values: Mapping[str, float | None], off: Mapping[str, float], strangers: Mapping[str, Expected | None]
+) -> str:
+    """In words, the off state in which a source's text is the most unlike a stranger's."""
+    known = {state: p for state, p in p_values.items() if p is not None}
+    if not known:
+        return ""
+    state = min(known, key=lambda name: known[name])
+    stranger = strangers[state]
+    return f"{state}: {off[state]:.2f} nats a token where {stranger.mean:.2f} is expected" if stranger else ""

@@ -90,13 +90,19 @@ def closure(*, on: float, off: float, never: float) -> float | None:
     return (off - on) / (never - on) if never - on >= MIN_GAP_NATS else None
 
 
-def weaknesses(*, p_value: float | None, closures: Mapping[str, float | None], num_controls: int) -> list[str]:
-    """Why the evidence for one source does not support that it was unlearned; empty if it does."""
+def weaknesses(
+    *, p_value: float | None, closures: Mapping[str, float | None], num_controls: int, trace: str = ""
+) -> list[str]:
+    """Why the evidence for one source does not support that it was unlearned; empty if it does.
+
+    `trace` says in words where the smallest p-value is from.
+    """
     found = []
     if p_value is None:
         found.append(f"no yardstick: {num_controls} held-out sources, at least 3 are needed")
     elif p_value < SIGNIFICANCE:
-        found.append(f"its text is still easier than never-trained text (p = {p_value:.3f} < {SIGNIFICANCE})")
+        words = f"{trace}; " if trace else ""
+        found.append(f"its text is still easier than never-trained text ({words}p = {p_value:.3f} < {SIGNIFICANCE})")
     low = {state: value for state, value in closures.items() if value is not None and value < MIN_CLOSURE}
     if low:
         worst = ", ".join(f"{state} {value:.2f}" for state, value in low.items())
