@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from registry.errors import ServiceError, UsageError
+from registry.errors import ServiceError
 from registry.network import check_listening
 from training import loop, restarts
 from training.job import PROGRESS, Job
@@ -56,17 +56,12 @@ def session(address: str | None, num_workers: int) -> Iterator[None]:
 
 
 def on_gpus(num_gpus: int, workers: Workers) -> bool:
-    """Whether workers get a GPU each.
-
-    Raises:
-        UsageError: there are GPUs, and fewer than workers: CPUs would be taken without a word.
-    """
+    """Whether workers get a GPU each; with fewer GPUs than workers they train on CPUs, and stderr says so."""
     if 0 < num_gpus < workers.least:
-        raise UsageError(
-            f"--workers {workers.least}: there are {num_gpus} GPUs; give --workers {num_gpus}, or hide them from Ray "
-            "with CUDA_VISIBLE_DEVICES= to train on CPUs"
+        sys.stderr.write(
+            f"training on CPUs: {workers.least} workers, and GPUs for {num_gpus}; --workers {num_gpus} trains on GPUs\n"
         )
-    return num_gpus > 0
+    return num_gpus >= workers.least
 
 
 def fit(job: Job, attempt: Path, workers: Workers) -> None:
