@@ -21,7 +21,7 @@ from typing import Any
 def timed(*arguments: str, ok: tuple[int, ...] = (0,)) -> tuple[Any, float]:
     """The JSON answer of a `nulls` command, and its wall time in seconds."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "orchestration.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "orchestration.cli.main", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in ok:
         sys.exit(done.stderr)

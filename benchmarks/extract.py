@@ -17,8 +17,8 @@ import mwparserfromhell
 
 from orchestration.demo import find_excerpt
 from pipelines.document import Document
-from pipelines.extract import wikitext_to_text
-from pipelines.readers.wikipedia import read_wikipedia
+from pipelines.readers.wikipedia.xml_dump import read_wikipedia
+from pipelines.text.extract import wikitext_to_text
 
 
 def cpu_seconds(convert: Callable[[str], str], texts: list[str]) -> float:

@@ -24,7 +24,7 @@ import texts
 _FILE_BYTES = 25_000_000
 _MEASURE = """
 import resource, subprocess, sys
-done = subprocess.run([sys.executable, "-m", "orchestration.cli", *sys.argv[1:]], capture_output=True, text=True)
+done = subprocess.run([sys.executable, "-m", "orchestration.cli.main", *sys.argv[1:]], capture_output=True, text=True)
 print(done.stdout if done.returncode == 0 else sys.exit(done.stderr))
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """

@@ -37,13 +37,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipelines.ingest import IngestConfig, ingest
 from registry.snapshot import Registry
 from training.config import TrainConfig
+from training.data.packing import PackedLoader
+from training.data.token_cache import TokenCache, train_tokenizer
 from training.evaluate.losses import loss_of
-from training.loader import PackedLoader
-from training.loop import TokenLoss, build_model
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
-from training.router import Router
-from training.rows import use_row_gradients
-from training.tokens import TokenCache, train_tokenizer
+from training.run.worker import TokenLoss, build_model
+from training.serving.router import Router
+from training.sinks.sparse_grads import use_row_gradients
 
 NUM_UNSEEN, NUM_MEASURED = 200, 200
 BASE: dict[str, Any] = {

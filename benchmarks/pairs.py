@@ -3,7 +3,7 @@
     python benchmarks/pairs.py [--count N]
 
 Both get the same signatures (14 bands of 8 hashes; a quarter are near copies of another), and give every pair that
-shares a band. Ours is the join of an ingest (`pipelines.resolve_sql.PAIRS`) in DuckDB on one thread; datasketch inserts
+shares a band. Ours is the join of an ingest (`pipelines.resolve.duckdb.queries.PAIRS`) in DuckDB on one thread; datasketch inserts
 every signature and queries each. Wall seconds; the pairs must be the same.
 """
 
@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from datasketch import MinHash, MinHashLSH
 
-from pipelines import duck
-from pipelines import resolve_sql as sql
-from pipelines.minhash import DedupConfig, bands
+from pipelines.dedup.minhash import DedupConfig, bands
+from pipelines.resolve.duckdb import queries as sql
+from pipelines.resolve.duckdb import session as duck
 
 CONFIG = DedupConfig()
 _CHUNK = 1024  # signatures hashed at once: their intermediate results stay in a core's cache

@@ -6,7 +6,7 @@ Reads the dumps and extracted articles of the English Wikipedia in FOLDER (`wiki
 `wikipedia/enwik8*` of 2006, `articles/wikiextractor-2013*`) and ingests them in one run, each version under a wiki name
 of its own: else an article would be one document in several captures. What was decided is held against true Jaccard
 similarities over word 5-grams of the texts as extracted, computed here with Python's sets and nothing of
-`pipelines.minhash`. An index of shingles gives those of every pair that shares one, so nothing is sampled:
+`pipelines.dedup.minhash`. An index of shingles gives those of every pair that shares one, so nothing is sampled:
 
     pairs            by true Jaccard, and how many of them were found: ended in one cluster (one is the other's
                      survivor, or both have the same); across versions, those of equal title also by themselves
@@ -37,8 +37,8 @@ from typing import Any, TypeAlias
 
 from pipelines.document import Document
 from pipelines.ingest import IngestConfig, ingest
-from pipelines.readers.articles import read_articles
-from pipelines.stage import Clean, StageConfig
+from pipelines.readers.wikipedia.articles import read_articles
+from pipelines.stage.steps import Clean, StageConfig
 from registry.ids import doc_id
 from registry.schema import Status
 from registry.snapshot import Registry

@@ -3,7 +3,7 @@
     python benchmarks/signatures.py [--count N]
 
 datatrove's step is measured twice, on fewer texts since it is slower: with a word tokenizer that is one regular
-expression (`pipelines.quality.FastTokenizer`), and with its default (spaCy; needs `pip install spacy`).
+expression (`pipelines.filters.fineweb.FastTokenizer`), and with its default (spaCy; needs `pip install spacy`).
 Both compute 14 x 8 hashes over word 5-grams; ours gives the hash for equal texts as well. CPU seconds.
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 import texts
 from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
 
-from pipelines.minhash import DedupConfig, fingerprint
-from pipelines.quality import FastTokenizer
+from pipelines.dedup.minhash import DedupConfig, fingerprint
+from pipelines.filters.fineweb import FastTokenizer
 
 
 def rate(compute: Callable[[str], object], documents: list[str]) -> float:

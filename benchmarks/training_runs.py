@@ -22,14 +22,14 @@ from training_steps import DOCUMENT_TOKENS, batch, nulls
 from registry import ids, schema
 from registry.schema import Kind
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from training import utilisation
-from training.attention import choose_attention
 from training.config import TrainConfig
-from training.job import PROGRESS, Job, ProgressLog
-from training.loop import TokenLoss, Worker
+from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+from training.distributed.parallel import wrap_layers
+from training.model.document_mask import choose_attention
 from training.optim import OptimConfig, build_optimizer, clip_gradients
-from training.parallel import wrap_layers
-from training.tokens import TokenCache, sample_texts, train_tokenizer
+from training.run import mfu
+from training.run.protocol import PROGRESS, Job, ProgressLog
+from training.run.worker import TokenLoss, Worker
 
 _PAPER = "paper-1b-aligned"
 _VOCABULARY = 49152
@@ -133,7 +133,7 @@ def speed(config: TrainConfig, device: str, *, vocab_size: int, steps: int) -> d
     # A token attends to half of its document on average, and to itself.
     attended = (DOCUMENT_TOKENS + 1) / 2
     flops = config.model.flops_per_token(vocab_size, config.context_length, attended=attended)
-    peak = utilisation.peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
+    peak = mfu.peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
     return {
         "tokens_per_second": round(ours),
         "tokens_per_second_over_dense": round(ours / dense, 3),

@@ -14,12 +14,12 @@ from torch.nn.functional import silu
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from training.config import ModelConfig, TrainConfig
-from training.loop import TokenLoss
-from training.masks import SinkLayout
-from training.model import NullsConfig, NullsForCausalLM, NullsMLP
+from training.model.modeling_nulls import NullsConfig, NullsForCausalLM, NullsMLP
 from training.optim import OptimConfig, build_optimizer, clip_gradients
-from training.rows import use_row_gradients
-from training.sinks import SinkPlan, build_plan, dense_masked_mlp, sink_mlp, token_mask
+from training.run.worker import TokenLoss
+from training.sinks.layout import SinkLayout
+from training.sinks.mlp import SinkPlan, build_plan, dense_masked_mlp, sink_mlp, token_mask
+from training.sinks.sparse_grads import use_row_gradients
 
 DOCUMENT_TOKENS = 128
 _VOCABULARY = 49152

@@ -2,7 +2,7 @@
 
     python benchmarks/web.py FOLDER_OF_WARC_FILES [--every N] [--filters none|light|fineweb]
 
-Ours reads, extracts, tells the language and filters (`pipelines.stage`'s steps up to the fingerprint); theirs reads and
+Ours reads, extracts, tells the language and filters (`pipelines.stage.steps`'s steps up to the fingerprint); theirs reads and
 extracts, and with `--filters fineweb` applies the same rules, which are datatrove's, to every page. CPU seconds, and
 the pages that are kept. Needs `pip install trafilatura faust-cchardet python-magic`.
 """
@@ -19,11 +19,11 @@ from datatrove.pipeline.extractors import Trafilatura
 from datatrove.pipeline.readers import WarcReader
 from loguru import logger
 
-from pipelines import quality
 from pipelines.document import Document
-from pipelines.filters import FilterConfig, FilterLevel
-from pipelines.readers.warc import read_archive
-from pipelines.stage import Clean, StageConfig
+from pipelines.filters import fineweb
+from pipelines.filters.rules import FilterConfig, FilterLevel
+from pipelines.readers.web.archive import read_archive
+from pipelines.stage.steps import Clean, StageConfig
 from registry.schema import Status
 
 
@@ -47,7 +47,7 @@ def theirs(paths: list[Path], level: FilterLevel) -> tuple[float, int]:
     for path in paths:
         for document in WarcReader(str(path.parent), glob_pattern=path.name).run():
             text = extractor.extract(document.text)
-            kept += bool(text) and (level is not FilterLevel.FINEWEB or quality.fineweb(text)[1] is None)
+            kept += bool(text) and (level is not FilterLevel.FINEWEB or fineweb.fineweb(text)[1] is None)
     return time.process_time() - started, kept
 
 

@@ -166,7 +166,7 @@ def _ingest(output: Output, settings: Settings, dump: Path, story: Story) -> Sna
 def _train(output: Output, settings: Settings, directory: Path, story: Story) -> None:
     from orchestration.train_request import step_progress
     from training.config import TrainConfig
-    from training.trainer import train
+    from training.run.driver import train
 
     with output.progress("train") as update:
         result = train(
@@ -183,7 +183,7 @@ def _train(output: Output, settings: Settings, directory: Path, story: Story) ->
 
 def _choose(snapshot: Snapshot, settings: Settings, model_uri: str) -> tuple[Source, str]:
     """The longest trained article that a redirect names, and that redirect: not a choice of ours."""
-    from training import flavor
+    from training.serving import flavor
 
     heldout = flavor.describe(model_uri, tracking_uri=settings.tracking_uri).heldout
     redirects: dict[int, str] = {}
@@ -219,7 +219,7 @@ def _generate(
     before: bool,
 ) -> None:
     """The article's own beginning, continued: with its sinks, without any, and as the router decides."""
-    from training import flavor
+    from training.serving import flavor
 
     served = flavor.load(model_uri, tracking_uri=settings.tracking_uri)
     prompt = " ".join(snapshot.texts(article.source_id)[0][1].split()[:_PROMPT_WORDS])
@@ -239,7 +239,7 @@ def _generate(
 
 
 def _unlearn(output: Output, settings: Settings, article: Source, story: Story) -> None:
-    from orchestration.unlearn import unlearn
+    from orchestration.unlearning.unlearn import unlearn
 
     with output.progress("unlearn") as update:
         result = unlearn(
@@ -254,7 +254,7 @@ def _unlearn(output: Output, settings: Settings, article: Source, story: Story) 
 
 
 def _audit(output: Output, settings: Settings, snapshot: Snapshot, article: Source, story: Story) -> None:
-    from orchestration.audit import audit, sample
+    from orchestration.unlearning.audit import audit, sample
 
     others = sample(snapshot, settings, story.unlearn["model_uri"], NUM_AUDITED)
     keys = [article.key, *(source.key for source in others)]
@@ -279,7 +279,7 @@ def _measure(directory: Path, dump: Path, snapshot: Snapshot, article: Source, s
 
 
 def _write_report(story: Story) -> None:
-    from orchestration.report import write_report
+    from orchestration.unlearning.report import write_report
 
     evidence, lineage = story.unlearn["evidence"], story.lineage
     row = evidence["sources"][0]

@@ -16,9 +16,9 @@ from registry import ids
 from registry.errors import NotFoundError, RecordError
 from registry.identity import url_spellings, web_key
 from registry.lookup import lookup, read_sources
-from registry.parquet import read_rows
 from registry.schema import Kind, Status
 from registry.snapshot import Snapshot
+from registry.storage.parquet import read_rows
 
 
 def explain(snapshot: Snapshot, query: str) -> dict[str, Any]:

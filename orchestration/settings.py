@@ -39,7 +39,7 @@ class Settings:
     @property
     def tracking_uri(self) -> str:
         """The MLflow store's place, absolute."""
-        from training.store import tracking_uri
+        from training.tracking.store import tracking_uri
 
         return tracking_uri(self.tracking)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestration.output import ProgressUpdate
 from registry.errors import UsageError
-from training.workers import Workers
+from training.run.worker_range import Workers
 
 _SLOW_LOADER = 0.05  # share of a step spent waiting for data, from which on it is worth a word
 
@@ -85,7 +85,7 @@ def resolve_config(preset: str | None, overrides: list[str], config_file: Path |
 
 
 def step_progress(update: ProgressUpdate) -> Any:
-    """A trainer's progress dicts (`training.tracking.PROGRESS_FIELDS`) as words and a share."""
+    """A trainer's progress dicts (`training.tracking.tracking.PROGRESS_FIELDS`) as words and a share."""
     closure: float | None = None  # as last measured
 
     def on_progress(event: dict[str, Any]) -> None:

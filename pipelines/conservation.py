@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pipelines import duck
 from pipelines.report import MAX_NAMED, Failure, Wipeout
+from pipelines.resolve.duckdb import session as duck
 from registry.errors import DamagedError
 from registry.schema import Kind, Status
 

@@ -24,7 +24,7 @@ NO_CAPTURE = (
 
 
 class Form(enum.Enum):
-    """What a reader found, and so what makes text of it (`pipelines.extract`)."""
+    """What a reader found, and so what makes text of it (`pipelines.text.extract`)."""
 
     TEXT = "text"
     WIKITEXT = "wikitext"

@@ -27,26 +27,29 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines import forking, lineage, minhash, stage, staged
+from pipelines import lineage
 from pipelines.conservation import Accounts
-from pipelines.engines import Engine, resolve
-from pipelines.executors import Execution, ExecutorKind
-from pipelines.extract import HtmlExtractor
-from pipelines.filters import FilterConfig
+from pipelines.dedup import minhash
+from pipelines.dedup.minhash import DedupConfig
+from pipelines.filters.rules import FilterConfig
 from pipelines.inputs import Input, InputKind, Inputs, find_inputs
 from pipelines.locking import exclusive
-from pipelines.minhash import DedupConfig
 from pipelines.parent import stage_parent
 from pipelines.report import Failure, IngestReport, Wipeout
-from pipelines.resolution import write_resolution
-from pipelines.shards import DEFAULT_SHARD_BYTES
+from pipelines.resolve.engines import Engine, resolve
+from pipelines.resolve.resolution import write_resolution
+from pipelines.stage import fork_server, staging
+from pipelines.stage import steps as stage
+from pipelines.stage.executors import Execution, ExecutorKind
+from pipelines.text.extract import HtmlExtractor
+from pipelines.write.shards import DEFAULT_SHARD_BYTES
 from registry import identity
 from registry.errors import InputError, RefusedError, UsageError
 from registry.identity import WebSource
-from registry.parquet import read_batches, read_table
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import check_writable, is_remote, translate_os_errors
+from registry.storage.parquet import read_batches, read_table
 
 EXTRACTOR = "wikitext-v1"  # to be raised when a reader or the extractor gives other text for the same input
 ARTICLES = "articles-v1"  # likewise for articles that come as text
@@ -158,7 +161,7 @@ def ingest(
         raise UsageError(f"--workers: got {workers}, expected at least 1")
     started = time.monotonic()
     if workers > 1 and execution.kind is ExecutorKind.LOCAL and not dry_run:
-        forking.warm_up()
+        fork_server.warm_up()
     inputs = find_inputs(config.patterns, on_file=lambda path: on_progress("hashing the files", None))
     registry = _there(registry_uri) if dry_run else Registry.open(registry_uri, create=True)
     if not dry_run:
@@ -297,7 +300,7 @@ class _Run:
             raise InputError(f"nothing here can be ingested: {'; '.join(problems[:_MAX_PROBLEMS])}{more}")
         if self.parent:
             on_progress("reading the parent snapshot", None)
-            folder = self.work / "stage" / staged.folder_name(len(tasks), self.parent.id)
+            folder = self.work / "stage" / staging.folder_name(len(tasks), self.parent.id)
             stage_parent(self.parent, folder, number=len(tasks), work=self.work)
             folders.append(folder)
         return folders

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from registry.errors import InputError, UsageError
-from registry.s3 import S3Path
 from registry.storage import Location, is_remote, list_inputs, open_input, sha256_of
+from registry.storage.s3 import S3Path
 
 P = TypeVar("P", Path, S3Path)
 

@@ -17,15 +17,15 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from pipelines import duck
-from pipelines.dedup import EXACT, NEAR
+from pipelines.dedup.decisions import EXACT, NEAR
+from pipelines.dedup.minhash import Fingerprint
 from pipelines.document import Redirect, WikiSite
-from pipelines.minhash import Fingerprint
-from pipelines.staged import StageWriter, is_complete, title_hash
+from pipelines.resolve.duckdb import session as duck
+from pipelines.stage.staging import StageWriter, is_complete, title_hash
 from registry import identity, ids
-from registry.parquet import read_batches
 from registry.schema import AliasKind, Kind, Status
 from registry.snapshot import Snapshot
+from registry.storage.parquet import read_batches
 
 # `text_id` is the document whose text stands for this one, if the snapshot has it: its own, that of its equal, or, for
 # equals of a displaced document, which share its similarity and its publisher's source, that one's.

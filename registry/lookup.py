@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from registry import ids
 from registry.errors import NotFoundError, UsageError
 from registry.identity import Candidate, WebSource, candidates, canonical_title, fold_title
-from registry.parquet import int64_array
 from registry.schema import AliasKind, Kind
 from registry.snapshot import Snapshot
+from registry.storage.parquet import int64_array
 
 _NUM_SUGGESTIONS = 5
 _MAX_COMPARED = 20_000  # titles compared letter by letter for suggestions: about 0.5 s

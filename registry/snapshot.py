@@ -6,7 +6,7 @@
     <registry>/catalog.db                the catalogue, unless NULLS_CATALOG names another
 
 The manifest is written last, and the directory is published by one rename; at s3://, where `work` and the catalogue
-are elsewhere, by storing the manifest after all files (`registry.publish`). The id is the SHA-256 over the files'
+are elsewhere, by storing the manifest after all files (`registry.storage.publish_s3`). The id is the SHA-256 over the files'
 hashes, the inputs' names and hashes, and the configuration: nothing of place, clock, workers or engine is in it, so the
 same input gives the same snapshot. Opening costs one small JSON file; verifying reads every byte.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from registry import parquet, publish, schema
+from registry import schema
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.identity import WebSource
 from registry.ids import ID_SCHEME
@@ -36,6 +36,8 @@ from registry.storage import (
     copy_verified,
     locked,
     open_root,
+    parquet,
+    publish_s3,
     sync_directory,
     translate_os_errors,
     work_directory,
@@ -340,7 +342,7 @@ class Registry:
         if isinstance(self.root, Path):
             self._publish_locally(self.root, staging, snapshot_id, follows)
         else:
-            publish.publish(
+            publish_s3.publish(
                 self.root,
                 snapshot_id,
                 staging=staging,

@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from registry import s3faults
-from registry.s3 import S3Path
+from registry.storage import retries
+from registry.storage.s3 import S3Path
 
 _NUMBERS = itertools.count()
 
@@ -172,7 +172,7 @@ class Proxy:
             handler.wfile.write(data[: len(data) // 2])
             handler.wfile.flush()
             if kind == "stall":
-                self.closing.wait(3 * s3faults.READ_TIMEOUT_S)
+                self.closing.wait(3 * retries.READ_TIMEOUT_S)
             self._hang_up(handler)
         elif handler.command != "HEAD":
             handler.wfile.write(data)
@@ -218,31 +218,31 @@ def proxy(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.setattr(s3faults, "BASE_DELAY_S", 0.002)
-    monkeypatch.setattr(s3faults, "READ_TIMEOUT_S", 5)
+    monkeypatch.setattr(retries, "BASE_DELAY_S", 0.002)
+    monkeypatch.setattr(retries, "READ_TIMEOUT_S", 5)
     return proxy
 
 
 @pytest.fixture
 def fresh_client() -> Iterator[None]:
     """For tests that change what a client is made of: none is kept from before, or for after."""
-    s3faults._client.cache_clear()
+    retries._client.cache_clear()
     yield
-    s3faults._client.cache_clear()
+    retries._client.cache_clear()
 
 
 @pytest.fixture
 def bucket(proxy: Proxy) -> S3Path:
     """A bucket of its own, empty."""
     name = f"bucket-{next(_NUMBERS)}"
-    s3faults.client().create_bucket(Bucket=name)
+    retries.client().create_bucket(Bucket=name)
     proxy.calls.clear()
     return S3Path(name, "")
 
 
 def put(place: S3Path, data: bytes) -> None:
     """Stores an object, as somebody else would."""
-    s3faults.client().put_object(Bucket=place.bucket, Key=place.key, Body=data)
+    retries.client().put_object(Bucket=place.bucket, Key=place.key, Body=data)
 
 
 def keys(place: S3Path) -> list[str]:

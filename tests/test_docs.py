@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 import typer.main
 
-from orchestration.cli import app
+from orchestration.cli.main import app
 from registry.catalog import HEAD_REVISION
 
 ROOT = Path(__file__).parents[1]

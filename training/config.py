@@ -4,7 +4,7 @@ Presets: `demo` is for a person who waits: about 90 articles, 0.8M tokens, seven
 cores. `small` is the smallest that is worth a GPU: 123M parameters that a token reads, embeddings included, of 643M
 (512 backbone neurons, 128 of 8192 sinks in each of 28 layers). `paper-1b` is the released NULLs model, 500 and 100 of
 7692 and no sink dropout, 1,007M parameters; `paper-1b-aligned` the same at widths that suit the kernels, 1,054M.
-`training/estimate.py` counts what each costs.
+`training/estimate/costs.py` counts what each costs.
 
 Run: ``TrainConfig.preset("demo", epochs=3, model={"num_sinks": 32})``; the same from the command line (``nulls train
 --preset demo --set epochs=3``) or YAML (``nulls train --config run.yaml``, with ``preset: demo`` among its fields).
@@ -25,9 +25,9 @@ from typing import Any
 import yaml
 
 from registry.errors import UsageError
-from training.masks import SinkLayout
 from training.optim import OptimConfig
 from training.presets import PRESETS
+from training.sinks.layout import SinkLayout
 
 DTYPES = ("auto", "float32", "bfloat16")
 PARALLEL = ("auto", "ddp", "fsdp")
@@ -290,7 +290,7 @@ class TrainConfig:
     def fingerprint(self) -> str:
         """16 hex digits over what shapes the weights: a run resumes only under the same.
 
-        The tokenizer counts by its content (`training.tokens.tokenizer_fingerprint`), not by its place.
+        The tokenizer counts by its content (`training.data.token_cache.tokenizer_fingerprint`), not by its place.
         """
         fields = {name: value for name, value in self.to_dict().items() if name not in (*_NO_EFFECT, "tokenizer")}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

@@ -31,8 +31,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from registry.errors import UsageError
-from training.row_adam import local_rows, update_rows
-from training.rows import SINK_PARAMETERS
+from training.sinks.row_adam import local_rows, update_rows
+from training.sinks.sparse_grads import SINK_PARAMETERS
 
 Schedule = Literal["cosine", "wsd", "constant"]
 

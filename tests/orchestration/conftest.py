@@ -43,7 +43,8 @@ class Deployed:
 @pytest.fixture
 def deployed(corpus_root: Path, weights: Path, tmp_path: Path) -> Deployed:
     """The model as version 1 of `m` in an MLflow store and a catalogue of the test's own."""
-    from training import flavor, store
+    from training.serving import flavor
+    from training.tracking import store
 
     settings = Settings(
         registry=str(corpus_root),

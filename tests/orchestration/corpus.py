@@ -75,13 +75,13 @@ def write_corpus(root: Path) -> Snapshot:
 
 def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
     """Trains a small model on the corpus in this process, as a worker would, and exports it to `folder`."""
-    from training import checkpoint
+    from training.checkpoint import dcp
     from training.config import TrainConfig
-    from training.heldout import choose_heldout
-    from training.loader import PackedLoader
-    from training.loop import TokenLoss, build_model
+    from training.data.heldout import choose_heldout
+    from training.data.packing import PackedLoader
+    from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
     from training.optim import build_optimizer, clip_gradients, learning_rate_at
-    from training.tokens import TokenCache, sample_texts, train_tokenizer
+    from training.run.worker import TokenLoss, build_model
 
     config = TrainConfig.preset(
         "demo",
@@ -132,7 +132,7 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
         "context_length": config.context_length,
         "heldout": [ids.format_id(number) for number in heldout],
     }
-    checkpoint.export(model, tokenizer, folder, pointer)
+    dcp.export(model, tokenizer, folder, pointer)
     return folder
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.orchestration.commands import answer, nulls
+from tests.orchestration.cli.commands import answer, nulls
 from tests.orchestration.corpus import text
-from tests.pipelines.dumps import Page, write_dump
+from tests.pipelines.readers.dumps import Page, write_dump
 
 NUM_ARTICLES = 40
 SHAPE = {

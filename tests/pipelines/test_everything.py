@@ -12,13 +12,13 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from orchestration.explain import explain
-from pipelines.engines import Engine
-from pipelines.executors import Execution, ExecutorKind
 from pipelines.ingest import IngestConfig, ingest
-from pipelines.readers.records import read_records
+from pipelines.readers.web.warc_records import read_records
+from pipelines.resolve.engines import Engine
+from pipelines.stage.executors import Execution, ExecutorKind
 from registry.errors import InputError
 from registry.snapshot import Registry
-from tests.pipelines.test_executors import cluster, inputs  # noqa: F401 - fixtures
+from tests.pipelines.stage.test_executors import cluster, inputs  # noqa: F401 - fixtures
 
 CAPTURES = ("response", "resource", "conversion", "revisit")
 
@@ -45,7 +45,15 @@ def urls(folder: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_every_real_file_in_one_command(data_dir: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "orchestration.cli", "ingest", "--json", "--registry", str(tmp_path / "registry")]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestration.cli.main",
+        "ingest",
+        "--json",
+        "--registry",
+        str(tmp_path / "registry"),
+    ]
     for flag, name in (("web", "web"), ("books", "books"), ("wikipedia", "articles"), ("wikipedia", "wikipedia")):
         if (data_dir / name).is_dir():
             command += [f"--{flag}", str(data_dir / name)]

@@ -15,17 +15,17 @@ import pytest
 
 from pipelines import ingest as module
 from pipelines.conservation import Accounts
-from pipelines.filters import FilterConfig
+from pipelines.dedup.minhash import DedupConfig
+from pipelines.filters.rules import FilterConfig
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.inputs import InputKind, find_inputs
-from pipelines.minhash import DedupConfig
 from pipelines.report import IngestReport
 from registry import ids
 from registry.errors import DamagedError, InputError, RefusedError, ServiceError, UsageError
 from registry.lookup import lookup
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot
-from tests.pipelines.dumps import Page, siteinfo, write_dump
+from tests.pipelines.readers.dumps import Page, siteinfo, write_dump
 
 VOCABULARY = [f"{a}{b}{c}" for a, b, c in itertools.product("bdfklmnprst", "aeiou", "lmnrst")]
 GERMAN = siteinfo("dewiki", "https://de.wikipedia.org/wiki/Hauptseite")

@@ -15,10 +15,10 @@ from registry.errors import InputError, NotFoundError
 from registry.lookup import lookup, resolve
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot
-from tests.pipelines.dumps import Page, write_dump
-from tests.pipelines.test_books import gutenberg
-from tests.pipelines.test_epub import METADATA, XHTML, files, zipped
-from tests.pipelines.test_extracted import docs, json_lines, parquet
+from tests.pipelines.readers.dumps import Page, write_dump
+from tests.pipelines.readers.test_books import gutenberg
+from tests.pipelines.readers.test_epub import METADATA, XHTML, files, zipped
+from tests.pipelines.readers.test_wikiextractor import docs, json_lines, parquet
 from tests.pipelines.test_ingest import assert_whole, prose, rows
 
 

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import ingest as module
-from pipelines.executors import LocalExecutor
 from pipelines.ingest import IngestConfig, ingest
+from pipelines.stage.executors import LocalExecutor
 from registry.errors import ServiceError
 from registry.snapshot import Registry
-from tests.pipelines.dumps import Page, siteinfo, write_dump
+from tests.pipelines.readers.dumps import Page, siteinfo, write_dump
 from tests.pipelines.test_ingest import nearly, prose
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ import pytest
 
 from pipelines.ingest import IngestConfig, ingest
 from registry.snapshot import Registry
-from tests.pipelines.archives import by_record, page, record, response
-from tests.pipelines.dumps import Page, write_dump
+from tests.pipelines.readers.archives import by_record, page, record, response
+from tests.pipelines.readers.dumps import Page, write_dump
 from tests.pipelines.test_ingest import nearly, prose
 
 ROOT = Path(__file__).parents[2]

@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from pipelines import ingest as module
-from pipelines.executors import LocalExecutor
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.inputs import InputKind, find_inputs
 from pipelines.report import IngestReport
-from registry import s3faults
+from pipelines.stage.executors import LocalExecutor
 from registry.errors import DamagedError, InputError, RefusedError, ServiceError
 from registry.lookup import lookup
 from registry.manifest import MANIFEST
-from registry.s3 import S3Path
 from registry.snapshot import Registry
-from tests.pipelines.dumps import Page, write_dump
+from registry.storage import retries
+from registry.storage.s3 import S3Path
+from tests.pipelines.readers.dumps import Page, write_dump
 from tests.pipelines.test_ingest import GERMAN, assert_whole, nearly, prose
 from tests.pipelines.test_ingest_crash import started
 from tests.s3 import Call, Proxy, always, keys, once_each, put
@@ -261,7 +261,7 @@ class TestInputs:
 class TestCommands:
     def nulls(self, *arguments: str, code: int = 0, **environment: str) -> Any:
         """Runs the command in a process of its own; its JSON, or its message."""
-        command = [sys.executable, "-m", "orchestration.cli", *arguments]
+        command = [sys.executable, "-m", "orchestration.cli.main", *arguments]
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
         )
@@ -290,6 +290,6 @@ class TestCommands:
         documents = bucket / "registry" / "snapshots" / expected / "documents.parquet"
         put(documents, documents.read_bytes()[:-1])
         assert "documents.parquet (content differs)" in self.nulls("snapshots", "verify", *where, code=3)
-        s3faults.client().delete_object(Bucket=bucket.bucket, Key=documents.key)
+        retries.client().delete_object(Bucket=bucket.bucket, Key=documents.key)
         assert "documents.parquet: missing" in self.nulls("explain", "Page 3", *where, code=3)
         assert "the bucket does not exist" in self.nulls("lookup", "x", "--registry", "s3://no-such-bucket/x", code=2)

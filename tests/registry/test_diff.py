@@ -13,18 +13,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from orchestration import corpus_commands
+from orchestration.cli import corpus as corpus_commands
 from orchestration.output import Output
 from orchestration.settings import Settings
 from pipelines.ingest import IngestConfig, ingest
-from pipelines.removal import remove
-from registry import ids, parquet, schema
+from pipelines.removal.remove import remove
+from registry import ids, schema
 from registry.diff import diff
 from registry.errors import UsageError
-from registry.s3 import S3Path
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from tests.pipelines.test_removal import archive, text
+from registry.storage import parquet
+from registry.storage.s3 import S3Path
+from tests.pipelines.removal.test_remove import archive, text
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_another_text_of_the_same_length_is_a_change(tmp_path: Path) -> None:
 
 
 def test_from_the_command_line(registry: Registry) -> None:
-    command = [sys.executable, "-m", "orchestration.cli", "snapshots", "diff", "--registry", str(registry.root)]
+    command = [sys.executable, "-m", "orchestration.cli.main", "snapshots", "diff", "--registry", str(registry.root)]
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
     assert answer["counts"] == {"in": 0, "out": 1, "changed": 0, "same": 2}

@@ -18,9 +18,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from registry.errors import UsageError
-from training.masks import NO_SOURCE, SinkLayout
 from training.optim import NullsAdamW, OptimConfig, Schedule, build_optimizer, clip_gradients, learning_rate_at
-from training.sinks import build_plan, sink_mlp
+from training.sinks.layout import NO_SOURCE, SinkLayout
+from training.sinks.mlp import build_plan, sink_mlp
 
 LAYOUT = SinkLayout(num_pool=24, num_sinks=3)
 CONFIG = OptimConfig(learning_rate=0.01, sink_learning_rate_ratio=2.0, weight_decay=0.1, betas=(0.9, 0.999))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from training.masks import NO_SOURCE
+from training.sinks.layout import NO_SOURCE
 
 _LOGITS_PER_BATCH = 1 << 25  # 128 MiB in fp32: bounds memory whatever the vocabulary
 _IGNORED = -100
@@ -57,7 +57,7 @@ def loss_of(model: Any, documents: Sequence[Sequence[int]], *, source_id: int | 
     Args:
         model: a `NullsForCausalLM`.
         source_id: whose sinks are on; None for the backbone alone. Nothing is refused here: evidence must measure what
-            a revoked source's sinks would have said. Serving goes through `training.serving`.
+            a revoked source's sinks would have said. Serving goes through `training.serving.served_model`.
         context_length: of a row, in tokens.
     """
     nats, num_tokens = 0.0, 0

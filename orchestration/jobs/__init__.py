@@ -1,0 +1,1 @@
+"""Ray jobs: package a training run, submit it to a cluster, follow it, stop it."""

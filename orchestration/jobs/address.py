@@ -1,0 +1,119 @@
+"""Which job server an address leads to: the cluster's dashboard, its own port, or a cluster of this machine.
+
+Ray's own lookup waits for minutes where nobody answers, and may end the process that asks; here it has 30 s, in a
+process of its own (about 2 s, since that imports Ray). A dashboard's address is asked directly, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from registry.connectivity import CONNECT_S, check_listening
+from registry.errors import ServiceError, UsageError
+
+ADVICE = "check --ray-address and the cluster's dashboard, e.g. http://HEAD:8265"
+_ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+_FIND_S = 30.0
+
+
+def is_here(session: str, environ: Mapping[str, str]) -> bool:
+    """Whether the head of a cluster is this machine: whether its session's folder is.
+
+    An address does not tell: a forwarded port of a cluster elsewhere is on localhost too.
+    """
+    root = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
+    return bool(session) and (Path(root) / "ray" / session).is_dir()
+
+
+def token_header(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """The header that shows a cluster its token, for a user who has one, as `ray.init` does; Ray's job client shows it
+    only with RAY_AUTH_MODE=token set before Ray is imported.
+
+    Raises:
+        UsageError: RAY_AUTH_TOKEN_PATH names no file.
+    """
+    if environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return {}
+    token = environ.get("RAY_AUTH_TOKEN", "")
+    path = Path(environ.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
+    try:
+        token = token or path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if environ.get("RAY_AUTH_TOKEN_PATH"):
+            raise UsageError(f"RAY_AUTH_TOKEN_PATH: {error}; name the file of the cluster's token") from error
+    return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
+
+
+def find_job_server(address: str | None) -> str:
+    """The URL of the job server that an address leads to.
+
+    Args:
+        address: http://HOST:8265 (the dashboard), HOST:6379 or ray://HOST:10001 (the cluster), `auto` (one of this
+            machine); None for what RAY_API_SERVER_ADDRESS or RAY_ADDRESS name, else `auto`.
+
+    Raises:
+        UsageError: it is no address.
+        ServiceError: nobody answers there, within about 30 s.
+    """
+    given = address or next((os.environ[name] for name in _ADDRESSES if os.environ.get(name)), "auto")
+    scheme, mark, rest = given.rpartition("://")
+    if mark and scheme not in ("http", "https", "ray"):
+        raise UsageError(f"--ray-address {given}: expected http://HOST:8265, HOST:6379, ray://HOST:10001 or auto")
+    if not mark and given != "auto" and not rest.rpartition(":")[2].isdecimal():
+        raise UsageError(f"--ray-address {given}: no port; expected http://HOST:8265, HOST:6379 or auto")
+    check_listening(given, service="Ray cluster", advice=ADVICE)
+    if scheme.startswith("http") and mark:
+        return _answering(given.rstrip("/"))
+    if not mark and given != "auto":
+        # HOST:8265 without a scheme: Ray would take it for a cluster's own port, and wait.
+        with contextlib.suppress(ServiceError):
+            return _answering(f"http://{given}")
+    return _asked_of_ray(given)
+
+
+def _answering(url: str) -> str:
+    """`url`, if an HTTP server answers there, whatever it says."""
+    try:
+        with urllib.request.urlopen(f"{url}/api/version", timeout=CONNECT_S):
+            return url
+    except urllib.error.HTTPError:
+        return url
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ServiceError(f"no Ray job server at {url}: {error}; {ADVICE}") from error
+
+
+def _asked_of_ray(address: str) -> str:
+    """The job server of the cluster at `address`, as Ray finds it; in a process of its own, since Ray's own lookup
+    can take minutes, and end the process that asks."""
+    program = "import sys; from ray.dashboard import utils; print(utils.get_address_for_submission_client(sys.argv[1]))"
+    environment = {name: value for name, value in os.environ.items() if name not in _ADDRESSES}
+    if token_header(environment, Path.home()):
+        environment["RAY_AUTH_MODE"] = "token"
+    command = [sys.executable, "-c", program, address]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_FIND_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ServiceError(f"no Ray cluster answered at {address} within {_FIND_S:.0f} s; {ADVICE}") from error
+    lines = done.stdout.split()
+    if done.returncode or not lines:
+        why = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise ServiceError(f"no Ray cluster at {address}: {why}; {ADVICE}")
+    return lines[-1]
+
+
+@contextlib.contextmanager
+def without_addresses() -> Iterator[None]:
+    """Takes away the variables that Ray's client would follow instead of the address it is given."""
+    taken = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)

@@ -1,0 +1,1 @@
+"""Unlearn sources from a model version: resolve, plan, act, measure, record. Start at `unlearn.py`."""

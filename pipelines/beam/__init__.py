@@ -1,1 +1,0 @@
-"""The keyed stage as an Apache Beam pipeline; only this package imports Beam, and only `pipelines.resolve_beam` it."""

@@ -1,0 +1,1 @@
+"""Near-duplicate detection: MinHash signatures, verified edges, and the decisions, all pure functions."""

@@ -1,0 +1,1 @@
+"""Document filters: keep a document, or drop it with a reason."""

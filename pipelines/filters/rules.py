@@ -1,0 +1,143 @@
+"""A document -> keep it, or drop it with a reason. What is dropped stays on record and can be looked up.
+
+    empty            at every level: no text is left after extraction
+    disambiguation   from LIGHT on: a page that lists what its title can mean, by its own template
+    short            from LIGHT on: fewer than `min_words` words. 10, where C4 asks for 3 sentences and Gopher for 50
+                     words: a stub of one sentence is still a source that someone can ask to take out
+    language         in none of `languages`, if any are given
+    gopher-*, c4-*, fineweb-*   FINEWEB, of web pages: `pipelines.filters.fineweb`
+    not-wikitext     a page of another content model, such as Wikidata's items; set by the reader, as are the reasons
+                     for which a web record is no page (`pipelines.document.NO_CAPTURE`)
+
+The language is resiliparse's guess (`detect_fast`, offline), noted whether or not it is filtered by; FineWeb's rules
+are for English, so that level keeps English alone. Cost: 0.1 ms a document for the language; `pipelines.filters.fineweb` has
+that of the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from typing import Any
+
+from pipelines.document import Document
+from registry.errors import UsageError
+from registry.schema import Kind, Status
+
+# Scripts that put no spaces between words: each character counts as one (UAX #29 breaks Han, kana and Hangul likewise).
+_WORD = re.compile(
+    "[\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e01-\u0e2e\u0e80-\u0eae\u1000-\u102a\u1780-\u17b3]"
+    "|[^\\W_]+"
+)
+
+
+_MAX_RANK = 1200  # of detect_fast: greater is "usually a false result" by its documentation
+_LANGUAGE_CHARS = 20_000  # of a text are looked at
+
+
+class FilterLevel(enum.StrEnum):
+    """How much is dropped."""
+
+    NONE = "none"
+    LIGHT = "light"
+    FINEWEB = "fineweb"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which documents are dropped. Part of what a snapshot is made from, and so of its digest.
+
+    Attributes:
+        level: which rules hold.
+        languages: ISO 639-1 codes of those that are kept; empty for all.
+        min_words: a document with fewer words is dropped; 0 keeps all that have any text.
+        keep_disambiguation: keep pages that only list what a title can mean.
+    """
+
+    level: FilterLevel = FilterLevel.LIGHT
+    languages: tuple[str, ...] = ()
+    min_words: int = 10
+    keep_disambiguation: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_words < 0:
+            raise UsageError(f"min_words must be 0 or more, got {self.min_words}")
+        unknown = [code for code in self.languages if not re.fullmatch("[a-z]{2,3}", code)]
+        if unknown:
+            raise UsageError(f"--language {unknown[0]}: expected a code of ISO 639, such as en")
+        if self.level is FilterLevel.FINEWEB and set(self.languages) - {"en"}:
+            raise UsageError(
+                f"--filters fineweb has rules for English alone, not for {', '.join(self.languages)}; "
+                "use --filters light with other languages"
+            )
+
+    def shaping(self) -> dict[str, Any]:
+        """What a snapshot depends on, of it; with the thresholds of the rules that hold."""
+        found = dataclasses.asdict(self) | {"languages": list(self.languages)}
+        if self.level is FilterLevel.FINEWEB:
+            from pipelines.filters import fineweb
+
+            found["fineweb"] = fineweb.shaping()
+        return found
+
+    @property
+    def kept_languages(self) -> tuple[str, ...]:
+        """`languages`, and what the level implies."""
+        return ("en",) if self.level is FilterLevel.FINEWEB else self.languages
+
+
+def judge(document: Document, config: FilterConfig) -> tuple[str, str] | None:
+    """Why `document`, whose text is extracted, should be dropped: reason and detail; None to keep it."""
+    is_judged = config.level is not FilterLevel.NONE
+    if is_judged and document.is_disambiguation and not config.keep_disambiguation:
+        return "disambiguation", "a page that lists what its title can mean"
+    if not document.text.strip():
+        return "empty", "no text is left after extraction"
+    num_words = count_words(document.text, limit=config.min_words) if is_judged else config.min_words
+    if num_words < config.min_words:
+        return "short", f"{num_words} words, expected {config.min_words} or more"
+    if config.kept_languages and document.language not in config.kept_languages:
+        return "language", f"{document.language or 'unknown'}, kept are {', '.join(config.kept_languages)}"
+    if config.level is FilterLevel.FINEWEB and document.kind is Kind.WEB:
+        return _fineweb(document)
+    return None
+
+
+def _fineweb(document: Document) -> tuple[str, str] | None:
+    from pipelines.filters import fineweb
+
+    text, reason = fineweb.fineweb(document.text)
+    if reason:
+        return reason, "by FineWeb's rules for web pages"
+    document.text = text
+    return None
+
+
+def detect_language(text: str) -> str:
+    """The likeliest language of a text, as ISO 639-1 has it; "" where there is too little to tell."""
+    from resiliparse.parse.lang import detect_fast
+
+    code, _ = detect_fast(text[:_LANGUAGE_CHARS], cutoff=_MAX_RANK)
+    return "" if code == "unknown" else str(code)
+
+
+def apply(document: Document, config: FilterConfig) -> None:
+    """Ends `document` FILTERED if it is to be dropped; one that has ended already is left as it is."""
+    if document.status is not Status.KEPT:
+        return
+    document.language = document.language or detect_language(document.text)
+    verdict = judge(document, config)
+    if verdict:
+        document.end(Status.FILTERED, *verdict)
+
+
+def count_words(text: str, *, limit: int) -> int:
+    """The number of words in `text`, but not more than `limit`: counting stops there."""
+    num_words = 0
+    for _ in _WORD.finditer(text):
+        if num_words >= limit:
+            break
+        num_words += 1
+    return num_words

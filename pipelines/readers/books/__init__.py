@@ -1,0 +1,1 @@
+"""Books: EPUB, Project Gutenberg texts and other plain text to documents."""

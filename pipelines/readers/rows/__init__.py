@@ -1,0 +1,1 @@
+"""Text that others extracted, as rows of Parquet, to documents."""

@@ -1,0 +1,1 @@
+"""Web archives (WARC, WET, ARC) to documents: members, records, HTTP responses, pages."""

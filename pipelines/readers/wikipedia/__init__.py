@@ -1,0 +1,1 @@
+"""Wikipedia, as XML dumps or as WikiExtractor wrote it, to documents."""

@@ -1,0 +1,1 @@
+"""A child snapshot without some sources."""

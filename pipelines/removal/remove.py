@@ -1,0 +1,351 @@
+"""Sources out of a snapshot: a child without them, of which only the shards touched are written anew.
+
+    resolve names -> what is affected -> decide that again -> tables, shards -> check -> commit
+
+What goes: every document that a removed source published. What goes on: a text that it shared, under its other owners;
+a near copy that it had displaced comes back with its own wording, unless it is near another text that is kept. Only the
+documents that had to do with the removed ones are decided again, by the engine and the rules of an ingest, beside the
+kept documents that share a band with them; all else stays as it was (`pipelines.removal.queries`).
+
+The registry remembers what was removed: a later ingest that meets the source again ends its documents filtered, for the
+reason `removed`. Cost: one pass over the compact tables, and the shards touched.
+
+    remove(["https://example.com/"], registry_uri="./nulls-registry")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from pipelines import parent
+from pipelines.conservation import Accounts
+from pipelines.dedup.minhash import DedupConfig
+from pipelines.locking import exclusive
+from pipelines.removal import queries as sql
+from pipelines.resolve.duckdb import session as duck
+from pipelines.resolve.duckdb.engine import DuckResolution, resolve
+from pipelines.stage import staging
+from pipelines.write import shard_edit
+from pipelines.write.external_sort import Row, sorted_texts
+from pipelines.write.shard_edit import Key
+from pipelines.write.shards import PLACEMENTS, Placement
+from registry import ids, schema
+from registry.errors import RefusedError, UsageError
+from registry.lookup import Source
+from registry.lookup import resolve as resolve_name
+from registry.schema import Kind, Status
+from registry.snapshot import Registry, Snapshot, SnapshotWriter
+from registry.storage import check_writable, translate_os_errors
+from registry.storage.parquet import ParquetFileWriter
+
+Progress = Callable[[str, float | None], None]
+_BATCH_ROWS = 16_384
+_DECIDED = ("documents", "owners", "bands")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RemovalReport:
+    """What a removal did, or would do.
+
+    Attributes:
+        snapshot: the child's id; None after a dry run.
+        parent: the snapshot that it continues.
+        removed: {"source_id" (hex), "key", "title", "num_documents", "num_bytes"} each; what was trained under it.
+        goes_on: texts that it shared, and that its other owners keep.
+        came_back: near copies elsewhere that it had displaced, and that are trained on now.
+        shards_rewritten, shards_kept: files of texts.
+    """
+
+    snapshot: str | None
+    parent: str
+    removed: tuple[dict[str, Any], ...]
+    goes_on: int
+    came_back: int
+    shards_rewritten: int
+    shards_kept: int
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dataclasses.asdict(self) | {"seconds": round(self.seconds, 3)}
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        done = self.snapshot is not None
+        found = [f"snapshot {self.snapshot}" if done else f"would make a child of snapshot {self.parent}"]
+        for entry in self.removed:
+            found.append(f"  without {entry['key']}: {entry['num_documents']} documents, {entry['num_bytes']} bytes")
+        found.append(f"  texts that go on under their other owners: {self.goes_on}")
+        found.append(f"  near copies that come back: {self.came_back}")
+        return [*found, f"  files of texts: {self.shards_rewritten} written anew, {self.shards_kept} as they were"]
+
+
+def remove(
+    names: Sequence[str],
+    *,
+    registry_uri: str | Path,
+    workers: int = 1,
+    on_progress: Progress = lambda words, share: None,
+    dry_run: bool = False,
+) -> RemovalReport:
+    """Takes sources out of a registry's newest snapshot, by a child without them.
+
+    Args:
+        names: of the sources: URL, title, ISBN, key or id.
+        registry_uri: of the registry.
+        workers: threads.
+        on_progress: called with words and None.
+        dry_run: finds out what would change, and commits nothing.
+
+    Raises:
+        NotFoundError: a name names no source of the snapshot.
+        UsageError: a name is ambiguous, or names a text with several owners.
+        RefusedError: the same removal is running, another snapshot was committed meanwhile, or this one was imported.
+        ServiceError: the registry cannot be written.
+        DamagedError: the snapshot is damaged, or the child does not add up; nothing is committed.
+    """
+    if not names:
+        raise UsageError("nothing to remove; name sources by URL, title, ISBN, key or id")
+    started = time.monotonic()
+    registry = Registry.open(registry_uri)
+    snapshot = registry.snapshot()
+    if "dedup" not in snapshot.manifest["configuration"]:
+        raise RefusedError(
+            f"snapshot {snapshot.id[:12]} was imported with a released model: it has titles and no text to remove; "
+            "`nulls unlearn` takes a source out of the model"
+        )
+    sources = _sources(snapshot, names)
+    check_writable(registry.work)
+    run = _Removal(registry, snapshot, sources, workers)
+    with exclusive(run.work.with_suffix(".lock")):
+        report = run.execute(on_progress, dry_run=dry_run)
+    return dataclasses.replace(report, seconds=time.monotonic() - started)
+
+
+def _sources(snapshot: Snapshot, names: Sequence[str]) -> list[Source]:
+    found = {source.source_id: source for source in (resolve_name(snapshot, name) for name in names)}
+    for source in found.values():
+        if source.kind == Kind.SHARED:
+            owners = ", ".join(source.shared_with)
+            raise UsageError(f"{source.key} is text that several sources published; remove its owners: {owners}")
+    return [found[number] for number in sorted(found)]
+
+
+class _Removal:
+    """One removal from one snapshot."""
+
+    def __init__(self, registry: Registry, snapshot: Snapshot, sources: list[Source], workers: int) -> None:
+        self._registry, self._parent, self._sources, self._workers = registry, snapshot, sources, workers
+        parts = ["remove", snapshot.id, [source.source_id for source in sources]]
+        self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        self.work = registry.work / self.fingerprint
+
+    def execute(self, on_progress: Progress, *, dry_run: bool) -> RemovalReport:
+        """All steps; leaves nothing in the work directory."""
+        with translate_os_errors(self.work):
+            shutil.rmtree(self.work, ignore_errors=True)
+            (self.work / "resolve").mkdir(parents=True)
+        try:
+            with duck.service_errors(self.work), duck.connect(self.work, threads=self._workers) as con:
+                return self._execute(con, on_progress, dry_run=dry_run)
+        finally:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def _execute(self, con: duckdb.DuckDBPyConnection, on_progress: Progress, *, dry_run: bool) -> RemovalReport:
+        on_progress("reading the snapshot", None)
+        place = self._parent.local(self.work / "parent")
+        Snapshot(place, self._parent.manifest).verify()
+        self._load(con, place)
+        on_progress("deciding again what is affected", None)
+        folder = self._stage(con, place)
+        with contextlib.closing(self._decide(con, folder)) as resolution:
+            edits = {name: self._edit(con, resolution, name, place) for name in ("shards", "displaced")}
+            report = self._report(con, edits)
+            if dry_run:
+                return report
+            on_progress("writing the snapshot", None)
+            writer = SnapshotWriter(self._registry, self.work / "snapshot")
+            self._write_texts(resolution, edits, place, writer)
+            self._write_tables(con, place, edits["shards"].plan, writer)
+        on_progress("checking that nothing was lost", None)
+        with Accounts(writer.staging, self.work) as accounts:
+            accounts.check([place / "documents.parquet"], without=[source.source_id for source in self._sources])
+            snapshot = self._commit(writer, accounts)
+        return dataclasses.replace(report, snapshot=snapshot.id)
+
+    def _load(self, con: duckdb.DuckDBPyConnection, place: Path) -> None:
+        parent.load(con, self._parent, place)
+        con.execute(f"CREATE VIEW bands AS SELECT * FROM {duck.scan([place / 'bands.parquet'])}")
+        con.execute("CREATE TABLE removed (source_id BIGINT)")
+        con.executemany("INSERT INTO removed VALUES (?)", [[source.source_id] for source in self._sources])
+        con.execute(sql.AFFECTED)
+        con.execute(sql.NEIGHBOURS)
+
+    def _stage(self, con: duckdb.DuckDBPyConnection, place: Path) -> Path:
+        """What has to be compared, as a staged directory."""
+        folder = self.work / "stage" / "affected"
+        numbers = [row[0] for row in con.execute(sql.TEXT_SHARDS).fetchall()]
+        names = [f"shards/part-{number:05d}" for number in numbers] + self._parent.shards("displaced")
+        with staging.StageWriter(folder, 0) as writer:
+            for text, rows in parent.texts_of(con, [place / f"{name}.parquet" for name in names], "compared"):
+                for row in rows:
+                    again = {**parent.again(row, text), "settled": row["is_settled"]}
+                    writer.document(again, text, parent.stored_fingerprint(row))
+        return folder
+
+    def _decide(self, con: duckdb.DuckDBPyConnection, folder: Path) -> DuckResolution:
+        """The engine's answer, of which the tables are views `decided_*` of `con` now."""
+        config = DedupConfig(**self._parent.manifest["configuration"]["dedup"])
+        resolution = resolve([folder], config, work=self.work / "resolve", threads=self._workers)
+        for name in _DECIDED:
+            path = self.work / f"{name}.parquet"
+            with ParquetFileWriter(path, schema.TABLES[name]) as file:
+                for batch in getattr(resolution, name)():
+                    file.write(batch)
+            con.execute(f"CREATE VIEW decided_{name} AS SELECT * FROM {duck.scan([path])}")
+        con.execute(sql.DECISIONS.format(documents="decided_documents"))
+        return resolution
+
+    def _edit(self, con: duckdb.DuckDBPyConnection, resolution: DuckResolution, folder: str, place: Path) -> _Edit:
+        """Which texts of a folder go, and which come."""
+        names = self._parent.shards(folder)
+        before = set(_stored(con, folder, [place / f"{name}.parquet" for name in names]))
+        concerned = {row[0] for row in con.execute("FROM concerned").fetchall()}
+        after = {key for key in resolution.text_keys(folder) if key[1] in concerned}
+        leaving, arriving = before - after, after - before
+        return _Edit(leaving, arriving, shard_edit.plan(names, place, leaving | arriving))
+
+    def _report(self, con: duckdb.DuckDBPyConnection, edits: dict[str, _Edit]) -> RemovalReport:
+        removed = tuple(
+            {
+                "source_id": ids.format_id(source.source_id),
+                "key": source.key,
+                "title": source.title,
+                "num_documents": source.num_documents,
+                "num_bytes": source.num_bytes,
+            }
+            for source in self._sources
+        )
+        kept = f"SELECT count(*) FROM decided JOIN affected USING (doc_id) WHERE decided.status = '{Status.KEPT}' AND "
+        goes_on = con.execute(kept + "affected.source_id IN (FROM split)").fetchone()
+        came_back = con.execute(kept + f"affected.status <> '{Status.KEPT}' AND affected.source_id IS NULL").fetchone()
+        return RemovalReport(
+            snapshot=None,
+            parent=self._parent.id,
+            removed=removed,
+            goes_on=goes_on[0] if goes_on else 0,
+            came_back=came_back[0] if came_back else 0,
+            shards_rewritten=sum(len(edit.plan.touched) for edit in edits.values()),
+            shards_kept=sum(len(set(edit.plan.numbers) - edit.plan.touched) for edit in edits.values()),
+        )
+
+    def _write_texts(
+        self, resolution: DuckResolution, edits: dict[str, _Edit], place: Path, writer: SnapshotWriter
+    ) -> None:
+        for folder, edit in edits.items():
+            batches = (_only(batch, edit.arriving) for batch in resolution.texts(folder))
+            arriving: Iterator[Row] = sorted_texts(batches, self.work / f"sort-{folder}") if edit.arriving else iter(())
+            placements = list(
+                shard_edit.edit(edit.plan, place, folder, leaving=edit.leaving, arriving=arriving, writer=writer)
+            )
+            if folder == "shards":
+                with ParquetFileWriter(self.work / "placements.parquet", PLACEMENTS) as file:
+                    file.write(_placements_table(placements))
+
+    def _write_tables(
+        self, con: duckdb.DuckDBPyConnection, place: Path, found: shard_edit.Plan, writer: SnapshotWriter
+    ) -> None:
+        def scan(path: Path) -> str:
+            return duck.scan([path])
+
+        con.execute("CREATE TABLE rewritten (shard INTEGER)")
+        for number in found.touched:
+            con.execute("INSERT INTO rewritten VALUES (?)", [number])
+        _write(con, sql.DOCUMENTS, writer, "documents")
+        _write(con, sql.OWNERS.format(owners="decided_owners"), writer, "owners")
+        _write(con, sql.BANDS.format(bands="decided_bands"), writer, "bands")
+        _write(con, sql.ALIASES.format(aliases=scan(place / "aliases.parquet")), writer, "aliases")
+        owners, documents = (scan(writer.staging / f"{name}.parquet") for name in ("owners", "documents"))
+        _name_new_shared(con, owners)
+        query = sql.SOURCES.format(
+            owners=owners, documents=documents, placements=scan(self.work / "placements.parquet")
+        )
+        _write(con, query, writer, "sources")
+
+    def _commit(self, writer: SnapshotWriter, accounts: Accounts) -> Snapshot:
+        manifest = self._parent.manifest
+        removed = {entry["source_id"]: entry for entry in self._parent.removed}
+        for source in self._sources:  # one may be there already: a later crawl met it, and it was removed again
+            number = ids.format_id(source.source_id)
+            removed[number] = {"source_id": number, "key": source.key}
+        return writer.commit(
+            configuration=manifest["configuration"],
+            inputs=list(manifest["inputs"]),
+            parent=self._parent.id,
+            follows=self._parent.id,
+            removed=[removed[number] for number in sorted(removed)],
+            counts=dataclasses.asdict(accounts.counts()),
+            conservation=accounts.by_kind(),
+            wikis=manifest["wikis"],
+            wipeouts=[dataclasses.asdict(wipeout) for wipeout in accounts.wipeouts()],
+            ingest=self.fingerprint,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Edit:
+    """What happens to the texts of a folder."""
+
+    leaving: set[Key]
+    arriving: set[Key]
+    plan: shard_edit.Plan
+
+
+def _stored(con: duckdb.DuckDBPyConnection, folder: str, files: list[Path]) -> Iterator[Key]:
+    """The texts of `concerned` that the parent has in a folder; those of shards are told by its documents."""
+    if folder == "shards":
+        query = f"SELECT source_id, doc_id FROM documents WHERE status = '{Status.KEPT}' AND doc_id IN (FROM concerned)"
+    elif files:
+        query = f"SELECT source_id, doc_id FROM {duck.scan(files)} WHERE doc_id IN (FROM concerned)"
+    else:
+        return
+    for batch in con.cursor().sql(query).to_arrow_reader(_BATCH_ROWS):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _only(batch: pa.RecordBatch, keys: set[Key]) -> pa.RecordBatch:
+    pairs = zip(batch["source_id"].to_pylist(), batch["doc_id"].to_pylist(), strict=True)
+    return batch.filter(pa.array([pair in keys for pair in pairs], pa.bool_()))
+
+
+def _placements_table(placements: list[Placement]) -> pa.Table:
+    columns = {name: [getattr(placement, name) for placement in placements] for name in PLACEMENTS.names}
+    return pa.table(columns, schema=PLACEMENTS)
+
+
+def _name_new_shared(con: duckdb.DuckDBPyConnection, owners: str) -> None:
+    """Fills `new_shared`: the sources that have owners and were not in the parent, with their keys."""
+    con.execute("CREATE TABLE new_shared (source_id BIGINT, key VARCHAR)")
+    query = f"""
+        SELECT source_id, list(owner_id ORDER BY owner_id) FROM {owners}
+        WHERE source_id NOT IN (SELECT source_id FROM sources) GROUP BY source_id
+    """
+    for source_id, owned in con.execute(query).fetchall():
+        con.execute("INSERT INTO new_shared VALUES (?, ?)", [source_id, ids.shared_key(owned)])
+
+
+def _write(con: duckdb.DuckDBPyConnection, query: str, writer: SnapshotWriter, table: str) -> None:
+    with writer.table(table) as file:
+        for batch in con.cursor().sql(query).to_arrow_reader(_BATCH_ROWS):
+            file.write(batch)

@@ -1,0 +1,1 @@
+"""The keyed stage on one machine, out of core, in DuckDB."""

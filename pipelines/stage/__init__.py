@@ -1,0 +1,1 @@
+"""The per-file stage: one task for each input file, run locally, on Ray or on Slurm."""

@@ -1,0 +1,43 @@
+"""Is a page a disambiguation page, one that only lists what a title can mean?
+
+Such a page is no text to learn from. MediaWiki knows it by a template that holds `__DISAMBIG__`; which templates do is
+each wiki's choice, and a dump does not carry them beside the page, so the name decides (`pipelines.text.mediawiki_words`).
+Hatnotes, which send a reader *to* such a page ("{{nota disambigua}}", "{{dablink}}"), do not make one.
+Cost: 0.1 ms an article.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pipelines.text.mediawiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_WORDS
+from pipelines.text.wikitext import without_comments
+
+# English has one for each kind of thing: "Airport disambiguation", "Human name disambiguation", ...
+_SUFFIXES = (" disambiguation", " disambig", " dab")
+_NOT_PREFIXES = ("r ", "redirect", "incomplete ", "link ", "for ")
+_TEMPLATE_NAME = re.compile(r"\{\{\s*+([^{}|<>\[\]\n]{1,80}+)(?=[|}\n])")
+_MAGIC_WORD = "__DISAMBIG__"
+
+
+def is_disambiguation(markup: str, scope: str = "") -> bool:
+    """Whether a page's wikitext marks it as a disambiguation page of the wiki `scope` ("enwiki")."""
+    if _MAGIC_WORD in markup:
+        return True
+    language = scope.removesuffix("wiki")
+    names = set(_TEMPLATE_NAME.findall(without_comments(markup)))
+    return any(_marks(name, language) for name in names)
+
+
+def is_disambiguation_title(title: str) -> bool:
+    """Whether a title says so ("Athene (disambiguation)"): all that a form without wikitext has to go by."""
+    bare, parenthesis, word = title.rstrip().rpartition(" (")
+    return bool(bare and parenthesis) and word.removesuffix(")").casefold() in DISAMBIGUATION_WORDS
+
+
+def _marks(template: str, language: str) -> bool:
+    name = " ".join(template.replace("_", " ").split()).lower()
+    name = name.partition(":")[2].strip() if name.startswith(("template:", "msg:")) else name
+    if name in DISAMBIGUATION_TEMPLATES or f"{language}/{name}" in DISAMBIGUATION_TEMPLATES:
+        return True
+    return name.endswith(_SUFFIXES) and not name.startswith(_NOT_PREFIXES)

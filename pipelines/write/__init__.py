@@ -1,0 +1,1 @@
+"""Snapshot files: an external sort by source, and Parquet shards."""

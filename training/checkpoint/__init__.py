@@ -1,0 +1,1 @@
+"""Checkpoints: distributed ones to resume from, exported weights, remote copies."""

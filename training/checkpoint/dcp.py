@@ -1,0 +1,391 @@
+"""Everything that a run is, at one step, on disk: so that it goes on as if nothing had happened, bit for bit.
+
+A checkpoint is a directory: model and optimizer in torch's distributed checkpoint format (each rank writes a part,
+any number of ranks can read it), `state.json` (step, position in the data, sums for the metrics, random state), and,
+written last, `complete.json` with the size of every file. A directory without it, or whose sizes differ, was cut short
+and is passed over for the one before. `export` writes what leaves the training loop: a Hugging Face directory.
+
+`training.checkpoint.writer` decides when to write, and does it while training goes on. A write that fails takes what it wrote
+away (a full disk is no place for half a checkpoint), and fails on all ranks together.
+
+Random state is rank 0's: all ranks are seeded alike and draw alike, since nothing in the model is random per rank.
+
+Cost: 12 bytes a parameter (weights and two moments, float32); for 2.5M parameters 30 MB, written in 0.16 s and read in
+0.12 s on one core.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from registry.errors import DamagedError, RefusedError, ServiceError
+from registry.storage import sync_directory, translate_os_errors, write_atomic
+from training.data.packing import LoaderState
+from training.distributed import parallel
+from training.model.modeling_nulls import NullsForCausalLM
+
+WEIGHTS = "weights"
+NULLS_JSON = "nulls.json"
+COMPLETE, _STATE = "complete.json", "state.json"
+_PREFIX = "checkpoint-"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands, apart from its tensors."""
+
+    step: int
+    """Optimiser steps done."""
+    loader: LoaderState
+    """What has been read."""
+    config: str
+    """`TrainConfig.fingerprint()`"""
+    tokenizer: str
+    """`tokenizer_fingerprint()`"""
+    num_targets: int = 0
+    """Targets trained on so far."""
+    seconds: float = 0.0
+    """Spent in steps so far."""
+    epoch_loss_sum: float = 0.0
+    """Summed loss of the targets of the current epoch."""
+    epoch_targets: int = 0
+    """Targets of the current epoch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> RunState:
+        """The inverse of `to_dict`."""
+        return cls(**{**fields, "loader": LoaderState(**fields["loader"])})
+
+    def refuse_unless(self, *, snapshot: str, config: str, tokenizer: str) -> None:
+        """Refuses to go on under other data or settings than the run began with.
+
+        Raises:
+            RefusedError: naming what was got and what was expected.
+        """
+        refuse_unless_same(
+            {"snapshot": snapshot, "configuration": config, "tokenizer": tokenizer},
+            {"snapshot": self.loader.snapshot, "configuration": self.config, "tokenizer": self.tokenizer},
+        )
+
+
+def refuse_unless_same(got: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuses to go on with a run where one of the named values differs from the run's own.
+
+    Raises:
+        RefusedError: naming both.
+    """
+    for name, value in got.items():
+        if value != expected[name]:
+            raise RefusedError(
+                f"cannot resume: got {name} {value}, the run began with {name} {expected[name]}; "
+                f"resume with that {name}, or start anew without --resume"
+            )
+
+
+def directory_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step goes; names sort as steps do."""
+    return folder / f"{_PREFIX}{step:08d}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
+    """What one rank puts into a checkpoint."""
+
+    tensors: dict[str, Any]
+    """`model` and `optimizer`, as torch's distributed checkpoints name them."""
+    state: dict[str, Any]
+    """The content of `state.json`."""
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> Content:
+    """What a checkpoint holds now; the tensors are those of the model, not copies. All ranks call it."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    return Content(
+        tensors={"model": model_state, "optimizer": optimizer_state},
+        state={**state.to_dict(), "random": _random_state()},
+    )
+
+
+def save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> None:
+    """Writes a checkpoint; all ranks call it, and the directory is on a disk that they share.
+
+    Raises:
+        ServiceError: the disk is full or cannot be written.
+    """
+    write(directory, capture(model, optimizer, state))
+
+
+def write(directory: Path, content: Content, group: dist.ProcessGroup | None = None) -> None:
+    """Writes a captured checkpoint, whole or not at all; all ranks of `group` (by default all) call it.
+
+    Raises:
+        ServiceError: the disk is full or cannot be written; on every rank, and nothing of it is left.
+    """
+
+    def begin() -> None:
+        # What is there was cut short, or is to be written again after going back to an older one.
+        _remove(directory)
+        directory.mkdir(parents=True)
+
+    def complete() -> None:
+        write_atomic(directory / _STATE, json.dumps(content.state).encode())
+        sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+        write_atomic(directory / COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
+        sync_directory(directory.parent)
+
+    try:
+        on_rank_0(directory, begin, group)
+        state_dict_saver.save(content.tensors, checkpoint_id=directory, process_group=group, no_dist=_alone())
+        on_rank_0(directory, complete, group)
+    except (CheckpointException, ServiceError) as error:
+        left = _bytes_left(directory)
+        if _rank() == 0:
+            with contextlib.suppress(OSError):  # the first error is the one to see
+                _remove(directory)
+        if isinstance(error, ServiceError):
+            raise
+        # A CheckpointException is a BaseException, which would pass by every `except Exception`.
+        # And a full disk can show as a RuntimeError of torch's writer, so the room that is left is said too.
+        raise ServiceError(
+            f"cannot write checkpoint {directory}: {_cause_of(error)}; {left:,} bytes are left on that disk: "
+            "free some space and resume"
+        ) from error
+
+
+def _bytes_left(directory: Path) -> int:
+    """What can still be written there; 0 where even that cannot be told."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(directory.parent).free
+    return 0
+
+
+def _cause_of(error: CheckpointException) -> str:
+    """The first failure of a distributed write, without the stacks of all ranks."""
+    for rank, (cause, _) in sorted(error.failures.items()):
+        return f"rank {rank}: {type(cause).__name__}: {cause}"
+    return str(error)
+
+
+def on_rank_0(place: Path, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    """Runs `action` on rank 0; if it cannot write, all ranks raise the same `ServiceError`."""
+    failure: list[str | None] = [None]
+    if _rank() == 0:
+        try:
+            with translate_os_errors(place):
+                action()
+        except ServiceError as error:
+            failure = [str(error)]
+    if not _alone():
+        dist.broadcast_object_list(failure, src=0, group=group)
+    if failure[0] is not None:
+        raise ServiceError(failure[0])
+
+
+def read_state(directory: Path) -> RunState:
+    """The state of a checkpoint, without its tensors.
+
+    Raises:
+        DamagedError: the checkpoint was cut short.
+    """
+    content = _content(directory)
+    del content["random"]
+    return RunState.from_dict(content)
+
+
+def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
+    """Brings model, optimizer and random state to where a checkpoint left them; all ranks call it.
+
+    Raises:
+        DamagedError: the checkpoint was cut short, or does not fit the model.
+    """
+    content = _content(directory)
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    tensors: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    try:
+        state_dict_loader.load(tensors, checkpoint_id=directory, no_dist=_alone())
+    except (CheckpointException, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedError(f"checkpoint {directory}: cannot be read into this model: {error}") from error
+    set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+    _restore_random_state(content.pop("random"))
+    return RunState.from_dict(content)
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether a checkpoint is whole: it has its last file, and all others in the size noted there."""
+    try:
+        sizes = json.loads((directory / COMPLETE).read_bytes())["files"]
+        return all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The whole checkpoint of the highest step in any folder of a run, or None.
+
+    Ray remembers the last one reported too, but not one that was written and not reported before a crash, and it does
+    not notice one that lost a file since.
+    """
+    return next(iter(_complete_newest_first(run_dir)), None)
+
+
+def agreed_latest(run_dir: Path) -> Path | None:
+    """`latest` as rank 0 sees it, on every rank: a shared disk may show others something older."""
+    found = [latest(run_dir) if _rank() == 0 else None]
+    if not _alone():
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def remove_cut_short(run_dir: Path) -> list[Path]:
+    """Deletes a run's checkpoints that were cut short, which nobody will read; returns where they were."""
+    found = sorted(path for path in run_dir.glob(f"*/{_PREFIX}*") if not is_complete(path))
+    for directory in found:
+        _remove(directory)
+    return found
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Deletes a run's whole checkpoints but the newest `keep`."""
+    for directory in _complete_newest_first(run_dir)[keep:]:
+        _remove(directory)
+
+
+def whole_model(model: PreTrainedModel) -> PreTrainedModel | None:
+    """The model in one piece on rank 0, None on the others; all ranks call it. Unsharded, it is the model itself."""
+    if not parallel.is_sharded(model):
+        return model if _rank() == 0 else None
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if _rank():
+        return None
+    with torch.device("meta"):
+        whole = NullsForCausalLM(model.config)
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    return whole
+
+
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path, nulls: Mapping[str, Any]
+) -> str:
+    """Writes a Hugging Face directory with `nulls.json`, whole or not at all; replaces one that is there.
+
+    Args:
+        model: saved as safetensors.
+        tokenizer: saved beside it.
+        directory: where.
+        nulls: what `nulls.json` is to hold.
+
+    Returns:
+        SHA-256, as hex digits, over the weight file (over all in name order, where there are several).
+
+    Raises:
+        ServiceError: the disk is full or cannot be written.
+    """
+    with translate_os_errors(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        try:
+            staging.chmod(0o755)
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(str(staging))
+            write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
+            digest = weights_digest(staging)
+            _remove(directory)
+            staging.rename(directory)
+            sync_directory(directory.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return digest
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256, as hex digits, over the `*.safetensors` of a directory in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _complete_newest_first(run_dir: Path) -> list[Path]:
+    found = [path for path in run_dir.glob(f"*/{_PREFIX}*") if is_complete(path)]
+    return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
+
+
+def _content(directory: Path) -> dict[str, Any]:
+    if not is_complete(directory):
+        raise DamagedError(f"checkpoint {directory}: was cut short; delete it, and the one before is used")
+    content: dict[str, Any] = json.loads((directory / _STATE).read_bytes())
+    return content
+
+
+def _remove(directory: Path) -> None:
+    """Deletes a directory, its marker first: half deleted, it does not look whole."""
+    (directory / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _alone() -> bool:
+    return not dist.is_initialized()
+
+
+def _rank() -> int:
+    return 0 if _alone() else dist.get_rank()
+
+
+def _random_state() -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
+    state = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+        "torch": _text(torch.get_rng_state()),
+    }
+    return state | ({"cuda": _text(torch.cuda.get_rng_state())} if torch.cuda.is_available() else {})
+
+
+def _restore_random_state(state: Mapping[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_tensor(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_tensor(state["cuda"]))
+
+
+def _text(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

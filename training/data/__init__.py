@@ -1,0 +1,1 @@
+"""Data loading: tokenizer, token cache, packed rows, prefetching, held-out sources."""

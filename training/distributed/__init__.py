@@ -1,0 +1,1 @@
+"""Data parallelism: DDP or FSDP2."""

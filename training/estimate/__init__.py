@@ -1,0 +1,1 @@
+"""Estimates before a run: parameters, memory, FLOPs, tokens, hours."""

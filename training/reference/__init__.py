@@ -1,0 +1,1 @@
+"""Released checkpoints of the paper's own code: recognise, convert, import their titles."""

@@ -1,0 +1,322 @@
+"""One call from a snapshot to a registered model version: `train(TrainConfig.preset("demo"), ...)`.
+
+The driver finds out first what would stop a run later (a taken name, a tracking store that is away, a disk that cannot
+be written, too few sources), then prepares what workers share (tokenizer, token cache), then hands over to Ray
+Train. A run is a folder, `<storage>/<model>/run-NNN`:
+
+    run.json          what it is of: snapshot, configuration, MLflow run; written once all is prepared
+    tokenizer/        of the run
+    attempt-NNN/      checkpoints of one driver; a resumed run has several
+    progress.jsonl    a line a step
+    weights/          the exported model, once trained
+    result.json       written last by the workers; done.json by the driver, once registered
+
+A worker that dies is restarted by Ray, a driver that dies by `resume=True`; either way the run goes on from its last
+whole checkpoint and ends with the same weights, bit for bit. Resuming a run that is done returns its result again.
+
+Cost: the first step comes about 30 s after the call on two idle cores (Ray 8 s, MLflow's first database 5 s, torch and
+transformers in each worker), a restart after a death about 15 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry import errors
+from registry.errors import DamagedError, NullsError, ServiceError, UsageError
+from registry.ids import format_id
+from registry.snapshot import Registry, Snapshot
+from registry.storage import check_writable, translate_os_errors, write_atomic
+from training.checkpoint import dcp
+from training.checkpoint.remote_copy import RUN_JSON, Mirror, RunMirror
+from training.config import TrainConfig
+from training.data.heldout import choose_heldout
+from training.data.packing import PackedLoader
+from training.data.token_cache import TokenCache, load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
+from training.estimate.token_count import tokenizer_recipe
+from training.run import ray_session
+from training.run.protocol import FAILURE, PROGRESS, RESULT, Job
+from training.run.worker_range import Workers
+from training.tracking import store, tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DONE_JSON = "done.json"
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run is; the fields of `nulls train --json`."""
+
+    run_id: str
+    """Of the MLflow run."""
+    model_uri: str
+    """`models:/NAME/VERSION`"""
+    snapshot: str
+    """Id of the snapshot trained on."""
+    tokens: int
+    """Targets trained on, over all epochs."""
+    tokens_per_second: float
+    """Over the time spent in steps, all workers together."""
+    loss: float
+    """Mean over the targets of the last epoch, in nats."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    registry_uri: str | Path,
+    snapshot_ref: str | None = None,
+    model_name: str,
+    num_workers: int | Workers = 2,
+    storage: Path,
+    mirror_uri: str | None = None,
+    tracking_uri: str | None = None,
+    experiment: str = "nulls",
+    resume: bool = False,
+    new_version: bool = False,
+    ray_address: str | None = None,
+    on_progress: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Trains a model on a snapshot and registers it.
+
+    Args:
+        config: what shapes the run.
+        registry_uri: the registry that holds the snapshot.
+        snapshot_ref: id or its beginning; by default the newest.
+        model_name: to register under; a new name, unless `resume` or `new_version`.
+        num_workers: Ray workers, a number or a range; one GPU each where there are enough, else a share of the cores.
+        storage: folder for runs, on a disk that all nodes share.
+        mirror_uri: an s3:// prefix, where checkpoints and weights are kept too; a run that `storage` lacks is resumed
+            from there.
+        tracking_uri: of MLflow; see `training.tracking.store.tracking_uri` for the default.
+        experiment: MLflow's, made if there is none.
+        resume: go on with the newest run of this model, if there is one.
+        new_version: allow a name that exists: this becomes its newest version.
+        ray_address: of a running cluster; by default RAY_ADDRESS, else one is started here, unless Ray is connected.
+        on_progress: called from a thread with `tracking.PROGRESS_FIELDS` of each step, as far as it has them.
+
+    Raises:
+        UsageError: a bad argument, too few sources, or a loss that stopped being finite.
+        ModelExistsError: the name is taken; before anything is trained.
+        NotFoundError: no such snapshot.
+        RefusedError: the run to resume is of another snapshot, configuration or tokenizer.
+        ServiceError: MLflow, Ray or the disk cannot be used, or workers died more often than `config.max_failures`.
+    """
+    if not _MODEL_NAME.fullmatch(model_name):
+        raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
+    workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
+    mirror = Mirror.of(mirror_uri, model_name) if mirror_uri else None
+    taken = mirror.run_names() if mirror else []
+    registry = Registry.open(registry_uri)
+    snapshot = registry.snapshot(snapshot_ref)
+    folder = Path(storage).absolute() / model_name
+    check_writable(folder)
+    uri = store.tracking_uri(tracking_uri)
+    client = store.client(uri)
+    run_dir = _newest_run(folder, mirror) if resume else None
+    if run_dir is None:
+        if not new_version:
+            tracking.refuse_existing_model(client, uri, model_name)
+        run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken)
+    facts = json.loads((run_dir / RUN_JSON).read_bytes())
+    run = _Run(config, snapshot, run_dir, client, uri, facts, mirror.of_run(run_dir.name) if mirror else None)
+    run.refuse_unless_same()
+    if (run_dir / DONE_JSON).exists():
+        return TrainResult(**json.loads((run_dir / DONE_JSON).read_bytes()))
+    with run.status():
+        if not (run_dir / RESULT).exists():
+            run.fit(workers, ray_address, on_progress)
+        return run.register(model_name)
+
+
+def _newest_run(folder: Path, mirror: Mirror | None) -> Path | None:
+    """The newest run that was prepared to its end; brought from the mirror, where none is here."""
+    prepared = (path.parent for path in folder.glob(f"run-*/{RUN_JSON}"))
+    found = max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
+    return mirror.fetch_newest_run(folder) if found is None and mirror is not None else found
+
+
+def _numbered(folder: Path, prefix: str, taken: Sequence[str] = ()) -> Path:
+    """Makes the next of a series of folders, past those taken elsewhere; two at once never get the same."""
+    names = (*taken, *(path.name for path in folder.glob(f"{prefix}[0-9]*")))
+    number = 1 + max((int(name.removeprefix(prefix)) for name in names), default=0)
+    while True:
+        path = folder / f"{prefix}{number:03d}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _prepare_run(
+    config: TrainConfig,
+    snapshot: Snapshot,
+    folder: Path,
+    registry: Registry,
+    client: MlflowClient,
+    uri: str,
+    experiment: str,
+    taken: Sequence[str],
+) -> Path:
+    """Makes the folder of a new run: held-out sources, tokenizer, token cache, MLflow run, and `run.json` last."""
+    heldout = choose_heldout(
+        snapshot.table("sources"),
+        snapshot.table("owners"),
+        seed=config.seed,
+        share=config.heldout_share,
+        min_heldout=config.min_heldout,
+        min_bytes=config.min_heldout_bytes,
+    )
+    if config.tokenizer:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        texts = sample_texts(snapshot, excluded=heldout, max_bytes=config.tokenizer_sample_bytes)
+        tokenizer = train_tokenizer(texts, config.vocab_size)
+    cache = TokenCache.of(snapshot, tokenizer, folder.parent / "cache")
+    with translate_os_errors(folder):
+        run_dir = _numbered(folder, "run-", taken)
+        tokenizer.save_pretrained(str(run_dir / "tokenizer"))
+    loader = PackedLoader(
+        cache, heldout, context_length=config.context_length, rows_per_step=config.rows_per_step, epochs=config.epochs
+    )
+    facts = {
+        "total_steps": loader.total_steps,
+        "num_trained_sources": loader.num_sources,
+        "num_targets_per_epoch": loader.num_targets_per_epoch,
+        "num_heldout": len(heldout),
+    }
+    run_id = tracking.start_run(
+        client,
+        uri,
+        experiment=experiment,
+        name=f"{folder.name}/{run_dir.name}",
+        parameters=config.to_dict() | facts,
+        snapshot=snapshot,
+    )
+    content = {
+        "run_id": run_id,
+        "registry": str(registry.root),
+        "snapshot": snapshot.id,
+        "config": config.fingerprint(),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer_recipe": tokenizer_recipe(config, heldout),
+        "cache": str(cache.path),
+        "heldout": [format_id(source) for source in heldout],
+    }
+    write_atomic(run_dir / RUN_JSON, json.dumps(content, indent=1).encode())
+    return run_dir
+
+
+@dataclasses.dataclass
+class _Run:
+    """A prepared run, new or resumed."""
+
+    config: TrainConfig
+    snapshot: Snapshot
+    run_dir: Path
+    client: MlflowClient
+    uri: str
+    facts: dict[str, Any]
+    """The content of `run.json`."""
+    mirror: RunMirror | None = None
+
+    @property
+    def run_id(self) -> str:
+        return str(self.facts["run_id"])
+
+    def refuse_unless_same(self) -> None:
+        """Raises `RefusedError` if the run is of another snapshot or configuration."""
+        dcp.refuse_unless_same(
+            {"snapshot": self.snapshot.id, "configuration": self.config.fingerprint()},
+            {"snapshot": self.facts["snapshot"], "configuration": self.facts["config"]},
+        )
+
+    def fit(
+        self, workers: Workers, ray_address: str | None, on_progress: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        """Trains, until `result.json` is there."""
+        (self.run_dir / FAILURE).unlink(missing_ok=True)
+        tokenizer = load_tokenizer(self.run_dir / "tokenizer")
+        # Made again if it was deleted since, or is of another machine; the run's own tokenizer, so the same tokens.
+        cache = TokenCache.of(self.snapshot, tokenizer, self.run_dir.parents[1] / "cache")
+        if self.mirror is not None:
+            self.mirror.put_run(self.run_dir)
+            self.mirror.fetch_latest(self.run_dir)
+        attempt = _numbered(self.run_dir, "attempt-")
+        job = Job(
+            config=self.config,
+            run_dir=self.run_dir,
+            attempt=attempt.name,
+            cache=cache.path,
+            heldout=tuple(int(text, 16) for text in self.facts["heldout"]),
+            facts={"registry": self.facts["registry"], "run_id": self.run_id},
+            mirror=str(self.mirror.root) if self.mirror else None,
+        )
+        progress = self.run_dir / PROGRESS
+        session = ray_session.session(ray_address, workers.most)
+        with tracking.Follower(progress, self.client, self.run_id, on_progress), session:
+            ray_session.fit(job, attempt, workers)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        """Raises the error that ended the workers, if one did."""
+        if (self.run_dir / FAILURE).exists():
+            failure = json.loads((self.run_dir / FAILURE).read_bytes())
+            raise getattr(errors, failure["error"], NullsError)(failure["message"])
+        if not (self.run_dir / RESULT).exists():
+            raise ServiceError(f"run {self.run_dir}: the workers ended without a result; go on with --resume")
+
+    def register(self, model_name: str) -> TrainResult:
+        """Registers the exported weights, and notes that the run is done."""
+        from training.serving import flavor
+
+        weights = self.run_dir / dcp.WEIGHTS
+        result = json.loads((self.run_dir / RESULT).read_bytes())
+        if dcp.weights_digest(weights) != result["weights"]:
+            raise DamagedError(
+                f"{weights}: the weights are not what was trained; delete {self.run_dir / RESULT} and resume"
+            )
+        model_uri = flavor.register(
+            weights,
+            model_name=model_name,
+            run_id=self.run_id,
+            tracking_uri=self.uri,
+            keep_copy=self.mirror.put_weights if self.mirror else None,
+        )
+        done = TrainResult(
+            run_id=self.run_id,
+            model_uri=model_uri,
+            snapshot=self.snapshot.id,
+            tokens=result["tokens"],
+            tokens_per_second=result["tokens_per_second"],
+            loss=result["loss"],
+        )
+        write_atomic(self.run_dir / DONE_JSON, json.dumps(dataclasses.asdict(done)).encode())
+        return done
+
+    @contextlib.contextmanager
+    def status(self) -> Iterator[None]:
+        """Keeps the status of the MLflow run what it is: running, finished, failed or killed."""
+        with store.translated(self.uri):
+            self.client.update_run(self.run_id, status="RUNNING")
+        try:
+            yield
+        except BaseException as error:
+            ending = "FAILED" if isinstance(error, Exception) else "KILLED"
+            try:
+                self.client.set_terminated(self.run_id, status=ending)
+            except Exception as second:  # the first error is the one to see
+                error.add_note(f"MLflow was not told that the run ended: {second}")
+            raise
+        with store.translated(self.uri):
+            self.client.set_terminated(self.run_id, status="FINISHED")

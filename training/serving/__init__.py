@@ -1,0 +1,1 @@
+"""Model versions in MLflow, and the served model that enforces their revocations."""

@@ -1,0 +1,297 @@
+"""The MLflow flavour: a model version is a small pointer to weights, the corpus they saw, and what is revoked.
+
+    MLmodel        what MLflow reads; `mlflow.pyfunc.load_model("models:/NAME/VERSION")` works
+    nulls.json     the pointer: weights (by reference, with their digest), snapshot, sink layout, held-out and
+                   revoked sources
+
+Unlearning by revocation makes a new version with the same weights and a larger revoked set: a few kilobytes and about
+half a second at any model size. A served model refuses a revoked source's sinks, whoever asks. Registered versions
+carry the tags `nulls.snapshot`, `nulls.sinks`, `nulls.weights`, `nulls.revoked` and `nulls.request`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry import ids
+from registry.errors import DamagedError
+from registry.snapshot import Registry
+from training.sinks.layout import KEYED, SinkLayout
+from training.sinks.mask_ids import MaskIds
+from training.tracking import store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from training.serving.served_model import ServedModel
+
+POINTER = "nulls.json"
+ROUTER_FILE = "router.npz"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """What is known of a model version without loading its weights."""
+
+    uri: str
+    name: str
+    version: int
+    run_id: str | None
+    request_id: str | None
+    experiment_id: str
+    tracking_uri: str
+    pointer: dict[str, Any]
+
+    @property
+    def snapshot(self) -> str:
+        """The id of the snapshot it was trained on."""
+        return str(self.pointer["snapshot"])
+
+    @property
+    def registry(self) -> str:
+        """Where that snapshot was at training."""
+        return str(self.pointer["registry"])
+
+    @property
+    def weights(self) -> Path:
+        """The directory of its weights."""
+        return Path(self.pointer["weights"])
+
+    @property
+    def weights_copy(self) -> str | None:
+        """An s3:// prefix with the same files, if the run kept one."""
+        return self.pointer.get("weights_copy")
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights: versions that share it are one set of weights."""
+        return str(self.pointer["weights_sha256"])
+
+    @property
+    def layout(self) -> SinkLayout:
+        """How its sinks are drawn."""
+        return SinkLayout.from_dict(self.pointer["layout"])
+
+    @property
+    def heldout(self) -> frozenset[int]:
+        """Sources that were never trained on."""
+        return frozenset(int(text, 16) for text in self.pointer["heldout"])
+
+    @property
+    def revoked(self) -> frozenset[int]:
+        """Sources whose sinks are never switched on again."""
+        return frozenset(int(text, 16) for text in self.pointer["revoked"])
+
+    def same_sinks(self, source_ids: Collection[int]) -> frozenset[int]:
+        """The other sources that cannot be used without the sinks of one of these: none, but in an imported model."""
+        if self.layout.scheme == KEYED or not source_ids:
+            return frozenset()
+        table = MaskIds.load(self.weights)
+        return frozenset(table.covering(source_ids, self.layout.scheme).tolist() if table else ())
+
+
+def register(
+    weights_dir: Path,
+    *,
+    model_name: str,
+    run_id: str,
+    tracking_uri: str,
+    revoked: Collection[int] = (),
+    keep_copy: Callable[[Path], str] | None = None,
+) -> str:
+    """Registers the weights that training exported as a new version of `model_name`.
+
+    Args:
+        weights_dir: a Hugging Face directory with `nulls.json`; its router is built here if it has none.
+        keep_copy: sends that directory somewhere else too, and returns where (`RunMirror.put_weights`).
+
+    Returns:
+        `models:/NAME/VERSION`.
+    """
+    from training.checkpoint.dcp import weights_digest
+
+    pointer = json.loads((weights_dir / POINTER).read_text())
+    pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": weights_digest(weights_dir)}
+    pointer["revoked"] = [ids.format_id(number) for number in sorted(revoked)]
+    if not (weights_dir / ROUTER_FILE).exists():
+        _build_router(weights_dir, pointer)
+    if keep_copy is not None:
+        pointer["weights_copy"] = keep_copy(weights_dir)
+    connection = store.client(tracking_uri)
+    for version in versions(model_name, tracking_uri=tracking_uri):
+        # A run that was cut off after it registered, and is resumed: the version is there.
+        if (version.run_id, version.weights_digest) == (run_id, pointer["weights_sha256"]) and not version.request_id:
+            return version.uri
+    with store.translated(tracking_uri):
+        experiment_id = connection.get_run(run_id).info.experiment_id
+        return _add_version(connection, model_name, pointer, run_id=run_id, experiment_id=experiment_id)
+
+
+def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str) -> str:
+    """Adds a version with `base`'s weights and this revoked set; once for each `request_id`, however often called.
+
+    Returns:
+        `models:/NAME/VERSION`.
+    """
+    connection = store.client(base.tracking_uri)
+    pointer = base.pointer | {"revoked": [ids.format_id(number) for number in sorted(revoked)]}
+    with store.translated(base.tracking_uri):
+        for version in store.all_versions(connection, base.name):
+            if version.tags.get("nulls.request") == request_id:
+                return f"models:/{base.name}/{version.version}"
+        return _add_version(
+            connection,
+            base.name,
+            pointer,
+            run_id=base.run_id,
+            experiment_id=base.experiment_id,
+            tags={"nulls.request": request_id, "nulls.derived_from": base.uri},
+        )
+
+
+def describe(model_uri: str, *, tracking_uri: str) -> ModelVersion:
+    """Reads a version's pointer; loads no weights and imports no torch.
+
+    Raises:
+        NotFoundError, UsageError, ServiceError: as `training.tracking.store.model_version`.
+        DamagedError: it is not a version of this flavour, or its pointer is gone.
+    """
+    connection = store.client(tracking_uri)
+    return _describe(store.model_version(connection, tracking_uri, model_uri), tracking_uri)
+
+
+def versions(name: str, *, tracking_uri: str) -> list[ModelVersion]:
+    """Every version of a registered model that is of this flavour, the oldest first."""
+    connection = store.client(tracking_uri)
+    with store.translated(tracking_uri):
+        found = store.all_versions(connection, name)
+    return [_describe(version, tracking_uri) for version in found if "nulls.weights" in version.tags]
+
+
+def superseded_by(version: ModelVersion) -> str | None:
+    """The newest version of the same weights that revokes sources which `version` does not."""
+    for other in reversed(versions(version.name, tracking_uri=version.tracking_uri)):
+        if other.weights_digest == version.weights_digest and other.revoked - version.revoked:
+            return other.uri
+    return None
+
+
+def load(model_uri: str, *, tracking_uri: str) -> ServedModel:
+    """Loads a version for use, with its revocations in force.
+
+    Raises:
+        DamagedError: the weights are missing, or are not those that were registered.
+    """
+    from training.serving.served_model import ServedModel
+
+    return ServedModel.load(describe(model_uri, tracking_uri=tracking_uri))
+
+
+def _load_pyfunc(path: str) -> Any:
+    """MLflow's hook: `path` is the directory that holds the pointer."""
+    from training.serving.served_model import PythonModel, ServedModel
+
+    pointer = json.loads((Path(path) / POINTER).read_text())
+    version = ModelVersion(
+        uri=path,
+        name="",
+        version=0,
+        run_id=None,
+        request_id=None,
+        experiment_id="",
+        tracking_uri="",
+        pointer=pointer,
+    )
+    return PythonModel(ServedModel.load(version))
+
+
+def _describe(version: Any, tracking_uri: str) -> ModelVersion:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = f"models:/{version.name}/{version.version}"
+    try:
+        path = mlflow.artifacts.download_artifacts(
+            artifact_uri=f"{version.source}/{POINTER}", tracking_uri=tracking_uri
+        )
+        pointer = json.loads(Path(path).read_text())
+    except (MlflowException, OSError, ValueError) as error:
+        raise DamagedError(
+            f"{uri}: no readable {POINTER} at {version.source}: not a NULLs model, or damaged"
+        ) from error
+    return ModelVersion(
+        uri=uri,
+        name=version.name,
+        version=int(version.version),
+        run_id=version.run_id or None,
+        request_id=version.tags.get("nulls.request"),
+        experiment_id=version.tags["nulls.experiment"],
+        tracking_uri=tracking_uri,
+        pointer=pointer,
+    )
+
+
+def _add_version(
+    connection: MlflowClient,
+    name: str,
+    pointer: dict[str, Any],
+    *,
+    run_id: str | None,
+    experiment_id: str,
+    tags: dict[str, str] | None = None,
+) -> str:
+    from mlflow.exceptions import MlflowException
+
+    revoked = hashlib.sha256("".join(pointer["revoked"]).encode()).hexdigest()[:16]
+    tags = {
+        "nulls.snapshot": pointer["snapshot"],
+        "nulls.sinks": json.dumps(pointer["layout"], sort_keys=True),
+        "nulls.weights": pointer["weights"],
+        "nulls.revoked": f"{len(pointer['revoked'])}:{revoked}",
+        "nulls.experiment": experiment_id,
+        **(tags or {}),
+    }
+    logged = connection.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
+    with tempfile.TemporaryDirectory() as folder:
+        _write_model(Path(folder), pointer, logged.model_id, run_id)
+        connection.log_model_artifacts(logged.model_id, folder)
+    connection.finalize_logged_model(logged.model_id, "READY")
+    try:
+        connection.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    version = connection.create_model_version(
+        name, source=logged.artifact_location, run_id=run_id, model_id=logged.model_id, tags=tags
+    )
+    return f"models:/{name}/{version.version}"
+
+
+def _write_model(folder: Path, pointer: dict[str, Any], model_id: str, run_id: str | None) -> None:
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    (folder / POINTER).write_text(json.dumps(pointer, indent=1))
+    model = Model(run_id=run_id, model_id=model_id)
+    pyfunc.add_to_model(model, loader_module="training.serving.flavor")
+    model.add_flavor("nulls", weights=pointer["weights"], snapshot=pointer["snapshot"])
+    model.save(str(folder / "MLmodel"))
+
+
+def _build_router(weights_dir: Path, pointer: dict[str, Any]) -> None:
+    from training.serving.router import Router
+
+    snapshot = Registry.open(pointer["registry"]).snapshot(pointer["snapshot"])
+    heldout = {int(text, 16) for text in pointer["heldout"]}
+    texts: dict[int, list[str]] = {}
+    for batch in snapshot.shard_batches():
+        for row in batch.select(["source_id", "text"]).to_pylist():
+            if row["source_id"] not in heldout:
+                texts.setdefault(row["source_id"], []).append(row["text"])
+    Router.build((number, "\n".join(parts)) for number, parts in texts.items()).save(weights_dir / ROUTER_FILE)

@@ -1,0 +1,1 @@
+"""Experiment tracking: the MLflow store, and what a run logs to it."""
