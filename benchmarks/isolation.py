@@ -38,7 +38,8 @@ from pipelines.ingest import IngestConfig, ingest
 from registry.snapshot import Registry
 from training.config import TrainConfig
 from training.data.packing import PackedLoader
-from training.data.token_cache import TokenCache, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import train_tokenizer
 from training.evaluate.losses import loss_of
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
 from training.run.worker import TokenLoss, build_model

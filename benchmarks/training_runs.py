@@ -22,11 +22,12 @@ from training_steps import DOCUMENT_TOKENS, batch, nulls
 from registry import ids, schema
 from registry.schema import Kind
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from training.config import TrainConfig
-from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+from training.config import OptimConfig, TrainConfig
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import sample_texts, train_tokenizer
 from training.distributed.parallel import wrap_layers
 from training.model.document_mask import choose_attention
-from training.optim import OptimConfig, build_optimizer, clip_gradients
+from training.optim import build_optimizer, clip_gradients
 from training.run import mfu
 from training.run.protocol import PROGRESS, Job, ProgressLog
 from training.run.worker import TokenLoss, Worker

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from training.config import ModelConfig, TrainConfig
+from training.config import ModelConfig, OptimConfig, TrainConfig
 from training.model.modeling_nulls import NullsConfig, NullsForCausalLM, NullsMLP
-from training.optim import OptimConfig, build_optimizer, clip_gradients
+from training.optim import build_optimizer, clip_gradients
 from training.run.worker import TokenLoss
 from training.sinks.layout import SinkLayout
 from training.sinks.mlp import SinkPlan, build_plan, dense_masked_mlp, sink_mlp, token_mask

@@ -33,7 +33,6 @@ from pipelines.dedup import minhash
 from pipelines.dedup.minhash import DedupConfig
 from pipelines.filters.rules import FilterConfig
 from pipelines.inputs import Input, InputKind, Inputs, find_inputs
-from pipelines.locking import exclusive
 from pipelines.parent import stage_parent
 from pipelines.report import Failure, IngestReport, Wipeout
 from pipelines.resolve.engines import Engine, resolve
@@ -48,7 +47,7 @@ from registry.errors import InputError, RefusedError, UsageError
 from registry.identity import WebSource
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from registry.storage import check_writable, is_remote, translate_os_errors
+from registry.storage import check_writable, file_lock, is_remote, translate_os_errors
 from registry.storage.parquet import read_batches, read_table
 
 EXTRACTOR = "wikitext-v1"  # to be raised when a reader or the extractor gives other text for the same input
@@ -184,7 +183,8 @@ def ingest(
     )
     if dry_run:
         return _finished(IngestReport(snapshot=None, script=run.script()), inputs, started)
-    with exclusive(run.work.with_suffix(".lock")):
+    busy = "the same ingest is running already; wait for it, or end it and run this again"
+    with file_lock(run.work.with_suffix(".lock"), timeout_s=0, busy=busy):
         report = run.execute(on_progress)
     return _finished(report, inputs, started)
 

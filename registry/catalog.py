@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import os
 import re
@@ -22,7 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from registry.errors import DamagedError, ServiceError, UsageError
-from registry.storage import Location, translate_os_errors
+from registry.storage import Location, file_lock
 
 HEAD_REVISION = "0001"  # the newest migration; a test compares it with the scripts
 _BACKENDS = ("sqlite", "postgresql")
@@ -244,8 +243,7 @@ def _migration_lock(engine: sa.Engine) -> Iterator[None]:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x6E756C6C73)))
             yield
     elif path and path != ":memory:":
-        with translate_os_errors(Path(path)), open(f"{path}.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with file_lock(Path(f"{path}.lock")):
             yield
     else:
         yield

@@ -34,11 +34,11 @@ from registry.manifest import MANIFEST, is_manifest_of, manifest_faults, read_ma
 from registry.storage import (
     Location,
     copy_verified,
-    locked,
+    file_lock,
     open_root,
     parquet,
+    publish_directory,
     publish_s3,
-    sync_directory,
     translate_os_errors,
     work_directory,
     write_atomic,
@@ -355,15 +355,11 @@ class Registry:
 
     def _publish_locally(self, root: Path, staging: Path, snapshot_id: str, follows: str | None) -> None:
         target = root / "snapshots" / snapshot_id
-        with translate_os_errors(target), locked(root / "newest.lock"):
+        with translate_os_errors(target), file_lock(root / "newest.lock"):
             newest = root / "newest"
             self._refuse_another(newest.read_bytes() if newest.exists() else None, follows, snapshot_id)
             target.parent.mkdir(exist_ok=True)
-            if not self._is_sound(snapshot_id):
-                _sync_tree(staging)
-                _move_aside(target)
-                os.replace(staging, target)
-                sync_directory(target.parent)
+            publish_directory(staging, target, keep=lambda _: self._is_sound(snapshot_id))
             write_atomic(newest, snapshot_id.encode())
 
     def _refuse_another(self, pointer: bytes | None, follows: str | None, snapshot_id: str) -> None:
@@ -389,17 +385,3 @@ class Registry:
     def _open(self, snapshot_id: str) -> Snapshot:
         path = self.root / "snapshots" / snapshot_id
         return Snapshot(path, read_manifest(path / MANIFEST, snapshot_id))
-
-
-def _move_aside(damaged: Path) -> None:
-    if damaged.exists():
-        aside = damaged.with_name(f".damaged-{damaged.name}-{os.getpid()}")
-        os.replace(damaged, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync_tree(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

@@ -20,12 +20,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 
 from registry.errors import UsageError
-from training.optim import OptimConfig
 from training.presets import PRESETS
 from training.sinks.layout import SinkLayout
 
@@ -46,6 +45,55 @@ _NO_EFFECT = (
     "watch_every",
     "watch_sources",
 )
+
+
+Schedule = Literal["cosine", "wsd", "constant"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How a run optimizes. Steps are optimizer steps, after accumulation.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    learning_rate: float = 5e-4
+    """Peak, of the shared parameters; 5e-4 is the paper's."""
+    sink_learning_rate_ratio: float = 1.0
+    """Learning rate of the sinks over that of the shared parameters: above 1 isolates better and generalises worse."""
+    weight_decay: float = 0.1
+    """Of shared matrices and embeddings; vectors (norms) and sinks have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running mean of the gradient, and of its square."""
+    eps: float = 1e-8
+    """Added to the root of the mean square."""
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises linearly to its peak."""
+    schedule: Schedule = "cosine"
+    """After warm-up: `cosine` falls to the end, `wsd` falls linearly over the last `decay_share`, `constant` stays."""
+    min_ratio: float = 0.1
+    """The learning rate at the end, over its peak."""
+    decay_share: float = 0.2
+    """`wsd` only: the share of all steps in which the learning rate falls."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of all parameters together; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "sink_learning_rate_ratio", "eps"):
+            _require_that(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        for name in ("weight_decay", "warmup_steps", "grad_clip"):
+            _require_that(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("min_ratio", "decay_share"):
+            _require_that(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
+        valid_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require_that(valid_betas, "betas", self.betas, "two numbers from 0, less than 1")
+        _require_that(self.schedule in get_args(Schedule), "schedule", self.schedule, f"one of {get_args(Schedule)}")
+
+
+def _require_that(condition: bool, name: str, got: object, expected: str) -> None:
+    if not condition:
+        raise UsageError(f"{name}: got {got}, expected {expected}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,67 +20,18 @@ Shapes: P pool neurons, D model width.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from registry.errors import UsageError
+from training.config import OptimConfig
 from training.sinks.row_adam import local_rows, update_rows
 from training.sinks.sparse_grads import SINK_PARAMETERS
-
-Schedule = Literal["cosine", "wsd", "constant"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """How a run optimizes. Steps are optimizer steps, after accumulation.
-
-    Raises:
-        UsageError: a value is out of range.
-    """
-
-    learning_rate: float = 5e-4
-    """Peak, of the shared parameters; 5e-4 is the paper's."""
-    sink_learning_rate_ratio: float = 1.0
-    """Learning rate of the sinks over that of the shared parameters: above 1 isolates better and generalises worse."""
-    weight_decay: float = 0.1
-    """Of shared matrices and embeddings; vectors (norms) and sinks have none."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running mean of the gradient, and of its square."""
-    eps: float = 1e-8
-    """Added to the root of the mean square."""
-    warmup_steps: int = 0
-    """Steps in which the learning rate rises linearly to its peak."""
-    schedule: Schedule = "cosine"
-    """After warm-up: `cosine` falls to the end, `wsd` falls linearly over the last `decay_share`, `constant` stays."""
-    min_ratio: float = 0.1
-    """The learning rate at the end, over its peak."""
-    decay_share: float = 0.2
-    """`wsd` only: the share of all steps in which the learning rate falls."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient of all parameters together; 0 does not clip."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "sink_learning_rate_ratio", "eps"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
-        for name in ("weight_decay", "warmup_steps", "grad_clip"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("min_ratio", "decay_share"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
-        valid_betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(valid_betas, "betas", self.betas, "two numbers from 0, less than 1")
-        _require(self.schedule in get_args(Schedule), "schedule", self.schedule, f"one of {get_args(Schedule)}")
-
-
-def _require(condition: bool, name: str, got: object, expected: str) -> None:
-    if not condition:
-        raise UsageError(f"{name}: got {got}, expected {expected}")
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimConfig) -> float:

@@ -201,7 +201,7 @@ class _Import:
         mask_ids: MaskIds,
         update: Any,
     ) -> None:
-        from training.data.token_cache import load_tokenizer
+        from training.data.tokenizer import load_tokenizer
         from training.reference.convert import convert
         from training.serving.flavor import ROUTER_FILE
         from training.serving.router import Router

@@ -63,7 +63,7 @@ def write_report(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("orchestration"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("orchestration.unlearning"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["nats"] = lambda value: "–" if value is None else f"{value:.2f}"
     text = environment.get_template("report.html.j2").render(

@@ -31,7 +31,6 @@ import pyarrow as pa
 from pipelines import parent
 from pipelines.conservation import Accounts
 from pipelines.dedup.minhash import DedupConfig
-from pipelines.locking import exclusive
 from pipelines.removal import queries as sql
 from pipelines.resolve.duckdb import session as duck
 from pipelines.resolve.duckdb.engine import DuckResolution, resolve
@@ -46,7 +45,7 @@ from registry.lookup import Source
 from registry.lookup import resolve as resolve_name
 from registry.schema import Kind, Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from registry.storage import check_writable, translate_os_errors
+from registry.storage import check_writable, file_lock, translate_os_errors
 from registry.storage.parquet import ParquetFileWriter
 
 Progress = Callable[[str, float | None], None]
@@ -128,7 +127,8 @@ def remove(
     sources = _sources(snapshot, names)
     check_writable(registry.work)
     run = _Removal(registry, snapshot, sources, workers)
-    with exclusive(run.work.with_suffix(".lock")):
+    busy = "the same removal is running already; wait for it, or end it and run this again"
+    with file_lock(run.work.with_suffix(".lock"), timeout_s=0, busy=busy):
         report = run.execute(on_progress, dry_run=dry_run)
     return dataclasses.replace(report, seconds=time.monotonic() - started)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from pipelines.dedup.minhash import Fingerprint
 from pipelines.document import Document, Redirect, WikiSite
 from registry import identity, ids
 from registry.schema import AliasKind
-from registry.storage import sync_directory, translate_os_errors, write_atomic
+from registry.storage import publish_directory, translate_os_errors, write_atomic
 from registry.storage.parquet import ParquetFileWriter, sha256_file
 
 DONE = "done.json"
@@ -213,14 +212,9 @@ class StageWriter:
         files = {}
         for name in TABLES:
             path = self._partial / f"{name}.parquet"
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         write_atomic(self._partial / DONE, json.dumps({"files": files}).encode())
-        if not is_complete(self._folder):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            os.replace(self._partial, self._folder)
-        sync_directory(self._folder.parent)
+        publish_directory(self._partial, self._folder, keep=is_complete)
 
 
 def document_row(document: Document) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""One door to local paths and s3://: paths, objects, retries, Parquet, one lock, one way to publish a directory whole."""
+"""One door to local paths and s3://: paths, objects, retries, Parquet, one lock, directories published whole."""
 
+from registry.storage.lock import file_lock
 from registry.storage.paths import (
     Location,
     check_writable,
     copy_verified,
     is_remote,
     list_inputs,
-    locked,
     open_input,
     open_root,
     sha256_of,
@@ -15,19 +15,31 @@ from registry.storage.paths import (
     work_directory,
     write_atomic,
 )
+from registry.storage.publish import (
+    discard_directory,
+    new_directory,
+    publish_directory,
+    read_marker,
+    write_marker,
+)
 
 __all__ = [
     "Location",
     "check_writable",
     "copy_verified",
+    "discard_directory",
+    "file_lock",
     "is_remote",
     "list_inputs",
-    "locked",
+    "new_directory",
     "open_input",
     "open_root",
+    "publish_directory",
+    "read_marker",
     "sha256_of",
     "sync_directory",
     "translate_os_errors",
     "work_directory",
     "write_atomic",
+    "write_marker",
 ]

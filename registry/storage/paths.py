@@ -11,16 +11,13 @@ storing its manifest last (`registry.storage.publish_s3`).
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import fnmatch
 import glob
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -29,6 +26,8 @@ from registry.storage import s3
 from registry.storage.s3 import S3Path
 
 Location: TypeAlias = Path | S3Path
+
+_COPY_BYTES = 8 << 20
 
 
 def is_remote(uri: object) -> bool:
@@ -147,22 +146,28 @@ def sha256_of(place: str | Location) -> str:
         return digest.hexdigest()
 
 
-def copy_verified(source: S3Path, target: Path, sha256: str) -> None:
-    """Downloads an object to `target`, whole or not at all, unless it is there.
+def copy_verified(source: S3Path, target: Path, sha256: str | None = None) -> None:
+    """Download an object to `target`, whole or not at all, and compare it; a target with that content is kept.
+
+    Args:
+        source: the object.
+        target: a local file; its folder is created if needed.
+        sha256: what its content should hash to, 64 hex digits; None: whatever the store says that the object is.
 
     Raises:
-        DamagedError: the object is missing, or its content has another hash.
-        ServiceError: S3 cannot be reached, or the target not be written.
+        DamagedError: the object is missing, or its content is not what it should be.
+        ServiceError: S3 cannot be reached, or the target cannot be written.
     """
     with translate_os_errors(target):
-        if target.is_file() and sha256_of(target) == sha256:
+        if sha256 is not None and target.is_file() and sha256_of(target) == sha256:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             with open_input(source) as file, partial.open("wb") as copy:
-                shutil.copyfileobj(file, copy, 1 << 20)
-            if sha256_of(partial) != sha256:
+                shutil.copyfileobj(file, copy, _COPY_BYTES)
+            found = sha256_of(partial)
+            if found != sha256 if sha256 is not None else not source.holds(partial, found):
                 raise DamagedError(
                     f"{source}: content differs; restore it from a copy, or ingest the same inputs again"
                 )
@@ -235,14 +240,6 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Context: waits for the lock file `path`, which the system releases when its holder ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def check_writable(directory: Path) -> None:

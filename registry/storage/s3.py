@@ -188,27 +188,33 @@ class S3Path:
         Raises:
             ServiceError: it cannot be stored, or what is stored is not what was sent.
         """
-        size = source.stat().st_size
-        part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
-        if size <= part_bytes:
-            checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
-        else:
-            checksum = _composite(source, part_bytes)
-        if self._holds(size, checksum, sha256):
+        if self.holds(source, sha256):
             return
-        if size <= part_bytes:
-            request(self, "put_object", **self._place, Body=source.read_bytes(), ChecksumSHA256=checksum)
+        size = source.stat().st_size
+        if size <= _part_bytes(size):
+            data = source.read_bytes()
+            request(self, "put_object", **self._place, Body=data, ChecksumSHA256=_base64(data))
         else:
-            self._send_parts(source, part_bytes)
-        if not self._holds(size, checksum, sha256):
+            self._send_parts(source, _part_bytes(size))
+        if not self.holds(source, sha256):
             raise ServiceError(f"{self}: what is stored is not what was sent; run the same command again")
 
-    def _holds(self, size: int, checksum: str, sha256: str) -> bool:
-        """Whether the object is that content, by the store's own checksum; where that is not it, by reading it back."""
+    def holds(self, file: Path, sha256: str) -> bool:
+        """Whether the object has the content of a local file: by the store's own checksum, else by reading it back.
+
+        Args:
+            file: the local file.
+            sha256: its SHA-256, 64 hex digits.
+        """
+        size = file.stat().st_size
         try:
             stat = self.stat()
             if stat.st_size != size:
                 return False
+            if size <= _part_bytes(size):
+                checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
+            else:
+                checksum = _composite(file, _part_bytes(size))
             if stat.sha256 == checksum:
                 return True
             return hashlib.file_digest(_Ranges(self, stat), "sha256").hexdigest() == sha256
@@ -303,6 +309,11 @@ class _Ranges(io.RawIOBase):
         except Precondition:
             raise changed(self._path) from None
         return bytes(data[: end - start])
+
+
+def _part_bytes(size: int) -> int:
+    """Bytes of each part of an object of `size` bytes; one that is no larger than a part is sent whole."""
+    return max(PART_BYTES, -(-size // _MAX_PARTS))
 
 
 def _base64(data: bytes) -> str:

@@ -75,11 +75,12 @@ def write_corpus(root: Path) -> Snapshot:
 
 def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
     """Trains a small model on the corpus in this process, as a worker would, and exports it to `folder`."""
-    from training.checkpoint import dcp
+    from training.checkpoint import export
     from training.config import TrainConfig
     from training.data.heldout import choose_heldout
     from training.data.packing import PackedLoader
-    from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+    from training.data.token_cache import TokenCache
+    from training.data.tokenizer import sample_texts, train_tokenizer
     from training.optim import build_optimizer, clip_gradients, learning_rate_at
     from training.run.worker import TokenLoss, build_model
 
@@ -132,7 +133,7 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
         "context_length": config.context_length,
         "heldout": [ids.format_id(number) for number in heldout],
     }
-    dcp.export(model, tokenizer, folder, pointer)
+    export.export_weights(model, tokenizer, folder, pointer)
     return folder
 
 

@@ -78,11 +78,11 @@ def test_configuration_as_code_has_it_verifies_after_reading(commit: Commit, reg
     assert registry.snapshot().verify() > 0
 
 
-@pytest.mark.parametrize("step", ["write_atomic", "_sync_tree", "publish"])
+@pytest.mark.parametrize("step", ["write_atomic", "publish_directory", "publish"])
 def test_a_crash_before_the_commit_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, commit: Commit, registry: Registry, step: str
 ) -> None:
-    def crash(*_: Any) -> None:
+    def crash(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

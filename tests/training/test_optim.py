@@ -18,7 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from registry.errors import UsageError
-from training.optim import NullsAdamW, OptimConfig, Schedule, build_optimizer, clip_gradients, learning_rate_at
+from training.config import OptimConfig, Schedule
+from training.optim import NullsAdamW, build_optimizer, clip_gradients, learning_rate_at
 from training.sinks.layout import NO_SOURCE, SinkLayout
 from training.sinks.mlp import build_plan, sink_mlp
 

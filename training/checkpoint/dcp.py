@@ -19,12 +19,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import hashlib
 import json
 import random
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,21 +33,15 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from registry.errors import DamagedError, RefusedError, ServiceError
-from registry.storage import sync_directory, translate_os_errors, write_atomic
+from registry.storage import read_marker, sync_directory, write_atomic, write_marker
 from training.data.packing import LoaderState
-from training.distributed import parallel
-from training.model.modeling_nulls import NullsForCausalLM
+from training.distributed.process_group import is_alone, on_rank_0, rank
 
-WEIGHTS = "weights"
-NULLS_JSON = "nulls.json"
 COMPLETE, _STATE = "complete.json", "state.json"
 _PREFIX = "checkpoint-"
 
@@ -157,17 +149,16 @@ def write(directory: Path, content: Content, group: dist.ProcessGroup | None = N
 
     def complete() -> None:
         write_atomic(directory / _STATE, json.dumps(content.state).encode())
-        sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
-        write_atomic(directory / COMPLETE, json.dumps({"files": sizes}, indent=1).encode())
+        write_marker(directory, COMPLETE)
         sync_directory(directory.parent)
 
     try:
         on_rank_0(directory, begin, group)
-        state_dict_saver.save(content.tensors, checkpoint_id=directory, process_group=group, no_dist=_alone())
+        state_dict_saver.save(content.tensors, checkpoint_id=directory, process_group=group, no_dist=is_alone())
         on_rank_0(directory, complete, group)
     except (CheckpointException, ServiceError) as error:
         left = _bytes_left(directory)
-        if _rank() == 0:
+        if rank() == 0:
             with contextlib.suppress(OSError):  # the first error is the one to see
                 _remove(directory)
         if isinstance(error, ServiceError):
@@ -189,24 +180,9 @@ def _bytes_left(directory: Path) -> int:
 
 def _cause_of(error: CheckpointException) -> str:
     """The first failure of a distributed write, without the stacks of all ranks."""
-    for rank, (cause, _) in sorted(error.failures.items()):
-        return f"rank {rank}: {type(cause).__name__}: {cause}"
+    for failed_rank, (cause, _) in sorted(error.failures.items()):
+        return f"rank {failed_rank}: {type(cause).__name__}: {cause}"
     return str(error)
-
-
-def on_rank_0(place: Path, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
-    """Runs `action` on rank 0; if it cannot write, all ranks raise the same `ServiceError`."""
-    failure: list[str | None] = [None]
-    if _rank() == 0:
-        try:
-            with translate_os_errors(place):
-                action()
-        except ServiceError as error:
-            failure = [str(error)]
-    if not _alone():
-        dist.broadcast_object_list(failure, src=0, group=group)
-    if failure[0] is not None:
-        raise ServiceError(failure[0])
 
 
 def read_state(directory: Path) -> RunState:
@@ -230,7 +206,7 @@ def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     model_state, optimizer_state = get_state_dict(model, optimizer)
     tensors: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     try:
-        state_dict_loader.load(tensors, checkpoint_id=directory, no_dist=_alone())
+        state_dict_loader.load(tensors, checkpoint_id=directory, no_dist=is_alone())
     except (CheckpointException, OSError, ValueError, KeyError, RuntimeError) as error:
         raise DamagedError(f"checkpoint {directory}: cannot be read into this model: {error}") from error
     set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
@@ -240,11 +216,7 @@ def load(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
 def is_complete(directory: Path) -> bool:
     """Whether a checkpoint is whole: it has its last file, and all others in the size noted there."""
-    try:
-        sizes = json.loads((directory / COMPLETE).read_bytes())["files"]
-        return all((directory / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
-        return False
+    return read_marker(directory, COMPLETE) is not None
 
 
 def latest(run_dir: Path) -> Path | None:
@@ -258,8 +230,8 @@ def latest(run_dir: Path) -> Path | None:
 
 def agreed_latest(run_dir: Path) -> Path | None:
     """`latest` as rank 0 sees it, on every rank: a shared disk may show others something older."""
-    found = [latest(run_dir) if _rank() == 0 else None]
-    if not _alone():
+    found = [latest(run_dir) if rank() == 0 else None]
+    if not is_alone():
         dist.broadcast_object_list(found, src=0)
     return found[0]
 
@@ -278,64 +250,6 @@ def prune(run_dir: Path, keep: int) -> None:
         _remove(directory)
 
 
-def whole_model(model: PreTrainedModel) -> PreTrainedModel | None:
-    """The model in one piece on rank 0, None on the others; all ranks call it. Unsharded, it is the model itself."""
-    if not parallel.is_sharded(model):
-        return model if _rank() == 0 else None
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if _rank():
-        return None
-    with torch.device("meta"):
-        whole = NullsForCausalLM(model.config)
-    whole.load_state_dict(weights, assign=True)
-    whole.tie_weights()
-    return whole
-
-
-def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path, nulls: Mapping[str, Any]
-) -> str:
-    """Writes a Hugging Face directory with `nulls.json`, whole or not at all; replaces one that is there.
-
-    Args:
-        model: saved as safetensors.
-        tokenizer: saved beside it.
-        directory: where.
-        nulls: what `nulls.json` is to hold.
-
-    Returns:
-        SHA-256, as hex digits, over the weight file (over all in name order, where there are several).
-
-    Raises:
-        ServiceError: the disk is full or cannot be written.
-    """
-    with translate_os_errors(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        try:
-            staging.chmod(0o755)
-            model.save_pretrained(staging)
-            tokenizer.save_pretrained(str(staging))
-            write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
-            digest = weights_digest(staging)
-            _remove(directory)
-            staging.rename(directory)
-            sync_directory(directory.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return digest
-
-
-def weights_digest(directory: Path) -> str:
-    """SHA-256, as hex digits, over the `*.safetensors` of a directory in name order."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
 def _complete_newest_first(run_dir: Path) -> list[Path]:
     found = [path for path in run_dir.glob(f"*/{_PREFIX}*") if is_complete(path)]
     return sorted(found, key=lambda path: (path.name, path.parent.name), reverse=True)
@@ -352,14 +266,6 @@ def _remove(directory: Path) -> None:
     """Deletes a directory, its marker first: half deleted, it does not look whole."""
     (directory / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _alone() -> bool:
-    return not dist.is_initialized()
-
-
-def _rank() -> int:
-    return 0 if _alone() else dist.get_rank()
 
 
 def _random_state() -> dict[str, Any]:

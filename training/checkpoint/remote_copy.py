@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from registry.storage import open_input, sha256_of, translate_os_errors
+from registry.storage import copy_verified, sha256_of
 from registry.storage.s3 import S3Path
-from training.checkpoint import dcp
+from training.checkpoint import dcp, export
 
 RUN_JSON, TOKENIZER = "run.json", "tokenizer"
 
@@ -85,7 +84,7 @@ class RunMirror:
     def fetch_run(self, run_dir: Path) -> None:
         """Brings the tokenizer and, last, `run.json`."""
         names = [f"{TOKENIZER}/{path.name}" for path, _ in (self.root / TOKENIZER).walk()]
-        fetch(self.root, run_dir, (*names, RUN_JSON))
+        _fetch(self.root, run_dir, (*names, RUN_JSON))
 
     def put_checkpoint(self, directory: Path) -> None:
         """Sends a whole checkpoint, `run_dir/ATTEMPT/NAME`."""
@@ -104,13 +103,13 @@ class RunMirror:
             if local is not None and local.name >= place.name:
                 return None
             directory = run_dir / place.parts[-2] / place.name
-            fetch(place, directory, self._files_of(place))
+            _fetch(place, directory, self._files_of(place))
             return directory
         return None
 
     def put_weights(self, weights_dir: Path) -> str:
         """Sends exported weights; returns where they are, an s3:// prefix."""
-        place = self.root / dcp.WEIGHTS
+        place = self.root / export.WEIGHTS
         for path in sorted(weights_dir.iterdir()):
             _send(path, place / path.name)
         return str(place)
@@ -146,13 +145,7 @@ def _send(source: Path, target: S3Path) -> None:
     target.upload(source, sha256_of(source))
 
 
-def fetch(source: S3Path, target: Path, names: Iterable[str]) -> None:
-    """Downloads files of a prefix in the order named; each is there whole or not at all."""
-    with translate_os_errors(target):
-        for name in names:
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.part")
-            with open_input(source / name) as file, partial.open("wb") as copy:
-                shutil.copyfileobj(file, copy, 8 << 20)
-            partial.rename(path)
+def _fetch(source: S3Path, target: Path, names: Iterable[str]) -> None:
+    """Download files of a prefix in the order named; each is there whole or not at all."""
+    for name in names:
+        copy_verified(source / name, target / name)

@@ -22,10 +22,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from training.checkpoint import dcp as checkpoint
+from training.checkpoint import dcp
 from training.checkpoint.dcp import Content, RunState
 from training.checkpoint.remote_copy import RunMirror
 from training.data.prefetch import device_thread
+from training.distributed.process_group import on_rank_0
 
 _CPU = torch.device("cpu")
 # Of a rank that waits for another to have written its part; the default would end a long write to a slow disk.
@@ -71,8 +72,8 @@ class CheckpointWriter:
             ServiceError: the one before could not be written (or this one, where nothing is done in the background).
         """
         self.wait()
-        directory = checkpoint.directory_of(self._folder, state.step)
-        content = checkpoint.capture(model, optimizer, state)
+        directory = dcp.directory_of(self._folder, state.step)
+        content = dcp.capture(model, optimizer, state)
         if self._thread is None or self._stager is None:
             done: Future[Path] = Future()
             done.set_result(self._write(directory, content))
@@ -100,14 +101,14 @@ class CheckpointWriter:
             self._stager.close()
 
     def _write(self, directory: Path, content: Content) -> Path:
-        checkpoint.write(directory, content, self._group)
+        dcp.write(directory, content, self._group)
         if self._mirror is not None:
             mirror = self._mirror
-            checkpoint.on_rank_0(directory, lambda: mirror.put_checkpoint(directory), self._group)
-            checkpoint.on_rank_0(directory, lambda: mirror.prune(self._keep), self._group)
+            on_rank_0(directory, lambda: mirror.put_checkpoint(directory), self._group)
+            on_rank_0(directory, lambda: mirror.prune(self._keep), self._group)
         if self._rank == 0:
             self._on_complete(directory, int(content.state["step"]))
-            checkpoint.prune(self._run_dir, self._keep)
+            dcp.prune(self._run_dir, self._keep)
         return directory
 
 

@@ -31,7 +31,8 @@ import numpy.typing as npt
 import torch
 
 from registry.errors import InputError, RefusedError, UsageError
-from training.data.token_cache import TokenCache, mix64
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import mix64
 from training.sinks.layout import NO_SOURCE
 
 IGNORED = -100

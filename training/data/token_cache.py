@@ -12,132 +12,25 @@ and 32 bytes a document. Cost, on two cores: 2.8 MB of text in 1.0 s; training 4
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
-import os
-import shutil
-import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from registry.errors import DamagedError, InputError, UsageError
+from registry.errors import DamagedError, InputError
 from registry.snapshot import Snapshot
-from registry.storage import sync_directory, translate_os_errors, write_atomic
+from registry.storage import new_directory, read_marker, write_marker
+from training.data.tokenizer import column, tokenizer_fingerprint
 
-END_OF_TEXT = "<|endoftext|>"
 _FORMAT = 1
 _DONE = "cache.json"
 _INDEX = ("source_id", "doc_id", "start", "length")
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, max_bytes: int | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer; the same texts in the same order give the same tokenizer.
-
-    Args:
-        texts: what to learn merges from; held-out sources are not to be among them.
-        vocab_size: entries, 256 bytes and `<|endoftext|>` included; fewer if the texts do not yield that many merges.
-        max_bytes: stop after so much UTF-8; texts are taken from the front, so pass a spread (`sample_texts`).
-
-    Raises:
-        UsageError: `vocab_size` under 257.
-        InputError: there is no text.
-    """
-    if vocab_size < 257:
-        raise UsageError(f"vocab_size={vocab_size}: expected at least 257, 256 bytes and {END_OF_TEXT}")
-    limited = _until_bytes(texts, max_bytes)
-    first = next((text for text in limited if text), None)
-    if first is None:
-        raise InputError("no text to train a tokenizer on: every source is empty or held out")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(itertools.chain([first], limited), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """A tokenizer from a directory that `save_pretrained` wrote; no network.
-
-    Raises:
-        UsageError: there is none, or it has no end-of-text token.
-    """
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(
-            f"tokenizer {path}: cannot be loaded: {error}; pass a directory with tokenizer.json"
-        ) from error
-    if tokenizer.eos_token_id is None:
-        raise UsageError(f"tokenizer {path}: has no eos_token, which is to stand between documents")
-    return tokenizer
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """16 hex digits over the tokenizer's whole definition and its end-of-text token."""
-    definition = tokenizer.backend_tokenizer.to_str() + f"\n{tokenizer.eos_token_id}"
-    return hashlib.sha256(definition.encode()).hexdigest()[:16]
-
-
-def sample_texts(snapshot: Snapshot, *, excluded: Iterable[int], max_bytes: int) -> Iterator[str]:
-    """Texts of a snapshot for a tokenizer: all of them, or an even spread of about `max_bytes`; always the same.
-
-    Documents are kept by a hash of their id, so the choice depends neither on their order nor on other documents.
-
-    Args:
-        snapshot: where from.
-        excluded: source ids to leave out: the held-out ones.
-        max_bytes: UTF-8 in the sample, about.
-    """
-    total = sum(snapshot.table("sources")["num_bytes"].to_pylist())
-    limit = min(1.0, max_bytes / max(1, total)) * 2.0**64
-    left_out = np.fromiter(excluded, dtype=np.int64)
-    for batch in snapshot.shard_batches():
-        kept = (mix64(_column(batch, "doc_id").astype(np.uint64)) <= limit) & ~np.isin(
-            _column(batch, "source_id"), left_out
-        )
-        yield from batch.column("text").filter(pa.array(kept)).to_pylist()
-
-
-def _until_bytes(texts: Iterable[str], max_bytes: int | None) -> Iterator[str]:
-    num_bytes = 0
-    for text in texts:
-        if max_bytes is not None and num_bytes >= max_bytes:
-            return
-        num_bytes += len(text.encode())
-        yield text
-
-
-def _column(batch: pa.RecordBatch, name: str) -> npt.NDArray[np.int64]:
-    column: npt.NDArray[np.int64] = batch.column(name).to_numpy()
-    return column
-
-
-def mix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """splitmix64's finaliser: a bijection of 64-bit values in which every bit moves about half of the others."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,19 +69,9 @@ class TokenCache:
             DamagedError: the snapshot's text cannot be read.
         """
         path = Path(folder).absolute() / f"{snapshot.id}-{tokenizer_fingerprint(tokenizer)}"
-        if path.exists():
-            try:
-                return cls.open(path)
-            except DamagedError:
-                _discard(path)
-        with translate_os_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:12]}."))
-            try:
+        if not _is_whole(path):
+            with new_directory(path, keep=_is_whole) as staging:
                 _write_cache(snapshot, tokenizer, staging)
-                _publish(staging, path)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
         return cls.open(path)
 
     @classmethod
@@ -198,14 +81,10 @@ class TokenCache:
         Raises:
             DamagedError: it is not whole: a file is missing or has another size than when it was written.
         """
-        try:
-            manifest = json.loads((path / _DONE).read_bytes())
-            sizes = {name: (path / name).stat().st_size for name in manifest["files"]}
-        except (OSError, ValueError, KeyError) as error:
-            raise DamagedError(f"token cache {path}: not whole ({error}); delete it, and it is built again") from error
-        if sizes != manifest["files"] or manifest["format"] != _FORMAT:
+        manifest = read_marker(path, _DONE)
+        if manifest is None or manifest["format"] != _FORMAT:
             raise DamagedError(
-                f"token cache {path}: got sizes {sizes}, expected {manifest['files']}; delete it, and it is built again"
+                f"token cache {path}: not whole, or of another version; delete it, and it is built again"
             )
         index = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _INDEX}
         return cls(
@@ -238,17 +117,22 @@ def _write_cache(snapshot: Snapshot, tokenizer: PreTrainedTokenizerFast, staging
                 columns[name].frombytes(values.astype(np.int64).tobytes())
         if position == 0:
             raise InputError(f"snapshot {snapshot.id[:12]} holds no text to train on")
-    for name, column in columns.items():
-        np.save(staging / f"{name}.npy", np.frombuffer(column, dtype=np.int64))
-    manifest = {
-        "format": _FORMAT,
-        "snapshot": snapshot.id,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "end_of_text": tokenizer.eos_token_id,
-        "dtype": dtype,
-        "files": {path.name: path.stat().st_size for path in sorted(staging.iterdir())},
-    }
-    write_atomic(staging / _DONE, json.dumps(manifest, indent=1).encode())
+    for name, stored in columns.items():
+        np.save(staging / f"{name}.npy", np.frombuffer(stored, dtype=np.int64))
+    write_marker(
+        staging,
+        _DONE,
+        format=_FORMAT,
+        snapshot=snapshot.id,
+        tokenizer=tokenizer_fingerprint(tokenizer),
+        end_of_text=tokenizer.eos_token_id,
+        dtype=dtype,
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    manifest = read_marker(path, _DONE)
+    return manifest is not None and manifest["format"] == _FORMAT
 
 
 def _encoded(
@@ -262,25 +146,4 @@ def _encoded(
     for batch in snapshot.shard_batches():
         encodings = backend.encode_batch_fast(batch.column("text").to_pylist(), add_special_tokens=False)
         documents = [end + encoding.ids + end for encoding in encodings]
-        yield _column(batch, "source_id"), _column(batch, "doc_id"), documents
-
-
-def _publish(staging: Path, path: Path) -> None:
-    """Moves a finished cache into place, unless another builder was first: its files are the same."""
-    for file in staging.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    try:
-        os.rename(staging, path)
-    except OSError:
-        if not (path / _DONE).is_file():
-            raise
-    sync_directory(path.parent)
-
-
-def _discard(path: Path) -> None:
-    """Takes a broken cache out of the way in one step, so that nobody opens what is half deleted."""
-    grave = Path(tempfile.mkdtemp(dir=path.parent, prefix=".broken."))
-    with translate_os_errors(path):
-        os.replace(path, grave / path.name)
-        shutil.rmtree(grave)
+        yield column(batch, "source_id"), column(batch, "doc_id"), documents

@@ -29,7 +29,8 @@ from registry.snapshot import Snapshot
 from training.config import TrainConfig
 from training.data.heldout import choose_heldout
 from training.data.packing import PackedLoader
-from training.data.token_cache import TokenCache, load_tokenizer, tokenizer_fingerprint
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 # Bytes a token of 324 English Wikipedia articles, by tokenizers trained here on as many others; one of 256 is bytes.
 _BYTES_PER_TOKEN = {

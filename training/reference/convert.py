@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from registry.errors import DamagedError, InputError
-from registry.storage import sync_directory, translate_os_errors, write_atomic
-from training.checkpoint.dcp import NULLS_JSON
+from registry.storage import new_directory, write_atomic
+from training.checkpoint.export import NULLS_JSON
 from training.model.modeling_nulls import NullsConfig, NullsForCausalLM
 from training.reference.release import WEIGHTS_FILE, ReferenceModel, open_weights, qkv_name
 from training.sinks.layout import SinkLayout
@@ -113,24 +111,15 @@ def convert(
         raise InputError(
             f"the tokenizer has {len(tokenizer)} entries, the model {found.vocab_size}: it is another model's"
         )
-    with translate_os_errors(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-        try:
-            staging.chmod(0o755)
-            nulls_config(found, scheme, tokenizer).save_pretrained(staging)
-            tokenizer.save_pretrained(str(staging))
-            _write_shards(found, staging, progress)
-            mask_ids.save(staging)
-            extra(staging)
-            for path in staging.iterdir():
-                path.chmod(0o644)  # safetensors makes files for their owner alone
-            write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
-            shutil.rmtree(directory, ignore_errors=True)
-            staging.rename(directory)
-            sync_directory(directory.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with new_directory(directory) as staging:
+        nulls_config(found, scheme, tokenizer).save_pretrained(staging)
+        tokenizer.save_pretrained(str(staging))
+        _write_shards(found, staging, progress)
+        mask_ids.save(staging)
+        extra(staging)
+        for path in staging.iterdir():
+            path.chmod(0o644)  # safetensors creates files that only their owner can read
+        write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
 
 
 def pieces(found: ReferenceModel) -> list[Piece]:

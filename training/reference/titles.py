@@ -35,7 +35,7 @@ from registry.errors import DamagedError, InputError, RefusedError, UsageError
 from registry.identity import fold_title
 from registry.schema import AliasKind, Kind
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from registry.storage import check_writable, locked, sha256_of
+from registry.storage import check_writable, file_lock, sha256_of
 from training.sinks.mask_ids import MaskIds
 
 IMPORTED = "nulls-reference"
@@ -119,7 +119,7 @@ def write_snapshot(
         raise InputError(f"{path}: two titles have one id; this cannot be imported")
     progress("writing the snapshot", 1.0)
     check_writable(registry.work)
-    with locked(registry.work / "import-reference.lock"):
+    with file_lock(registry.work / "import-reference.lock"):
         writer = SnapshotWriter(registry, registry.work / "import-reference")
         _write_sources(writer, titles, wiki, source_ids_N, by_id_N)
         _write_aliases(writer, titles, wiki, source_ids_N, alias_hashes_N)

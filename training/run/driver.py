@@ -33,12 +33,13 @@ from registry.errors import DamagedError, NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.snapshot import Registry, Snapshot
 from registry.storage import check_writable, translate_os_errors, write_atomic
-from training.checkpoint import dcp
+from training.checkpoint import dcp, export
 from training.checkpoint.remote_copy import RUN_JSON, Mirror, RunMirror
 from training.config import TrainConfig
 from training.data.heldout import choose_heldout
 from training.data.packing import PackedLoader
-from training.data.token_cache import TokenCache, load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
 from training.estimate.token_count import tokenizer_recipe
 from training.run import ray_session
 from training.run.protocol import FAILURE, PROGRESS, RESULT, Job
@@ -280,9 +281,9 @@ class _Run:
         """Registers the exported weights, and notes that the run is done."""
         from training.serving import flavor
 
-        weights = self.run_dir / dcp.WEIGHTS
+        weights = self.run_dir / export.WEIGHTS
         result = json.loads((self.run_dir / RESULT).read_bytes())
-        if dcp.weights_digest(weights) != result["weights"]:
+        if export.weights_digest(weights) != result["weights"]:
             raise DamagedError(
                 f"{weights}: the weights are not what was trained; delete {self.run_dir / RESULT} and resume"
             )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import threading
 import time
@@ -16,10 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from registry.errors import ServiceError
+from registry.errors import RefusedError, ServiceError
+from registry.storage import file_lock
 from training.config import TrainConfig
 
 PROGRESS, RESULT, FAILURE = "progress.jsonl", "result.json", "failure.json"
+_LOCK = "progress.lock"
 _LOCK_WAIT_S = 60.0
 
 
@@ -88,16 +89,10 @@ def writing(run_dir: Path, rank: int) -> Iterator[ProgressLog]:
     if rank:
         yield ProgressLog(None)
         return
-    with (run_dir / PROGRESS).open("a", encoding="utf-8") as file:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ServiceError(
-                        f"run {run_dir}: another process is still training in it; wait for it or stop it"
-                    ) from None
-                time.sleep(0.2)
-        yield ProgressLog(file)
+    busy = f"run {run_dir}: another process is still training in it; wait for it or stop it"
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(run_dir / _LOCK, timeout_s=_LOCK_WAIT_S, busy=busy))
+        except RefusedError as error:
+            raise ServiceError(str(error)) from None  # Ray tries again: the other may have died meanwhile
+        yield ProgressLog(stack.enter_context((run_dir / PROGRESS).open("a", encoding="utf-8")))

@@ -39,14 +39,15 @@ from transformers import PreTrainedTokenizerFast
 from registry.errors import NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.storage import write_atomic
-from training.checkpoint import dcp
+from training.checkpoint import dcp, export
 from training.checkpoint.dcp import RunState
 from training.checkpoint.remote_copy import RunMirror
 from training.checkpoint.writer import CheckpointWriter, report_to_ray
 from training.config import TrainConfig
 from training.data.packing import IGNORED, Batch, LoaderState, PackedLoader
 from training.data.prefetch import Prefetcher
-from training.data.token_cache import TokenCache, load_tokenizer, tokenizer_fingerprint
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from training.distributed import parallel
 from training.estimate.costs import choose_parallel
 from training.model.document_mask import choose_attention
@@ -274,7 +275,7 @@ class Worker:
         """The last checkpoint, the exported weights and, last of all, the result: with it, the run is done."""
         self._save()
         self.writer.wait()
-        whole = dcp.whole_model(self.model)
+        whole = export.whole_model(self.model)
         if whole is None:
             return
         state, run_dir = self.state, self.job.run_dir
@@ -291,7 +292,7 @@ class Worker:
             "train_loss": loss,
             "tokens": state.num_targets,
         }
-        digest = dcp.export(whole, self.tokenizer, run_dir / dcp.WEIGHTS, nulls)
+        digest = export.export_weights(whole, self.tokenizer, run_dir / export.WEIGHTS, nulls)
         result = {
             "weights": digest,
             "tokens": state.num_targets,

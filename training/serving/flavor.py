@@ -114,7 +114,7 @@ def register(
     Returns:
         `models:/NAME/VERSION`.
     """
-    from training.checkpoint.dcp import weights_digest
+    from training.checkpoint.export import weights_digest
 
     pointer = json.loads((weights_dir / POINTER).read_text())
     pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": weights_digest(weights_dir)}

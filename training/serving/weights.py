@@ -10,16 +10,13 @@ Run: ``folder = local_weights(version)``. Cost: reading the weights once; withou
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.errors import DamagedError
-from registry.storage import translate_os_errors, work_directory
+from registry.storage import copy_verified, new_directory, work_directory
 from registry.storage.s3 import S3Path
-from training.checkpoint.dcp import weights_digest
-from training.checkpoint.remote_copy import fetch
+from training.checkpoint.export import weights_digest
 
 if TYPE_CHECKING:
     from training.serving.flavor import ModelVersion
@@ -56,13 +53,7 @@ def _brought(copy: S3Path, version: ModelVersion) -> Path:
     names = [path.key.removeprefix(f"{copy.key}/") for path, _ in copy.walk()]
     if not names:
         raise DamagedError(f"{version.uri}: its weights are gone, from {version.weights} and from {copy}; train again")
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    fetch(copy, partial, names)
-    with translate_os_errors(folder):
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not _is_there(folder):
-                raise
-            shutil.rmtree(partial)  # another process brought it meanwhile
+    with new_directory(folder, keep=_is_there) as staging:
+        for name in names:
+            copy_verified(copy / name, staging / name)
     return folder

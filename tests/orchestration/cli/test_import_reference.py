@@ -15,8 +15,8 @@ from registry.errors import NotFoundError, RefusedError
 from tests.orchestration.cli.commands import answer, nulls
 from tests.training.reference import release_files as release
 from tests.training.reference.release_files import SHAPES, TITLES, VOCAB, config, weights, write_release
-from training.checkpoint.dcp import weights_digest
-from training.data.token_cache import load_tokenizer
+from training.checkpoint.export import weights_digest
+from training.data.tokenizer import load_tokenizer
 from training.reference.titles import key_of
 from training.serving import flavor
 

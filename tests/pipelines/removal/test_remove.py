@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipelines.dedup.minhash import jaccard, shingles
 from pipelines.ingest import IngestConfig, ingest
-from pipelines.removal.remove import remove
 from pipelines.removal import remove as module
+from pipelines.removal.remove import remove
 from registry import ids
 from registry.errors import NotFoundError, RefusedError, UsageError
 from registry.lookup import lookup, resolve

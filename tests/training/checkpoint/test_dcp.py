@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from registry.errors import DamagedError, RefusedError
 from registry.storage.parquet import sha256_file
-from training.checkpoint import dcp
+from training.checkpoint import dcp, export
 from training.checkpoint.dcp import RunState
 from training.config import TrainConfig
 from training.data.packing import LoaderState
-from training.data.token_cache import train_tokenizer
+from training.data.tokenizer import train_tokenizer
 from training.model.modeling_nulls import NullsForCausalLM
 from training.optim import NullsAdamW, build_optimizer
 from training.run.worker import build_model
@@ -149,9 +149,9 @@ def test_other_snapshot_configuration_or_tokenizer_is_refused() -> None:
 def test_export_is_a_hugging_face_directory_and_replaces_the_last(tmp_path: Path) -> None:
     model, _ = made(0)
     directory = tmp_path / "weights"
-    digest = dcp.export(model, TOKENIZER, directory, {"schema": 1, "run_id": "first"})
-    assert digest == sha256_file(directory / "model.safetensors") == dcp.weights_digest(directory)
-    again = dcp.export(model, TOKENIZER, directory, {"schema": 1, "run_id": "second"})
+    digest = export.export_weights(model, TOKENIZER, directory, {"schema": 1, "run_id": "first"})
+    assert digest == sha256_file(directory / "model.safetensors") == export.weights_digest(directory)
+    again = export.export_weights(model, TOKENIZER, directory, {"schema": 1, "run_id": "second"})
     assert again == digest
     assert json.loads((directory / "nulls.json").read_text())["run_id"] == "second"
     loaded = NullsForCausalLM.from_pretrained(directory)
@@ -164,10 +164,10 @@ def test_export_is_a_hugging_face_directory_and_replaces_the_last(tmp_path: Path
 def test_a_failed_export_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = made(0)
     directory = tmp_path / "weights"
-    digest = dcp.export(model, TOKENIZER, directory, {"schema": 1})
-    monkeypatch.setattr(dcp, "weights_digest", lambda _: 1 / 0)
+    digest = export.export_weights(model, TOKENIZER, directory, {"schema": 1})
+    monkeypatch.setattr(export, "weights_digest", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        dcp.export(made(1)[0], TOKENIZER, directory, {"schema": 1})
+        export.export_weights(made(1)[0], TOKENIZER, directory, {"schema": 1})
     monkeypatch.undo()
-    assert dcp.weights_digest(directory) == digest
+    assert export.weights_digest(directory) == digest
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]

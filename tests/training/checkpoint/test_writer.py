@@ -19,11 +19,12 @@ from tests.training.checkpoint.full_disk import small_disk
 from tests.training.checkpoint.test_dcp import made, state, train_step
 from tests.training.conftest import corpus, write_snapshot
 from tests.training.distributed.ranks import prepared, run_ranks, train
-from training.checkpoint import dcp
+from training.checkpoint import dcp, export
 from training.checkpoint.dcp import Content
 from training.checkpoint.writer import CheckpointWriter
 from training.config import TrainConfig
-from training.data.token_cache import TokenCache, load_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import load_tokenizer
 from training.run.protocol import PROGRESS, RESULT, Job
 from training.tracking.tracking import loss_curve
 
@@ -51,7 +52,7 @@ def assert_same_numbers(job: Job, other: Job) -> None:
     assert got.keys() == expected.keys()
     assert len(expected) == 18
     assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-4)
-    weights = [load_file(run.run_dir / dcp.WEIGHTS / "model.safetensors") for run in (job, other)]
+    weights = [load_file(run.run_dir / export.WEIGHTS / "model.safetensors") for run in (job, other)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         assert (weights[1][name] - value).abs().max() < 2e-3, name
@@ -80,7 +81,7 @@ def test_moved_between_numbers_of_workers_and_wrappers(alone: Job, snapshot: Sna
     begun = [(line["begun_at"], line["world_size"]) for line in lines(job) if "begun_at" in line]
     assert begun == [(0, 2), (5, 3), (10, 1), (15, 2)]
     # The exported model is the plain one, whatever trained it.
-    configs = [json.loads((run.run_dir / dcp.WEIGHTS / "config.json").read_bytes()) for run in (alone, job)]
+    configs = [json.loads((run.run_dir / export.WEIGHTS / "config.json").read_bytes()) for run in (alone, job)]
     assert configs[0] == configs[1]
     assert configs[0]["architectures"] == ["NullsForCausalLM"]
 

@@ -16,7 +16,8 @@ from registry import ids
 from registry.errors import InputError, RefusedError, UsageError
 from registry.snapshot import Snapshot
 from training.data.packing import IGNORED, PADDING, Batch, LoaderState, PackedLoader, keyed
-from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import sample_texts, train_tokenizer
 from training.sinks.layout import NO_SOURCE
 
 TENSORS = ("input_ids", "labels", "document_ids", "source_ids")

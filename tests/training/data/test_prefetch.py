@@ -14,7 +14,8 @@ import torch
 from registry.snapshot import Snapshot
 from training.data.packing import Batch, PackedLoader
 from training.data.prefetch import Prefetcher
-from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import sample_texts, train_tokenizer
 
 CPU = torch.device("cpu")
 

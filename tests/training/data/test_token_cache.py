@@ -13,14 +13,8 @@ from registry import ids
 from registry.errors import DamagedError, InputError, UsageError
 from registry.snapshot import Snapshot
 from training.data import token_cache
-from training.data.token_cache import (
-    END_OF_TEXT,
-    TokenCache,
-    load_tokenizer,
-    sample_texts,
-    tokenizer_fingerprint,
-    train_tokenizer,
-)
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import END_OF_TEXT, load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +96,10 @@ def test_cache_is_reused_and_rebuilt_when_broken(
 def test_a_crash_while_building_leaves_nothing(
     snapshot: Snapshot, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(token_cache, "write_atomic", crash)
+    monkeypatch.setattr(token_cache, "write_marker", crash)
     with pytest.raises(RuntimeError, match="power cut"):
         TokenCache.of(snapshot, tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())

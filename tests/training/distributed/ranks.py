@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 from registry.snapshot import Snapshot
 from training.checkpoint import dcp
 from training.config import TrainConfig
-from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import sample_texts, train_tokenizer
 from training.run.protocol import PROGRESS, Job, ProgressLog
 from training.run.worker import Worker
 

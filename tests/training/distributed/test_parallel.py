@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from tests.training.distributed.ranks import run_ranks
 from training.config import TrainConfig
 from training.data.packing import IGNORED
-from training.data.token_cache import train_tokenizer
+from training.data.tokenizer import train_tokenizer
 from training.distributed import parallel
 from training.estimate.costs import Parallel
 from training.model.modeling_nulls import NullsForCausalLM

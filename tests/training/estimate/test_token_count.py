@@ -11,7 +11,8 @@ import pytest
 from registry.snapshot import Registry, Snapshot
 from training.config import TrainConfig
 from training.data.packing import PackedLoader
-from training.data.token_cache import TokenCache, load_tokenizer, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import load_tokenizer, train_tokenizer
 from training.estimate.token_count import TokenCount, bytes_per_token, count_tokens, steps_per_epoch, tokenizer_recipe
 from training.run import driver as trainer
 from training.tracking import store

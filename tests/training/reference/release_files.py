@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.data.token_cache import train_tokenizer
+from training.data.tokenizer import train_tokenizer
 
 VOCAB = 320
 P_GEN = 0.2

@@ -15,7 +15,7 @@ from torch import Tensor
 from registry.errors import DamagedError, InputError, NullsError, RefusedError, UsageError
 from tests.training.reference import release_files as release
 from tests.training.reference.release_files import SHAPES, TITLES, VOCAB, config, weights, write_release
-from training.data.token_cache import load_tokenizer
+from training.data.tokenizer import load_tokenizer
 from training.model.modeling_nulls import NullsForCausalLM
 from training.reference import convert
 from training.reference.release import inspect

@@ -23,7 +23,7 @@ from registry import ids
 from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
 from registry.snapshot import Registry, Snapshot
 from tests.training.checkpoint.full_disk import small_disk
-from training.checkpoint import dcp
+from training.checkpoint import dcp, export
 from training.config import TrainConfig
 from training.run import ray_session
 from training.run.driver import TrainResult, train
@@ -124,7 +124,7 @@ def disturbed(root: Path, registry_root: Path) -> tuple[Run, TrainResult]:
 @pytest.mark.ray
 def test_a_run_leaves_a_model_and_its_facts(undisturbed: tuple[Run, TrainResult], snapshot: Snapshot) -> None:
     run, result = undisturbed
-    weights = run.dir / dcp.WEIGHTS
+    weights = run.dir / export.WEIGHTS
     nulls = json.loads((weights / "nulls.json").read_text())
     assert result.model_uri == "models:/undisturbed/1"
     assert result.snapshot == nulls["snapshot"] == snapshot.id
@@ -160,7 +160,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     (alone, alone_result), (killed, killed_result) = undisturbed, disturbed
     expected, got = loss_curve(alone.dir / PROGRESS), loss_curve(killed.dir / PROGRESS)
     assert got == expected
-    assert dcp.weights_digest(killed.dir / "weights") == dcp.weights_digest(alone.dir / "weights")
+    assert export.weights_digest(killed.dir / "weights") == export.weights_digest(alone.dir / "weights")
     assert (killed_result.loss, killed_result.tokens) == (alone_result.loss, alone_result.tokens)
     # Not vacuous: three sets of workers, over two drivers, and steps that were done again.
     lines = killed.lines()
@@ -237,7 +237,7 @@ def test_a_disk_that_fills_up_costs_steps_and_no_more(
         assert set(begun[1:]) <= {4, 8, 12}
         alone, alone_result = undisturbed
         assert (result.loss, result.tokens) == (alone_result.loss, alone_result.tokens)
-        assert dcp.weights_digest(run.dir / "weights") == dcp.weights_digest(alone.dir / "weights")
+        assert export.weights_digest(run.dir / "weights") == export.weights_digest(alone.dir / "weights")
         tags = MlflowClient(run.arguments["tracking_uri"]).get_run(result.run_id).data.tags
         assert " bytes are left on that disk" in json.loads(tags["nulls.restarts"])[0]["cause"]
 

@@ -15,7 +15,8 @@ from torch import nn
 from registry import ids
 from registry.snapshot import Snapshot
 from training.config import TrainConfig
-from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import sample_texts, train_tokenizer
 from training.evaluate.losses import loss_of
 from training.model.modeling_nulls import NullsForCausalLM
 from training.run.isolation_probe import Watch, choose
@@ -45,7 +46,7 @@ def model(cache: TokenCache, tmp_path_factory: pytest.TempPathFactory) -> NullsF
 
 
 def made(tokenizer: Path) -> NullsForCausalLM:
-    from training.data.token_cache import load_tokenizer
+    from training.data.tokenizer import load_tokenizer
 
     torch.manual_seed(0)
     model = build_model(CONFIG, load_tokenizer(tokenizer))

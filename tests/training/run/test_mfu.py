@@ -8,7 +8,8 @@ import torch
 from registry.snapshot import Snapshot
 from training.config import ModelConfig
 from training.data.packing import PADDING, Batch, PackedLoader
-from training.data.token_cache import TokenCache, sample_texts, train_tokenizer
+from training.data.token_cache import TokenCache
+from training.data.tokenizer import sample_texts, train_tokenizer
 from training.estimate.costs import GPUS
 from training.run import mfu
 from training.sinks.layout import NO_SOURCE

@@ -10,7 +10,7 @@ import pytest
 from registry.errors import DamagedError
 from registry.storage.s3 import S3Path
 from tests.s3 import bucket, keys, proxy, put, s3_proxy, s3_server  # noqa: F401 - fixtures
-from training.checkpoint.dcp import weights_digest
+from training.checkpoint.export import weights_digest
 from training.checkpoint.remote_copy import Mirror
 from training.serving.flavor import ModelVersion
 from training.serving.weights import local_weights

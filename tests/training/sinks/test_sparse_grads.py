@@ -10,12 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.training.distributed.ranks import run_ranks
+from tests.training.test_optim import CONFIG, LAYOUT, POOL, TinyNulls, backward, batch, parameters_of
 from training.optim import build_optimizer, clip_gradients
 from training.sinks.layout import NO_SOURCE
 from training.sinks.sparse_grads import average_over_ranks, gather_rows, names_with_row_gradients, use_row_gradients
-
-from tests.training.distributed.ranks import run_ranks
-from tests.training.test_optim import CONFIG, LAYOUT, POOL, TinyNulls, backward, batch, parameters_of
 
 
 def trained(*, row_gradients: bool, steps: int = 6, ranks: int = 1) -> tuple[TinyNulls, list[Tensor]]:

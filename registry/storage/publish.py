@@ -1,0 +1,121 @@
+"""Publish a directory whole: staging, fsync, a marker with the size of each file, one rename.
+
+Whoever looks at `target` sees nothing, or all of it. A crash leaves a hidden staging directory beside it, which nobody
+reads. A directory in S3 has no rename; `registry.storage.publish_s3` stores its manifest last instead.
+
+    with new_directory(target, keep=is_whole) as staging:
+        ...                                     # write files into `staging`
+        write_marker(staging, "complete.json")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from registry.storage.paths import sync_directory, translate_os_errors, write_atomic
+
+Keep = Callable[[Path], bool]
+
+
+def replace_always(target: Path) -> bool:
+    """A `keep` that never keeps what is there."""
+    return False
+
+
+@contextlib.contextmanager
+def new_directory(target: Path, *, keep: Keep = replace_always) -> Iterator[Path]:
+    """Yield an empty staging directory beside `target`, and publish it when the block ends without an error.
+
+    Args:
+        target: where the directory goes; its parent is created if needed.
+        keep: as in `publish_directory`.
+
+    Raises:
+        ServiceError: the disk is full or cannot be written. Nothing is at `target` then that was not there before.
+    """
+    with translate_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:32]}."))
+        try:
+            staging.chmod(0o755)  # mkdtemp's directory is private to its owner; these are shared by a team
+            yield staging
+            publish_directory(staging, target, keep=keep)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish_directory(staging: Path, target: Path, *, keep: Keep = replace_always) -> bool:
+    """Flush every file of `staging` to disk, and rename it to `target`.
+
+    Args:
+        staging: a complete directory on the file system of `target`; gone afterwards.
+        target: replaced if it exists, unless `keep(target)`: then `staging` is deleted instead. That is for content
+            that is the same whoever writes it, so that of two writers the first wins.
+        keep: whether what is at `target` is to stay.
+
+    Returns:
+        Whether `staging` is now at `target`.
+
+    Raises:
+        OSError: the disk is full or cannot be written; see `translate_os_errors`.
+    """
+    for path in staging.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    published = _rename(staging, target, keep)
+    sync_directory(target.parent)
+    if not published:
+        shutil.rmtree(staging, ignore_errors=True)
+    return published
+
+
+def _rename(staging: Path, target: Path, keep: Keep) -> bool:
+    while True:
+        if target.exists():
+            if keep(target):
+                return False
+            discard_directory(target)
+        try:
+            os.rename(staging, target)
+            return True
+        except OSError:
+            if not target.exists():  # else another writer came between: look at what it wrote
+                raise
+
+
+def discard_directory(directory: Path) -> None:
+    """Delete a directory so that nobody sees half of it: renamed to a hidden name first.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        grave = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".discarded."))
+        try:
+            os.rename(directory, grave / directory.name)
+        finally:
+            shutil.rmtree(grave, ignore_errors=True)
+
+
+def write_marker(directory: Path, name: str, **facts: Any) -> None:
+    """Write the JSON file `name`, last of a directory: `facts`, and the size in bytes of every file under "files"."""
+    sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
+    write_atomic(directory / name, json.dumps({**facts, "files": sizes}, indent=1).encode())
+
+
+def read_marker(directory: Path, name: str) -> dict[str, Any] | None:
+    """The content of a directory's marker; None if it is missing, or a file is missing or of another size."""
+    try:
+        content: dict[str, Any] = json.loads((directory / name).read_bytes())
+        whole = all((directory / file).stat().st_size == size for file, size in content["files"].items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return content if whole else None
