@@ -1,5 +1,29 @@
 """What a source is, and where it went: identity, ids, schemas, snapshots, lookup, the catalogue and its ledger.
 
-Everything else stands on this package and it stands on nothing of ours. Importing it loads neither torch nor ray,
-beam, duckdb or mlflow (`tests/test_layers.py` holds that), so a lookup starts in well under a second.
+Every other package imports this one, and it imports none of them. Importing it loads neither torch nor ray, beam,
+duckdb or mlflow (`tests/test_layers.py` checks that), so a lookup starts in well under a second.
+
+    from registry import Registry, lookup
+    lookup(Registry.open("nulls-registry").snapshot(), "Anarchism")
 """
+
+from typing import TYPE_CHECKING
+
+from registry._public import publish
+
+if TYPE_CHECKING:
+    from registry.ledger import Ledger
+    from registry.lookup import lookup
+    from registry.snapshot import Registry, Snapshot
+
+__all__ = ["Ledger", "Registry", "Snapshot", "lookup"]
+
+publish(
+    __name__,
+    {
+        "Ledger": "registry.ledger",
+        "Registry": "registry.snapshot",
+        "Snapshot": "registry.snapshot",
+        "lookup": "registry.lookup",
+    },
+)

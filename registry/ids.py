@@ -13,8 +13,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import NewType
 
 from registry.errors import UsageError
+
+SourceId = NewType("SourceId", int)
+"""A source: the hash of its key, a non-negative int64."""
+DocId = NewType("DocId", int)
+"""A document: the hash of its source's key and its locator, a non-negative int64."""
+MaskId = NewType("MaskId", int)
+"""What a model draws a source's sinks from: its `SourceId`, or its number in an imported model."""
 
 ID_SCHEME = "blake2b-63-v1"
 _HEX_ID = re.compile(r"[0-7][0-9a-f]{15}")
