@@ -1,7 +1,7 @@
-"""An iterator that works ahead in a thread of its own: reading goes on while what was read is dealt with.
+"""An iterator that works ahead in a thread: the next items are read while the current one is processed.
 
-It gains where one side waits for the other outside the interpreter (Parquet, zstd, NumPy, the disk), on a second core.
-Memory is `depth` items more.
+It helps where one side waits for the other outside the interpreter (Parquet, zstd, NumPy, the disk) and there is a
+second core. Memory: `depth` items more.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
-    """The same items; up to `depth` of them are made before they are asked for.
+def read_ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
+    """Yield the same items, up to `depth` of them made before they are asked for.
 
-    What raises while an item is made is raised here, in its place. Left early, it makes the items begun, and no more.
+    An exception raised while an item is made is raised here in its place. If the iterator is closed early, items that
+    are already begun are finished, and no more are made.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1) as thread:

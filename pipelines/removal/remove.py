@@ -33,7 +33,8 @@ from pipelines.conservation import Accounts
 from pipelines.dedup.minhash import DedupConfig
 from pipelines.removal import queries as sql
 from pipelines.resolve.duckdb import session as duck
-from pipelines.resolve.duckdb.engine import DuckResolution, resolve
+from pipelines.resolve.engines import Engine, resolve
+from pipelines.resolve.resolution import Resolution
 from pipelines.stage import staging
 from pipelines.write import shard_edit
 from pipelines.write.external_sort import Row, sorted_texts
@@ -204,10 +205,10 @@ class _Removal:
                     writer.document(again, text, parent.stored_fingerprint(row))
         return folder
 
-    def _decide(self, con: duckdb.DuckDBPyConnection, folder: Path) -> DuckResolution:
+    def _decide(self, con: duckdb.DuckDBPyConnection, folder: Path) -> Resolution:
         """The engine's answer, of which the tables are views `decided_*` of `con` now."""
         config = DedupConfig(**self._parent.manifest["configuration"]["dedup"])
-        resolution = resolve([folder], config, work=self.work / "resolve", threads=self._workers)
+        resolution = resolve(Engine(), [folder], config, work=self.work / "resolve", workers=self._workers)
         for name in _DECIDED:
             path = self.work / f"{name}.parquet"
             with ParquetFileWriter(path, schema.TABLES[name]) as file:
@@ -217,7 +218,7 @@ class _Removal:
         con.execute(sql.DECISIONS.format(documents="decided_documents"))
         return resolution
 
-    def _edit(self, con: duckdb.DuckDBPyConnection, resolution: DuckResolution, folder: str, place: Path) -> _Edit:
+    def _edit(self, con: duckdb.DuckDBPyConnection, resolution: Resolution, folder: str, place: Path) -> _Edit:
         """Which texts of a folder go, and which come."""
         names = self._parent.shards(folder)
         before = set(_stored(con, folder, [place / f"{name}.parquet" for name in names]))
@@ -251,7 +252,7 @@ class _Removal:
         )
 
     def _write_texts(
-        self, resolution: DuckResolution, edits: dict[str, _Edit], place: Path, writer: SnapshotWriter
+        self, resolution: Resolution, edits: dict[str, _Edit], place: Path, writer: SnapshotWriter
     ) -> None:
         for folder, edit in edits.items():
             batches = (_only(batch, edit.arriving) for batch in resolution.texts(folder))

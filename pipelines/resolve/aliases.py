@@ -1,21 +1,20 @@
-"""Titles and redirects of all files -> the alias table: every name under which a source can be looked up.
+"""The alias table: every name under which a source can be looked up, from titles and redirects of all files.
 
-A redirect may stand in one file of a dump and its target in another, so names meet here, by wiki. A target is matched
-on its canonical title first, else without regard to case if only one title fits; through other redirects up to
+A redirect may be in one file of a dump and its target in another, so names are joined here, by wiki. A target is
+matched on its canonical title first, else without regard to case if only one title fits; through other redirects up to
 `MAX_HOPS` times (MediaWiki itself follows one), which also ends cycles. A redirect that leads nowhere keeps its target
-and has no source. Where dumps disagree, all of what they say is kept: a lookup returns each.
+and has no source. Where dumps disagree, every answer is kept, and a lookup returns each.
 """
 
 from __future__ import annotations
 
-import duckdb
-
+from pipelines.resolve.duckdb.tables import Tables
 from registry.schema import AliasKind, Kind
 
 MAX_HOPS = 16
 
 # Every title that any capture of a document had; filtered and failed ones count, so that they can be looked up. The
-# title of a web page is no name of its site: "Home" would name a million of them.
+# title of a web page does not name its site: "Home" would name a million of them.
 _TITLES = f"""
 CREATE TABLE titles AS
 SELECT DISTINCT scope, canonical, alias_hash, title AS alias, origin_id AS source_id
@@ -27,7 +26,7 @@ CREATE TABLE redirects AS
 SELECT *, row_number() OVER (ORDER BY scope, alias, target) AS link FROM (SELECT DISTINCT * FROM staged_redirects)
 """
 
-# link -> the title that its target means: as written, or the only one that differs from it in case alone.
+# link -> the title that its target means: the one as written, else the only one that differs from it only in case.
 _HOPS = """
 CREATE TABLE hops AS
 WITH names AS (
@@ -69,21 +68,21 @@ FROM redirects LEFT JOIN reached USING (link)
 ORDER BY alias_hash, alias, kind, scope, source_id, target
 """
 
-
-# The same as `_REACHED`, where an engine has found (scope, alias, target, source_id) by itself.
-_FOUND = """
+# Replaces `_HOPS` and `_REACHED` where an engine has followed the redirects by itself.
+_FOLLOWED = """
 CREATE TABLE reached AS
-SELECT DISTINCT link, source_id FROM redirects JOIN {found} USING (scope, alias, target)
+SELECT DISTINCT link, source_id FROM redirects JOIN {followed} USING (scope, alias, target)
 """
 
 
-def create_tables(con: duckdb.DuckDBPyConnection, found: str | None = None) -> None:
-    """Makes what `ALIASES` reads, from the views `staged_documents` and `staged_redirects`.
+def create_tables(tables: Tables, followed: str | None = None) -> None:
+    """Make the tables that `ALIASES` reads, from the views `staged_documents` and `staged_redirects`.
 
     Args:
-        con: the database.
-        found: a table of (scope, alias, target, source_id): the redirects that lead somewhere, if that is known.
+        tables: the database.
+        followed: a table of (scope, alias, target, source_id), the redirects that reach a source, if an engine has
+            found them; None follows them here.
     """
-    follow = (_HOPS, _REACHED) if found is None else (_FOUND.format(found=found),)
-    for query in (_TITLES, _REDIRECTS, *follow):
-        con.execute(query)
+    reached = (_HOPS, _REACHED) if followed is None else (_FOLLOWED.format(followed=followed),)
+    for query in (_TITLES, _REDIRECTS, *reached):
+        tables.execute(query)

@@ -17,7 +17,7 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.read_ahead import ahead
+from pipelines.read_ahead import read_ahead
 from registry.schema import SHARD
 from registry.storage import translate_os_errors
 
@@ -42,11 +42,11 @@ def sorted_texts(batches: Iterable[pa.RecordBatch], folder: Path, run_bytes: int
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         names = (folder / f"run-{number:06d}.arrow" for number in itertools.count())
-        runs = [_write_run(ahead(_batches_of(run)), next(names)) for run in _runs(ahead(batches), run_bytes)]
+        runs = [_write_run(read_ahead(_batches_of(run)), next(names)) for run in _runs(read_ahead(batches), run_bytes)]
         while len(runs) > _FAN_IN:
             merged, runs = runs[:_FAN_IN], runs[_FAN_IN:]
             runs.append(_write_run(map(rows_to_batch, _chunks(_merge(merged))), next(names)))
-    yield from itertools.chain.from_iterable(ahead(_chunks(_merge(runs))))
+    yield from itertools.chain.from_iterable(read_ahead(_chunks(_merge(runs))))
 
 
 def _runs(batches: Iterable[pa.RecordBatch], run_bytes: int) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""Items made ahead in a thread: the same items, errors in their place, nothing left running."""
+"""Reading ahead in a thread: the same items, errors in their place, nothing left running."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipelines.read_ahead import ahead
+from pipelines.read_ahead import read_ahead
 
 
 def test_items_come_in_order_and_in_another_thread() -> None:
@@ -15,7 +15,7 @@ def test_items_come_in_order_and_in_another_thread() -> None:
         for number in range(100):
             yield number, threading.current_thread().name
 
-    got = list(ahead(items(), depth=3))
+    got = list(read_ahead(items(), depth=3))
     assert [number for number, _ in got] == list(range(100))
     assert threading.current_thread().name not in {name for _, name in got}
 
@@ -25,13 +25,13 @@ def test_an_error_is_raised_where_its_item_would_have_been() -> None:
         yield 1
         raise ValueError("the second")
 
-    made = ahead(items(), depth=4)
+    made = read_ahead(items(), depth=4)
     assert next(made) == 1
     with pytest.raises(ValueError, match="the second"):
         next(made)
 
 
-def test_who_leaves_early_makes_no_more_than_was_begun() -> None:
+def test_an_iterator_closed_early_finishes_only_the_items_begun() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:
@@ -40,7 +40,7 @@ def test_who_leaves_early_makes_no_more_than_was_begun() -> None:
             yield number
 
     before = threading.active_count()
-    running = ahead(items(), depth=2)
+    running = read_ahead(items(), depth=2)
     assert next(running) == 0
     running.close()  # type: ignore[attr-defined]
     assert len(made) <= 4

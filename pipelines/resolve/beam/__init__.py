@@ -1,1 +1,1 @@
-"""The keyed stage as an Apache Beam pipeline; only this package imports Beam, and only `pipelines.resolve.beam.engine` it."""
+"""The keyed stage as an Apache Beam pipeline. Only this package imports Beam, and only through `job.load_module`."""

@@ -1,4 +1,4 @@
-"""The queries of `pipelines.resolve.duckdb.engine`, in the order in which they run; its docstring says what each table is.
+"""The queries of the keyed stage, in the order in which they run; its tables are listed in `keyed_stage`.
 
 Names of statuses and reasons come from where they are defined. No query depends on the order of its input.
 """
@@ -14,7 +14,7 @@ CREATE TABLE docs AS
 SELECT row, doc_id, origin_id, num_bytes, normal_hash, settled, status, reason FROM staged_documents
 """
 
-# `dedup.competes`
+# The condition of `dedup.competes`.
 _COMPETES = f"status NOT IN ('{Status.FAILED}', '{Status.SUPERSEDED}') AND coalesce(reason, '') NOT IN {NO_CAPTURE}"
 REPEATED = f"""
 SELECT doc_id, row, captured, coalesce(text_sha256, ''), input_file, input_offset
@@ -35,7 +35,7 @@ WHERE normal_hash IN (SELECT normal_hash FROM winners GROUP BY normal_hash HAVIN
 ORDER BY normal_hash
 """
 
-# The order is that of dedup.preference; ranks are dense, so that pairs and edges are small integers.
+# The order is that of `dedup.preference`; ranks are dense, so that pairs and edges are small integers.
 REPS = """
 CREATE TABLE reps AS
 SELECT row, doc_id, num_bytes, coalesce(exact.source_id, winners.origin_id) AS source_id,
@@ -49,22 +49,22 @@ CREATE TABLE repeated AS
 SELECT hash FROM staged_bands GROUP BY hash HAVING count(*) > 1;
 
 CREATE TABLE buckets AS
-SELECT band, hash, rank, row_number() OVER (PARTITION BY band, hash ORDER BY rank) AS place
+SELECT band, hash, rank, row_number() OVER (PARTITION BY band, hash ORDER BY rank) AS position
 FROM (SELECT * FROM staged_bands SEMI JOIN repeated USING (hash)) JOIN reps USING (row);
 
 CREATE TABLE pairs AS
 SELECT DISTINCT first.rank AS a, second.rank AS b
 FROM buckets AS first JOIN buckets AS second USING (band, hash)
-WHERE first.place <= {bucket_limit} AND first.rank < second.rank;
+WHERE first.position <= {bucket_limit} AND first.rank < second.rank;
 
 DROP TABLE repeated;
 DROP TABLE buckets;
 """
 
 CANDIDATES = "SELECT row, rank FROM reps WHERE rank IN (SELECT a FROM pairs UNION ALL SELECT b FROM pairs)"
-PLACED_PAIRS = """
+PAIRS_WITH_SPANS = """
 SELECT a, b, x.first, x.count, y.first, y.count
-FROM pairs JOIN places AS x ON x.rank = a JOIN places AS y ON y.rank = b
+FROM pairs JOIN spans AS x ON x.rank = a JOIN spans AS y ON y.rank = b
 ORDER BY b, a
 """
 
@@ -78,7 +78,7 @@ WITH fates AS (
     LEFT JOIN near USING (rank)
     LEFT JOIN reps AS survivors ON survivors.rank = near.survivor
 ),
-stands AS (
+equals AS (
     SELECT row, coalesce(representative, row) AS representative, representative IS NOT NULL AS has_equal
     FROM winners LEFT JOIN exact USING (row)
 )
@@ -93,7 +93,7 @@ SELECT row,
        CASE WHEN survivor_id IS NOT NULL THEN survivor_id WHEN has_near OR has_equal THEN representative_id END
            AS cluster_id,
        CASE WHEN row = representative AND source_id <> survivor_source THEN source_id END AS displaced_id
-FROM stands JOIN fates USING (representative)
+FROM equals JOIN fates USING (representative)
 UNION ALL
 SELECT row, NULL, '{Status.SUPERSEDED}', '{NEWER_CAPTURE}', doc_id, NULL, NULL, NULL
 FROM docs SEMI JOIN superseded USING (row)
@@ -128,7 +128,7 @@ WHERE status = '{Status.KEPT}' OR displaced_id IS NOT NULL
 ORDER BY band, hash, doc_id
 """
 
-# What goes to shards/ and to displaced/: only representatives do.
+# The texts of shards/ and of displaced/; only representatives have one.
 TEXTS = {
     "shards": f"""
         SELECT row, reps.source_id, doc_id, num_bytes FROM reps JOIN verdicts USING (row) WHERE status = '{Status.KEPT}'

@@ -33,14 +33,15 @@ from pipelines.ingest import IngestConfig, ingest
 from pipelines.resolve import engines
 from pipelines.resolve.aliases import MAX_HOPS
 from pipelines.resolve.beam import documents as steps
-from pipelines.resolve.beam import engine as resolve_beam
+from pipelines.resolve.beam import engine as beam_engine
 from pipelines.resolve.beam import redirects as names
 from pipelines.resolve.beam import run_files as beam_files
 from pipelines.resolve.beam import runners
+from pipelines.resolve.beam.job import BeamJob
 from pipelines.resolve.beam.shingle_blocks import ShingleBlock, write_block
-from pipelines.resolve.duckdb import engine as resolve_duckdb
+from pipelines.resolve.duckdb import engine as duckdb_engine
 from pipelines.resolve.engines import Engine
-from pipelines.resolve.resolution import write_resolution
+from pipelines.resolve.resolution import Resolution, write_resolution
 from pipelines.stage import staging
 from registry import ids
 from registry.errors import DamagedError, ServiceError, UsageError
@@ -76,7 +77,7 @@ def stage(folder: Path, items: Sequence[Item], parts: int, is_settled: Callable[
 def written(
     folder: Path,
     folders: Sequence[Path],
-    engine: Callable[..., resolve_duckdb.DuckResolution],
+    engine: Callable[..., Resolution],
     config: DedupConfig = CONFIG,
     **options: Any,
 ) -> Files:
@@ -92,8 +93,8 @@ def written(
 
 def assert_equal(folder: Path, folders: Sequence[Path], config: DedupConfig = CONFIG, **options: Any) -> Files:
     """Both engines write the same files; returns them."""
-    expected = written(folder, folders, resolve_duckdb.resolve, config)
-    found = written(folder, folders, resolve_beam.resolve, config, **options)
+    expected = written(folder, folders, duckdb_engine.resolve, config)
+    found = written(folder, folders, beam_engine.resolve, config, **options)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
     assert len(expected) >= 5
@@ -287,15 +288,15 @@ def test_a_part_that_no_receipt_names_is_not_read(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strays = []
-    read = resolve_beam.BeamResolution._read_receipts
+    read = BeamJob.read_receipts
 
-    def with_stray(self: Any, runner: str) -> None:
-        part = next(self._files.parts.glob("edges-*"))
+    def with_stray(self: BeamJob, runner: str) -> None:
+        part = next(self.files.parts.glob("edges-*"))
         strays.append(part.with_name("edges-99999-0000000000000000.parquet"))
         strays[0].write_bytes(part.read_bytes())
         read(self, runner)
 
-    monkeypatch.setattr(resolve_beam.BeamResolution, "_read_receipts", with_stray)
+    monkeypatch.setattr(BeamJob, "read_receipts", with_stray)
     assert_equal(tmp_path, folders)
     assert strays
 
@@ -325,13 +326,13 @@ def test_redirects_are_followed_as_far_and_no_further(tmp_path: Path) -> None:
 def test_a_bucket_of_boilerplate_is_linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[Item] = [article(page, f"{text_of(1)} tail {page} {page}") for page in range(120)]
     receipts: collections.Counter[str] = collections.Counter()
-    read = resolve_beam.BeamResolution._read_receipts
+    read = BeamJob.read_receipts
 
-    def kept(self: Any, runner: str) -> None:
+    def kept(self: BeamJob, runner: str) -> None:
         read(self, runner)
-        receipts.update(self._receipts)
+        receipts.update(self.receipts)
 
-    monkeypatch.setattr(resolve_beam.BeamResolution, "_read_receipts", kept)
+    monkeypatch.setattr(BeamJob, "read_receipts", kept)
     config = DedupConfig(bucket_limit=3)
     files = assert_equal(tmp_path, stage(tmp_path / "stage", pages, 1, nothing_settled), config)
     assert 119 <= receipts["pairs sent"] <= 3 * receipts["entries sent"] <= 3 * 14 * 120
@@ -348,7 +349,7 @@ def test_two_keys_of_one_id_are_refused_by_name(kind: str, tmp_path: Path, monke
     monkeypatch.setattr(ids, kind, lambda *arguments: 42)
     places = stage(tmp_path / "stage", [article(1, text_of(1)), article(2, text_of(2))], 2, nothing_settled)
     with pytest.raises(DamagedError, match=rf"{kind} .*wiki:enwiki:1.*wiki:enwiki:2"):
-        written(tmp_path, places, resolve_beam.resolve)
+        written(tmp_path, places, beam_engine.resolve)
 
 
 def failing(error: Exception) -> Callable[..., Any]:
@@ -377,7 +378,7 @@ def test_what_fails_in_a_worker_is_said_in_its_words(
 ) -> None:
     monkeypatch.setattr(steps, "write_block", failing(error))
     with pytest.raises(kind, match=words) as caught:
-        written(tmp_path, folders, resolve_beam.resolve, workers=2)
+        written(tmp_path, folders, beam_engine.resolve, workers=2)
     assert type(caught.value) is kind
     assert capfd.readouterr() == ("", "")
 
@@ -399,14 +400,14 @@ def test_a_full_disk_at_a_worker_is_a_service_error(
     full = failing(OSError(errno.ENOSPC, "No space left on device"))
     monkeypatch.setattr(beam_files, "os", types.SimpleNamespace(close=os.close, replace=full))
     with pytest.raises(ServiceError, match=r"parts: No space left on device; free some space"):
-        written(tmp_path, folders, resolve_beam.resolve)
+        written(tmp_path, folders, beam_engine.resolve)
     assert not [path for path in tmp_path.rglob("parts/*") if path.is_file()]
 
 
 def test_a_damaged_staged_file_is_named(folders: list[Path], tmp_path: Path) -> None:
     (folders[1] / "texts.parquet").write_bytes(b"PAR1 not any more")
     with pytest.raises(DamagedError, match=r"00001-\w+/texts\.parquet: not readable"):
-        written(tmp_path, folders, resolve_beam.resolve)
+        written(tmp_path, folders, beam_engine.resolve)
 
 
 @pytest.mark.parametrize(
@@ -435,22 +436,22 @@ def test_a_runner_that_loses_rows_is_found_out(
 
     monkeypatch.setattr(step, "process", loses)
     with pytest.raises(DamagedError, match=r"beam: \d+ \w+ sent, but \d+ \w+ (received|at \w+): the runner lost"):
-        written(tmp_path, folders, resolve_beam.resolve)
+        written(tmp_path, folders, beam_engine.resolve)
     assert len(calls) > 2
 
 
 def test_parts_that_are_lost_or_short_are_found_out(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = resolve_beam.BeamResolution._read_receipts
+    read = BeamJob.read_receipts
 
-    def without_part(self: Any, runner: str) -> None:
-        next(self._files.parts.glob("exact-*")).unlink()
+    def without_part(self: BeamJob, runner: str) -> None:
+        next(self.files.parts.glob("exact-*")).unlink()
         read(self, runner)
 
-    monkeypatch.setattr(resolve_beam.BeamResolution, "_read_receipts", without_part)
+    monkeypatch.setattr(BeamJob, "read_receipts", without_part)
     with pytest.raises(DamagedError, match=r"rows of exact-00.*but 0 rows found"):
-        written(tmp_path, folders, resolve_beam.resolve)
+        written(tmp_path, folders, beam_engine.resolve)
 
 
 def test_a_job_that_left_nothing_is_found_out(
@@ -458,7 +459,7 @@ def test_a_job_that_left_nothing_is_found_out(
 ) -> None:
     monkeypatch.setattr(runners, "run", lambda *arguments, **options: None)
     with pytest.raises(DamagedError, match=r"left no receipts.*storage that they share"):
-        written(tmp_path, folders, resolve_beam.resolve)
+        written(tmp_path, folders, beam_engine.resolve)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +469,7 @@ def test_a_job_that_left_nothing_is_found_out(
         ("DirectRunner", (), "got 'DirectRunner'"),
         ("", (), "got ''"),
         ("flink", (), "add --runner-option=--flink_master=... or --runner-option=--job_endpoint=..."),
-        ("flink", ("--parallelism=2",), "where it runs is not said"),
+        ("flink", ("--parallelism=2",), "the address of its cluster is missing"),
         ("dataflow", ("--region=x",), "--project"),
         ("flink", ("--flink_master=h:1", "--runner=DaskRunner"), "name the runner with --runner"),
         ("local", ("--direct_num_workers=4",), "takes none"),
