@@ -1,7 +1,7 @@
-"""Nothing is lost: what was read is what was written, source by source; and the counts that say so.
+"""Check that no document was lost between reading and writing, source by source, and count documents for reports.
 
-Read from the files themselves, staged on one side and written on the other, not from what the engine believes: an
-ingest that does not balance commits nothing. Cost: one pass over the compact columns, no text.
+Both counts come from files, the staged ones and the written ones, not from the engine; an ingest whose counts differ
+commits nothing. Cost: one pass over the compact columns, no text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from pipelines.report import MAX_NAMED, Failure, Wipeout
 from pipelines.resolve.duckdb import session as duck
 from registry.errors import DamagedError
+from registry.ids import SourceId
 from registry.schema import Kind, Status
 
 WIPEOUT_SHARE = 0.5  # of a source's text; one that loses more to near copies elsewhere is named
@@ -23,7 +24,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Of a snapshot's documents and sources; see `pipelines.report.IngestReport`."""
+    """The counts of a snapshot's documents and sources; fields as in `pipelines.report.IngestReport`."""
 
     read: int
     kept: int
@@ -36,11 +37,11 @@ class Counts:
 
 
 class Accounts:
-    """A written snapshot's tables, for counting; a context manager.
+    """The tables of a written snapshot, for counting; a context manager.
 
     Args:
-        snapshot: the directory, committed or not yet.
-        work: where to spill.
+        snapshot: its directory, committed or not.
+        work: a directory to spill to.
     """
 
     def __init__(self, snapshot: Path, work: Path) -> None:
@@ -56,48 +57,52 @@ class Accounts:
     def __exit__(self, *exc: object) -> None:
         self._con.close()
 
-    def check(self, read: Sequence[Path], without: Collection[int] = ()) -> None:
-        """Holds what was written against what was read.
+    def check(self, read: Sequence[Path], without: Collection[SourceId] = ()) -> None:
+        """Compare what was written with what was read.
 
         Args:
             read: Parquet files of documents, staged or of a parent snapshot.
-            without: sources that were to be left out.
+            without: sources that were left out on purpose.
 
         Raises:
-            DamagedError: naming the first source whose documents do not add up, or a text that is out of place.
+            DamagedError: naming the first source whose documents do not add up, or a text without its document.
         """
         self._view("staged", read)
-        out = ", ".join(map(str, without)) or "NULL"
+        excluded = ", ".join(map(str, without)) or "NULL"
         per_origin = "SELECT origin_id, count(*) AS num FROM {} GROUP BY origin_id"
         expected = per_origin.format(
-            f"(FROM staged WHERE origin_id IS NULL OR coalesce(origin_id NOT IN ({out}), true))"
+            f"(FROM staged WHERE origin_id IS NULL OR coalesce(origin_id NOT IN ({excluded}), true))"
         )
-        for origin, read, written in self._rows(
+        for origin_id, num_read, num_written in self._rows(
             f"SELECT coalesce(a.origin_id, b.origin_id), a.num, b.num FROM ({expected}) AS a "
             f"FULL JOIN ({per_origin.format('documents')}) AS b ON a.origin_id IS NOT DISTINCT FROM b.origin_id "
             "WHERE a.num IS DISTINCT FROM b.num ORDER BY ALL LIMIT 1"
         ):
-            name = "without identity" if origin is None else f"of source {origin:016x}"
-            raise DamagedError(f"read {read or 0} documents {name}, wrote {written or 0}; nothing was committed")
+            name = "without identity" if origin_id is None else f"of source {origin_id:016x}"
+            raise DamagedError(
+                f"read {num_read or 0} documents {name}, wrote {num_written or 0}; nothing was committed"
+            )
         kept = f"SELECT source_id, doc_id FROM documents WHERE status = '{Status.KEPT}'"
         stored = "SELECT source_id, doc_id FROM shards"
         for one, other, what in ((kept, stored, "kept but not in a shard"), (stored, kept, "in a shard but not kept")):
-            for source, document in self._rows(f"{one} EXCEPT ALL {other} ORDER BY ALL LIMIT 1"):
-                raise DamagedError(f"document {document:016x} of source {source:016x} is {what}; nothing was committed")
+            for source_id, doc_id in self._rows(f"{one} EXCEPT ALL {other} ORDER BY ALL LIMIT 1"):
+                raise DamagedError(
+                    f"document {doc_id:016x} of source {source_id:016x} is {what}; nothing was committed"
+                )
 
     def counts(self) -> Counts:
-        """All counts.
+        """Count documents by status and reason, and sources by kind.
 
         Raises:
-            DamagedError: a document has a status that is none.
+            DamagedError: a document has an unknown status.
         """
         by_reason: dict[str, dict[str, int]] = {status.value: {} for status in Status}
-        for status, reason, number in self._rows(
+        for status, reason, count in self._rows(
             "SELECT status, reason, count(*) FROM documents GROUP BY ALL ORDER BY ALL"
         ):
             if status not in by_reason:
-                raise DamagedError(f"{number} documents have status {status!r}; expected one of {', '.join(by_reason)}")
-            by_reason[status][reason or ""] = number
+                raise DamagedError(f"{count} documents have status {status!r}; expected one of {', '.join(by_reason)}")
+            by_reason[status][reason or ""] = count
         kinds = self._rows("SELECT kind, count(*) FROM sources GROUP BY kind ORDER BY kind")
         sources: dict[str, int] = dict(kinds)
         shared = sources.pop(Kind.SHARED.value, 0)
@@ -114,36 +119,36 @@ class Accounts:
         )
 
     def by_kind(self) -> dict[str, dict[str, int]]:
-        """Documents by the kind of their publisher and status; "unknown" for failures without identity."""
+        """Count documents by the kind of their source and by status; kind "unknown" for failures without identity."""
         found: dict[str, dict[str, int]] = {}
-        for kind, status, number in self._rows(
+        for kind, status, count in self._rows(
             "SELECT coalesce(kind, 'unknown'), status, count(*) FROM documents "
             "LEFT JOIN sources ON sources.source_id = origin_id GROUP BY ALL ORDER BY ALL"
         ):
-            found.setdefault(kind, {"read": 0})[status] = number
-            found[kind]["read"] += number
+            found.setdefault(kind, {"read": 0})[status] = count
+            found[kind]["read"] += count
         return found
 
     def failures(self, folders: Sequence[Path] = ()) -> tuple[Failure, ...]:
-        """The first failed documents; what went wrong in words is known while the staged `folders` are there."""
-        detail = "NULL"
+        """Return the first failed documents; their `detail` is only known from the staged `folders`."""
+        detail_query = "NULL"
         if folders:
             self._view("staged", [folder / "documents.parquet" for folder in folders])
-            detail = (
+            detail_query = (
                 "(SELECT any_value(staged.detail) FROM staged WHERE staged.doc_id = d.doc_id "
                 "AND staged.input_file = d.input_file AND staged.input_offset = d.input_offset)"
             )
         rows = self._rows(
-            f"SELECT input_file, input_offset, reason, {detail} FROM documents AS d WHERE status = '{Status.FAILED}' "
-            f"ORDER BY ALL LIMIT {MAX_NAMED}"
+            f"SELECT input_file, input_offset, reason, {detail_query} FROM documents AS d "
+            f"WHERE status = '{Status.FAILED}' ORDER BY ALL LIMIT {MAX_NAMED}"
         )
         return tuple(
-            Failure(input_file=file, input_offset=offset, reason=reason or "", detail=words or "")
-            for file, offset, reason, words in rows
+            Failure(input_file=file, input_offset=offset, reason=reason or "", detail=detail or "")
+            for file, offset, reason, detail in rows
         )
 
     def wipeouts(self) -> tuple[Wipeout, ...]:
-        """The sources that lost more than `WIPEOUT_SHARE` of their text to near copies, those that lost most first."""
+        """Return the sources that lost more than `WIPEOUT_SHARE` of their text to near copies, the largest first."""
         query = f"""
             WITH own AS (
                 SELECT d.origin_id, d.num_bytes, survivor.source_id AS survivor_id
@@ -167,8 +172,8 @@ class Accounts:
         )
 
     def _view(self, name: str, paths: Sequence[Path]) -> None:
-        nothing = "(SELECT 0::BIGINT AS source_id, 0::BIGINT AS doc_id WHERE false)"
-        table = duck.scan(list(paths)) if paths else nothing
+        empty = "(SELECT 0::BIGINT AS source_id, 0::BIGINT AS doc_id WHERE false)"
+        table = duck.scan(list(paths)) if paths else empty
         self._con.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {table}")
 
     def _rows(self, query: str) -> list[Row]:

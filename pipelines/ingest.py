@@ -1,11 +1,11 @@
-"""Dumps -> a snapshot: the whole pipeline on one page.
+"""Ingest dumps into a snapshot: the whole pipeline on one page.
 
     find inputs -> [stage each file] -> stage the parent snapshot -> resolve -> write -> check -> commit
 
 Each step can be killed and run again: staged files are kept in `<registry>/work/<fingerprint>/` (for a registry at
-s3://, in a local directory of its own) and are done once, the rest starts over, and the commit is one rename, or there
-one conditional write. The snapshot depends on the inputs' names and content, the configuration and the parent alone;
-not on workers, order, place or crashes.
+s3://, in a local directory of its own) and are made once, the rest starts over, and the commit is one rename, or at
+s3:// one conditional write. The snapshot depends only on the inputs' names and content, the configuration and the
+parent; not on workers, order, paths or crashes.
 Cost: 4.3 MB of wikitext a second and worker, then 70 s for each million documents; memory of all processes peaks at
 580 MB for 107 small dumps on two workers, and at 660 MB where 500,000 documents are resolved.
 
@@ -27,32 +27,33 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines import lineage
+from pipelines import continuation
 from pipelines.conservation import Accounts
 from pipelines.dedup import minhash
 from pipelines.dedup.minhash import DedupConfig
 from pipelines.filters.rules import FilterConfig
 from pipelines.inputs import Input, InputKind, Inputs, find_inputs
-from pipelines.parent import stage_parent
+from pipelines.parent_snapshot import stage_parent
 from pipelines.report import Failure, IngestReport, Wipeout
 from pipelines.resolve.engines import Engine, resolve
 from pipelines.resolve.resolution import write_resolution
 from pipelines.stage import fork_server, staging
 from pipelines.stage import steps as stage
-from pipelines.stage.executors import Execution, ExecutorKind
+from pipelines.stage.executors import Execution, ExecutorKind, make_executor
 from pipelines.text.extract import HtmlExtractor
 from pipelines.write.shards import DEFAULT_SHARD_BYTES
 from registry import identity
 from registry.errors import InputError, RefusedError, UsageError
 from registry.identity import WebSource
+from registry.ids import SourceId
 from registry.schema import Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import check_writable, file_lock, is_remote, translate_os_errors
 from registry.storage.parquet import read_batches, read_table
 
-EXTRACTOR = "wikitext-v1"  # to be raised when a reader or the extractor gives other text for the same input
-ARTICLES = "articles-v1"  # likewise for articles that come as text
-BOOKS = "books-v1"  # likewise for books; the text of an EPUB is resiliparse's, whatever makes text of web pages
+EXTRACTOR = "wikitext-v1"  # raise it when a reader or the extractor gives other text for the same input
+ARTICLES = "articles-v1"  # likewise for articles whose input is text
+BOOKS = "books-v1"  # likewise for books; EPUBs are extracted by resiliparse, whichever extractor web pages have
 KEY_SCHEME = "keys-v1"  # likewise for registry.identity
 _WIKI_KEYS = "wiki:<wiki>:<page id>"
 _WEB_KEYS = {
@@ -62,24 +63,24 @@ _WEB_KEYS = {
 }
 _BOOK_KEYS = "book:gutenberg:<n>, else book:isbn:<13 digits>, else book:sha256:<16 hex>"
 
-_MAX_PROBLEMS = 10  # files that are named where none can be used
+_MAX_PROBLEMS = 10  # files named in the message that none can be used
 
 Progress = Callable[[str, float | None], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IngestConfig:
-    """What to ingest, and what shapes the outcome.
+    """The inputs of an ingest, and the settings that shape its snapshot.
 
     Attributes:
-        wikipedia: MediaWiki dumps, and articles as WikiExtractor or Hugging Face has them: files, directories, globs.
-        web: web archives.
-        books: EPUBs and plain texts.
-        web_source: what a web source is: a registrable domain, a host or a page.
-        html: what makes text of HTML.
+        wikipedia: MediaWiki dumps, and articles of WikiExtractor or Hugging Face: files, directories, globs.
+        web: web archives, likewise.
+        books: EPUBs and plain texts, likewise.
+        web_source: what counts as a web source: a registrable domain, a host or a page.
+        html: the extractor for HTML.
         filters: which documents are dropped.
         dedup: what counts as a near-duplicate.
-        shard_bytes: text in a shard.
+        shard_bytes: target size of a shard, in bytes of text.
     """
 
     wikipedia: tuple[str, ...] = ()
@@ -99,16 +100,16 @@ class IngestConfig:
 
     @property
     def patterns(self) -> dict[InputKind, tuple[str, ...]]:
-        """What was named, by the reader that it is for."""
+        """The inputs, by the reader that they are for."""
         return {InputKind.WIKIPEDIA: self.wikipedia, InputKind.WEB: self.web, InputKind.BOOKS: self.books}
 
     @property
     def stage(self) -> stage.StageConfig:
-        """What the per-file stage needs of it."""
+        """The settings of the per-file stage."""
         return stage.StageConfig(filters=self.filters, dedup=self.dedup, web_source=self.web_source, html=self.html)
 
     def shaping(self) -> dict[str, Any]:
-        """What the content of a snapshot depends on beside its inputs; part of its id."""
+        """Return all that the content of a snapshot depends on, besides its inputs; part of its id."""
         return {
             "granularity": {"wiki": "article", "web": self.web_source.value, "book": "book"},
             "key_schemes": {"wiki": _WIKI_KEYS, "web": _WEB_KEYS[self.web_source], "book": _BOOK_KEYS},
@@ -134,27 +135,27 @@ def ingest(
     registry_uri: str | Path,
     workers: int = 1,
     engine: Engine = Engine(),  # noqa: B008 - immutable
-    on_progress: Progress = lambda words, share: None,
+    on_progress: Progress = lambda message, share: None,
     dry_run: bool = False,
     execution: Execution = Execution(),  # noqa: B008 - immutable
 ) -> IngestReport:
-    """Ingests into a registry; what it holds already is continued, by a child of its newest snapshot.
+    """Ingest into a registry; if it has snapshots, the new one is a child of the newest.
 
     Args:
-        config: what and how.
-        registry_uri: a directory, made if need be, or an s3:// prefix.
+        config: the inputs and the settings that shape the snapshot.
+        registry_uri: a directory, made if it is missing, or an s3:// prefix.
         workers: processes for the per-file stage, threads for the rest.
         engine: of the keyed stage; the snapshot is the same with any.
-        on_progress: called with words and the share that is done (0 to 1; None if not known).
-        dry_run: only says what would be read.
+        on_progress: called with a message and the share that is done (0 to 1; None if not known).
+        dry_run: only report what would be read.
         execution: where the per-file stage runs.
 
     Raises:
-        InputError: a path is not there, or no input can be used.
+        InputError: a path does not exist, or no input can be used.
         UsageError: the registry was made with another configuration.
         RefusedError: the same ingest is running already, or another one committed meanwhile.
         ServiceError: the registry cannot be written, or a worker was killed.
-        DamagedError: what was written does not add up; nothing is committed.
+        DamagedError: the counts of what was read and written do not agree; nothing is committed.
     """
     if workers < 1:
         raise UsageError(f"--workers: got {workers}, expected at least 1")
@@ -162,35 +163,31 @@ def ingest(
     if workers > 1 and execution.kind is ExecutorKind.LOCAL and not dry_run:
         fork_server.warm_up()
     inputs = find_inputs(config.patterns, on_file=lambda path: on_progress("hashing the files", None))
-    registry = _there(registry_uri) if dry_run else Registry.open(registry_uri, create=True)
+    registry = _existing_or_new(registry_uri) if dry_run else Registry.open(registry_uri, create=True)
     if not dry_run:
         check_writable(registry.work)
     newest = registry.newest_id()
-    parent = lineage.parent_of(registry, inputs.files)
+    parent = continuation.parent_of(registry, inputs.files)
     if parent:
-        lineage.check_configuration(parent, config.shaping())
-        if lineage.is_covered(inputs.files, parent) and not dry_run:
-            return _finished(_held_already(registry, parent), inputs, started)
+        continuation.check_configuration(parent, config.shaping())
+        if continuation.is_covered(inputs.files, parent) and not dry_run:
+            return _finished(_report_of_parent(registry, parent), inputs, started)
     run = _Run(
         registry=registry,
         config=config,
-        inputs=tuple(lineage.not_in(parent, inputs.files)),
+        inputs=tuple(continuation.new_inputs(inputs.files, parent)),
         parent=parent,
         follows=newest,
         workers=workers,
         execution=execution,
         engine=engine,
     )
-    if dry_run:
-        return _finished(IngestReport(snapshot=None, script=run.script()), inputs, started)
-    busy = "the same ingest is running already; wait for it, or end it and run this again"
-    with file_lock(run.work.with_suffix(".lock"), timeout_s=0, busy=busy):
-        report = run.execute(on_progress)
+    report = IngestReport(snapshot=None, script=run.script()) if dry_run else run.execute(on_progress)
     return _finished(report, inputs, started)
 
 
-def _there(uri: str | Path) -> Registry:
-    """The registry at `uri`, which need not be there yet, and is not made."""
+def _existing_or_new(uri: str | Path) -> Registry:
+    """Return the registry at `uri`, which need not exist, and is not made."""
     try:
         return Registry.open(uri)
     except UsageError:
@@ -206,7 +203,7 @@ class _Run:
     Attributes:
         inputs: those that the parent does not hold.
         parent: the snapshot to continue.
-        follows: the id of the newest snapshot, which is the parent unless that is damaged and to be mended.
+        follows: the id of the newest snapshot: the parent, or a damaged child of it that this run repairs.
     """
 
     registry: Registry
@@ -220,7 +217,7 @@ class _Run:
 
     @property
     def fingerprint(self) -> str:
-        """Of all that the outcome depends on: what can be resumed lies under it."""
+        """A hash of all that the snapshot depends on; names the work directory, so that the same run is resumed."""
         parts = [
             self.config.shaping(),
             [(file.name, file.sha256) for file in self.inputs],
@@ -229,17 +226,20 @@ class _Run:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
-    def _removed(self) -> frozenset[int]:
-        return frozenset(int(entry["source_id"], 16) for entry in self.parent.removed) if self.parent else frozenset()
+    def _removed(self) -> frozenset[SourceId]:
+        removed = self.parent.removed if self.parent else ()
+        return frozenset(SourceId(int(entry["source_id"], 16)) for entry in removed)
 
     @property
     def work(self) -> Path:
-        """Where it can be resumed from."""
+        """The directory that the run can be resumed from."""
         return self.registry.work / self.fingerprint
 
     def script(self) -> str:
-        """What would be submitted, where the per-file stage is a batch job; "" where it is none."""
-        executor = self.execution.executor([], tasks=len(self.inputs), workers=self.workers, logging_dir=self._logs)
+        """Return the script that would be submitted if the per-file stage is a batch job, else ""."""
+        executor = make_executor(
+            self.execution, [], tasks=len(self.inputs), workers=self.workers, logging_dir=self._logs
+        )
         return executor.script() if self.inputs else ""
 
     @property
@@ -247,7 +247,16 @@ class _Run:
         return self.work / "logs"
 
     def execute(self, on_progress: Progress) -> IngestReport:
-        """All steps; leaves nothing in the work directory if it ends well."""
+        """Run all steps; the work directory is removed when they succeed.
+
+        Raises:
+            RefusedError: the same ingest is running already, or another one committed meanwhile.
+        """
+        busy = "the same ingest is running already; wait for it, or end it and run this again"
+        with file_lock(self.work.with_suffix(".lock"), timeout_s=0, busy=busy):
+            return self._execute(on_progress)
+
+    def _execute(self, on_progress: Progress) -> IngestReport:
         folders = self._stage(on_progress)
         scratch = self.work / "scratch"
         with translate_os_errors(scratch):
@@ -266,7 +275,7 @@ class _Run:
             on_progress("committing the snapshot", None)
             try:
                 snapshot = self._commit(writer, folders, accounts)
-            except RefusedError:  # what is newest now will be the parent, so nothing of this can be used
+            except RefusedError:  # a retry has another parent, so nothing here can be used again
                 shutil.rmtree(self.work, ignore_errors=True)
                 raise
         report = _report(snapshot, failures=failures, is_new=True)
@@ -274,10 +283,10 @@ class _Run:
         return report
 
     def _stage(self, on_progress: Progress) -> list[Path]:
-        """Every input and the parent as staged directories.
+        """Stage every input and the parent; return the staged directories.
 
         Raises:
-            InputError: no input is a dump.
+            InputError: no input can be used.
         """
         tasks = stage.tasks_for(self.inputs, self.work / "stage")
         total, done = sum(task.input.num_bytes for task in tasks), 0
@@ -289,9 +298,9 @@ class _Run:
             execution=self.execution,
         )
         on_progress(f"reading {len(tasks)} files", 0.0)
-        for number, task in enumerate(finished, start=1):
+        for num_done, task in enumerate(finished, start=1):
             done += task.input.num_bytes
-            on_progress(f"reading {len(tasks)} files ({number} done)", done / total if total else 1.0)
+            on_progress(f"reading {len(tasks)} files ({num_done} done)", done / total if total else 1.0)
         folders = [task.folder for task in tasks]
         if not any(_has_content(folder) for folder in folders):
             problems = _problems(folders)
@@ -301,7 +310,7 @@ class _Run:
         if self.parent:
             on_progress("reading the parent snapshot", None)
             folder = self.work / "stage" / staging.folder_name(len(tasks), self.parent.id)
-            stage_parent(self.parent, folder, number=len(tasks), work=self.work)
+            stage_parent(self.parent, folder, index=len(tasks), work=self.work)
             folders.append(folder)
         return folders
 
@@ -332,12 +341,12 @@ def _report(snapshot: Snapshot, *, failures: tuple[Failure, ...], is_new: bool) 
     return IngestReport(snapshot=snapshot.id, failures=failures, wipeouts=wipeouts, is_new=is_new, **counts)
 
 
-def _held_already(registry: Registry, snapshot: Snapshot) -> IngestReport:
-    """The report of a snapshot that holds all of it; what a crash right after its commit left is removed."""
+def _report_of_parent(registry: Registry, snapshot: Snapshot) -> IngestReport:
+    """Return the report of a snapshot that holds all inputs; also remove what a crash after its commit left."""
     shutil.rmtree(registry.work / snapshot.manifest["ingest"], ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=registry.work) as folder:
-        place = snapshot.local(Path(folder), ["documents", "sources"])
-        with Accounts(place, registry.work) as accounts:
+        local = snapshot.local(Path(folder), ["documents", "sources"])
+        with Accounts(local, registry.work) as accounts:
             return _report(snapshot, failures=accounts.failures(), is_new=False)
 
 
@@ -352,7 +361,7 @@ def _finished(report: IngestReport, inputs: Inputs, started: float) -> IngestRep
 
 
 def _has_content(folder: Path) -> bool:
-    """Whether an input was what it should be: it names its wiki, or holds a document that did not fail."""
+    """Return whether an input was of its kind: it names its wiki, or holds a document that did not fail."""
     if pq.read_metadata(folder / "sites.parquet").num_rows:
         return True
     batches = read_batches(folder / "documents.parquet", columns=["status"])

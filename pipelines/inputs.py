@@ -1,8 +1,9 @@
-"""What a person names -> the input files, each with a name that does not depend on its place, and its content hash.
+"""Find the input files that a user names, with their content hashes and names that are the same on every machine.
 
-A file that is named is always tried; in a directory only what is called like one, the rest is reported. Names end
-up in the snapshot (`documents.input_file`, the manifest), so they must be the same on every machine: the base name, and
-as many parent folders as it takes to tell two files of different content apart. Cost: one read of each file, 1 GB/s.
+A file that is named is always read; of a directory, only files with a known name pattern, and the rest is reported.
+Names are stored in the snapshot (`documents.input_file`, the manifest), so they must not depend on the machine: the
+base name, and as many parent folders as it takes to distinguish files of different content. Cost: each file is read
+once, at 1 GB/s.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ P = TypeVar("P", Path, S3Path)
 
 
 class InputKind(enum.StrEnum):
-    """Which reader an input is for."""
+    """The reader that an input is for."""
 
     WIKIPEDIA = "wikipedia"
     WEB = "web"
@@ -33,13 +34,13 @@ class InputKind(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Look:
-    """How the files of a kind are called.
+class _NamePattern:
+    """The names of files of a kind.
 
     Attributes:
-        what: for messages.
-        names: of files in a directory that are read.
-        expected: the same in words.
+        what: the kind, for messages.
+        names: matches the files of a directory that are read.
+        expected: describes `names`, for messages.
     """
 
     what: str
@@ -47,8 +48,8 @@ class _Look:
     expected: str
 
 
-_LOOKS = {
-    InputKind.WIKIPEDIA: _Look(
+_NAME_PATTERNS = {
+    InputKind.WIKIPEDIA: _NamePattern(
         what="dump",
         # pages-articles, but no index of one; WikiExtractor's AA/wiki_00; Hugging Face's train-00000-of-00041.parquet
         names=re.compile(
@@ -56,12 +57,12 @@ _LOOKS = {
         ),
         expected="*.xml, *.xml.gz, *.xml.bz2, *.xml.xz, wiki_00 and *.parquet",
     ),
-    InputKind.WEB: _Look(
+    InputKind.WEB: _NamePattern(
         what="web archive",
         names=re.compile(r"(.+\.(warc|arc|wet|wat)(\.gz|\.zst)?|[^.]+\.gz)", re.IGNORECASE),
         expected="*.warc, *.wet, *.wat and *.arc, as they are or with .gz or .zst",
     ),
-    InputKind.BOOKS: _Look(
+    InputKind.BOOKS: _NamePattern(
         what="book",
         names=re.compile(r".+\.(txt|text|epub)(\.gz|\.bz2|\.xz)?", re.IGNORECASE),
         expected="*.txt and *.epub",
@@ -74,11 +75,11 @@ class Input:
     """A file to read.
 
     Attributes:
-        name: place-independent, "enwiki-latest-pages-articles.xml.bz2"; unique among the inputs of a run.
-        path: where it is now; not part of any snapshot.
+        name: the same on every machine, "enwiki-latest-pages-articles.xml.bz2"; unique among the inputs of a run.
+        path: its present path; not part of any snapshot.
         sha256: of its content, 64 hex digits.
         num_bytes: its size.
-        kind: which reader it is for.
+        kind: the reader that it is for.
     """
 
     name: str
@@ -88,13 +89,13 @@ class Input:
     kind: InputKind
 
     def open(self) -> BinaryIO:
-        """The file for reading, local or at s3://; see `registry.storage.open_input`."""
+        """Open the file for reading, local or at s3://; see `registry.storage.open_input`."""
         return open_input(self.path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was found: the files in the order of their names, and what was in a directory but is not called like one."""
+    """The files found, in the order of their names, and files of directories whose names match no pattern."""
 
     files: tuple[Input, ...]
     left_out: tuple[str, ...] = ()
@@ -108,10 +109,10 @@ class Inputs:
 def find_inputs(
     patterns: Mapping[InputKind, Sequence[str]], on_file: Callable[[Location], None] = lambda path: None
 ) -> Inputs:
-    """The input files that `patterns` (files, directories, globs, at s3:// too) name; the same content and name once.
+    """Find the input files that `patterns` (files, directories, globs, at s3:// too) name; each content and name once.
 
     Args:
-        patterns: as a person gives them, by the reader that they are for.
+        patterns: as a user gives them, by the reader that they are for.
         on_file: called with each file before it is read for its hash.
 
     Raises:
@@ -122,7 +123,7 @@ def find_inputs(
     kinds: dict[Location, InputKind] = {}
     left_out: set[str] = set()
     for kind, pattern in ((kind, pattern) for kind, named in patterns.items() for pattern in named):
-        found, others = _expand(pattern, _LOOKS[kind])
+        found, others = _expand(pattern, _NAME_PATTERNS[kind])
         for path in map(_absolute, found):
             if kinds.setdefault(path, kind) is not kind:
                 raise UsageError(f"{path}: named with both --{kinds[path]} and --{kind}; it can be read as one only")
@@ -144,45 +145,45 @@ def _absolute(path: Location) -> Location:
     return Path(os.path.abspath(path)) if isinstance(path, Path) else path
 
 
-def _expand(pattern: str, look: _Look) -> tuple[Sequence[Location], Sequence[Location]]:
-    """The files that a pattern means, and those that it passes over."""
+def _expand(pattern: str, kind: _NamePattern) -> tuple[Sequence[Location], Sequence[Location]]:
+    """Return the files that a pattern matches, and those that it leaves out."""
     if is_remote(pattern):
-        return _expand_remote(pattern, look)
+        return _expand_remote(pattern, kind)
     path = Path(pattern.removeprefix("file://")).expanduser()
     if path.is_dir():
-        return _files_in(path, look)
+        return _files_in(path, kind)
     if path.exists():
         return [path], []
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if not matches:
         wildcard = glob.has_magic(str(path))
         what = "a glob that matches no file" if wildcard else "no such file or directory"
-        raise InputError(f"{pattern}: {what}; expected a {look.what}, a directory of them or a glob")
+        raise InputError(f"{pattern}: {what}; expected a {kind.what}, a directory of them or a glob")
     found, others = [match for match in matches if match.is_file()], list[Path]()
     for folder in [match for match in matches if match.is_dir()]:
-        inside, passed = _files_in(folder, look)
+        inside, passed = _files_in(folder, kind)
         found, others = found + inside, others + passed
     return found, others
 
 
-def _expand_remote(uri: str, look: _Look) -> tuple[list[S3Path], list[S3Path]]:
-    """The same at s3://: what is below a prefix is as in a directory, an object or what a glob matches is as named."""
+def _expand_remote(uri: str, kind: _NamePattern) -> tuple[list[S3Path], list[S3Path]]:
+    """Do the same at s3://: a prefix is treated as a directory; an object, or a match of a glob, as a named file."""
     found = [path for path, _ in list_inputs(uri)]
     if glob.has_magic(uri) or found == [S3Path.parse(uri)]:
         return found, []
-    return _files_among(uri, found, look)
+    return _files_among(uri, found, kind)
 
 
-def _files_in(folder: Path, look: _Look) -> tuple[list[Path], list[Path]]:
-    return _files_among(folder, sorted(path for path in folder.rglob("*") if path.is_file()), look)
+def _files_in(folder: Path, kind: _NamePattern) -> tuple[list[Path], list[Path]]:
+    return _files_among(folder, sorted(path for path in folder.rglob("*") if path.is_file()), kind)
 
 
-def _files_among(folder: object, files: list[P], look: _Look) -> tuple[list[P], list[P]]:
+def _files_among(folder: object, files: list[P], kind: _NamePattern) -> tuple[list[P], list[P]]:
     files = [path for path in files if not path.name.startswith(".")]
-    found = [path for path in files if look.names.fullmatch(path.name)]
+    found = [path for path in files if kind.names.fullmatch(path.name)]
     if not found:
         raise InputError(
-            f"{folder}: no {look.what} in this directory; looked for {look.expected} "
+            f"{folder}: no {kind.what} in this directory; looked for {kind.expected} "
             f"among {len(files)} files; name a file to have it tried whatever it is called"
         )
     chosen = set(found)
@@ -197,13 +198,13 @@ def _sha256(path: Location) -> str:
 
 
 def _named(hashed: list[tuple[Location, str]]) -> list[tuple[str, Location, str]]:
-    """(name, path, hash) of each distinct file: where base names are equal, parent folders tell contents apart."""
+    """Return (name, path, hash) of each distinct file; parent folders distinguish files of equal base names."""
     by_base = collections.defaultdict(list)
     for path, sha256 in sorted(hashed, key=lambda pair: (pair[0].parts, pair[1])):
         by_base[path.name].append((path, sha256))
     named = []
     for group in by_base.values():
-        first = {sha256: path for path, sha256 in reversed(group)}  # equal content: the first path stands for all
+        first = {sha256: path for path, sha256 in reversed(group)}  # of files of equal content, the first path is kept
         depth = 1
         while len({_tail(path, depth) for path in first.values()}) < len(first):
             depth += 1

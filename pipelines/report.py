@@ -1,4 +1,4 @@
-"""What an ingest says when it is done."""
+"""The report of an ingest: counts, failures, and sources that lost most of their text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Failure:
         input_file: the input's name.
         input_offset: bytes from the start of its decompressed content.
         reason: "truncated-stream", "not-a-dump", ...
-        detail: words for a person; "" where an earlier ingest met it.
+        detail: explains `reason` to a person; "" if the failure is of an earlier ingest.
     """
 
     input_file: str
@@ -32,8 +32,8 @@ class Wipeout:
 
     Attributes:
         key: of the source.
-        lost_bytes: of its text that is displaced.
-        num_bytes: of its text in all.
+        lost_bytes: bytes of its text that are displaced.
+        num_bytes: bytes of all its text.
         survivors: keys of the sources under which the near copies are trained, ten at most.
     """
 
@@ -51,12 +51,12 @@ class IngestReport:
         snapshot: its id; None after a dry run, whose counts are zero.
         filtered, failed: by reason.
         sources: by kind, without shared ones.
-        seconds: that this call took.
+        seconds: time that this call took.
         failures: `MAX_NAMED` at most, in the order of files and offsets.
-        left_out: files in the directories given that are not named like dumps.
+        left_out: files of the given directories whose names match no pattern.
         inputs: names of the files read.
-        num_input_bytes: their sizes.
-        script: after a dry run, what would be submitted to Slurm.
+        num_input_bytes: the sum of their sizes.
+        script: after a dry run, the script that would be submitted to Slurm.
         is_new: False if the registry held all of it already.
     """
 
@@ -79,13 +79,13 @@ class IngestReport:
     is_new: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the document that `--json` prints."""
         found = dataclasses.asdict(self)
         found["seconds"] = round(self.seconds, 3)
         return found
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the lines that a person reads."""
         megabytes = self.num_input_bytes / 1e6
         if self.snapshot is None:
             found = [
@@ -120,4 +120,4 @@ def _sum(reasons: Mapping[str, int]) -> str:
 
 
 def _list(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items())) or "none"
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"

@@ -1,13 +1,13 @@
-"""Which document stands for which: the decisions of deduplication, as pure functions over small records.
+"""The decisions of deduplication, as pure functions over small records: which document represents which.
 
-    newest           several captures of one document      -> the one that counts
-    exact_group      documents of equal text               -> one representative, and who owns the text
+    newest           several captures of one document      -> the one to keep
+    exact_group      documents of equal text               -> one representative, and the owners of the text
     star_clusters    verified near-duplicate pairs         -> members, each within the threshold of its survivor
 
-An engine (`pipelines.resolve.duckdb.engine`) finds the groups and carries the decisions out; it decides nothing itself, so
-that engines cannot differ. None of it depends on the order of its input. Clusters are stars, not connected components:
-of the documents that transitive clusters remove, about half are under the threshold of their survivor. Cost: a few
-microseconds a record; `star_clusters` holds the members found so far, 60 bytes each.
+An engine (`pipelines.resolve.keyed_stage`) finds the groups and carries the decisions out; it decides nothing itself,
+so that engines cannot differ. No decision depends on the order of its input. Clusters are stars, not connected
+components: of the documents that transitive clusters remove, about half are under the threshold of their survivor.
+Cost: a few microseconds a record; `star_clusters` holds the members found so far, 60 bytes each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Capture:
     """One reading of a document.
 
     Attributes:
-        row: what the engine knows it by.
+        row: the engine's key of it.
         captured: ISO 8601 UTC; "" (not known) is older than any.
         text_sha256: "" if it has no text.
         input_file, input_offset: where it was read.
@@ -47,40 +47,40 @@ class Member:
     """One of several documents of equal text.
 
     Attributes:
-        row: what the engine knows it by.
+        row: the engine's key of it.
         doc_id: its id.
         origin_id: the source that published it.
-        num_bytes: of its text.
-        settled: it was kept in the parent snapshot, so it stays if it can.
+        num_bytes: size of its text.
+        settled: it was kept in the parent snapshot, so it is preferred.
     """
 
     row: int
-    doc_id: int
-    origin_id: int
+    doc_id: ids.DocId
+    origin_id: ids.SourceId
     num_bytes: int
     settled: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExactGroup:
-    """Equal text: kept once, by `representative`, under `source_id`.
+    """Documents of equal text: the text is kept once, as that of `representative`, under `source_id`.
 
     Attributes:
         representative: its row.
-        source_id: the shared source of all owners; the only owner itself if there is but one.
+        source_id: the shared source of all owners, or the owner if there is only one.
         source_key: of a shared source, else None.
         owners: every source that published the text, ascending.
     """
 
     representative: int
-    source_id: int
+    source_id: ids.SourceId
     source_key: str | None
-    owners: tuple[int, ...]
+    owners: tuple[ids.SourceId, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Edge:
-    """Two documents, by their place in the order of preference (`preference`), and their true Jaccard similarity."""
+    """Two documents, as ranks in the order of `preference`, and their true Jaccard similarity."""
 
     preferred: int
     other: int
@@ -88,29 +88,29 @@ class Edge:
 
 
 def competes(status: str, reason: str | None) -> bool:
-    """Whether a reading says what its document's text is now, so that of several the newest counts.
+    """Return whether a reading shows its document's text, so that it supersedes older ones.
 
-    A failed one does not, nor an answer without text (`pipelines.document.NO_CAPTURE`); and what was superseded in a
-    parent snapshot stays so.
+    A failed reading does not, nor an answer without text (`pipelines.document.NO_CAPTURE`); a reading that was
+    superseded in a parent snapshot stays superseded.
     """
     return status not in (Status.FAILED, Status.SUPERSEDED) and reason not in NO_CAPTURE
 
 
 def newest(captures: Iterable[Capture]) -> Capture:
-    """The capture that counts: the latest; then by text hash; then the first in the inputs."""
+    """Return the capture to keep: the latest; of equally late ones by text hash, then the first in the inputs."""
     captures = list(captures)
     latest = max((c.captured, c.text_sha256) for c in captures)
     equal = [c for c in captures if (c.captured, c.text_sha256) == latest]
     return min(equal, key=lambda c: (c.input_file, c.input_offset, c.row))
 
 
-def preference(*, settled: bool, num_owners: int, num_bytes: int, doc_id: int) -> tuple[bool, int, int, int]:
-    """A sort key, the preferred first: kept before, published by more sources, longer, lower id."""
+def preference(*, settled: bool, num_owners: int, num_bytes: int, doc_id: ids.DocId) -> tuple[bool, int, int, int]:
+    """Return a sort key that puts the preferred first: kept before, then more owners, longer, lower id."""
     return (not settled, -num_owners, -num_bytes, doc_id)
 
 
 def exact_group(members: Iterable[Member]) -> ExactGroup:
-    """Who stands for documents of equal text, and who owns it."""
+    """Decide which of several documents of equal text represents them, and who owns the text."""
     members = list(members)
     first = min(
         members,
@@ -118,16 +118,17 @@ def exact_group(members: Iterable[Member]) -> ExactGroup:
     )
     owners = tuple(sorted({member.origin_id for member in members}))
     key = ids.shared_key(owners) if len(owners) > 1 else None
-    return ExactGroup(first.row, ids.source_id(key) if key else owners[0], key, owners)
+    source_id = ids.SourceId(ids.source_id(key)) if key else owners[0]
+    return ExactGroup(first.row, source_id, key, owners)
 
 
 def star_clusters(edges: Iterable[Edge]) -> Iterator[Edge]:
-    """Each member with its survivor, as an edge (survivor, member, Jaccard).
+    """Yield each member of a cluster with its survivor, as an edge (survivor, member, Jaccard).
 
     A document survives unless a more preferred survivor is near it; a member goes to the nearest of those.
 
     Args:
-        edges: verified, that is at or over the threshold; sorted by `other`.
+        edges: verified, so at or over the threshold; sorted by `other`.
     """
     members: set[int] = set()
     for other, group in itertools.groupby(edges, key=operator.attrgetter("other")):

@@ -1,16 +1,16 @@
-"""Text -> words -> shingles -> MinHash signature -> band hashes, for finding near-duplicates.
+"""Fingerprint a text to find near-duplicates: words, shingles, a MinHash signature, band hashes.
 
 Two texts whose shingle sets (word 5-grams) have Jaccard similarity s agree in one of `num_bands` bands with probability
 1 - (1 - s^rows)^bands: with 14 x 8, 0.01 at s = 0.4, 0.75 at 0.75, 0.97 at 0.85. Candidates are then verified
-(`pipelines.resolve.duckdb.engine`), so bands may be generous, never wrong.
+(`pipelines.dedup.verified_edges`), so a pair too many costs time and changes no result.
 
 Why not datatrove's or datasketch's: both hash shingle by shingle in Python (tens to hundreds of documents a second).
-Here a text becomes one array of code points, and words, shingles and permutations are array operations:
-3,200 documents of 4 kB per second and core, signature included; memory is 1 MiB beside the text's own arrays.
+Here a text is one array of code points, and words, shingles and permutations are array operations: 3,200 documents of
+4 kB per second and core, signature included; memory is 1 MiB besides the text's own arrays.
 
 Words are runs of letters, marks, digits and symbols after NFKC and case folding; scripts written without spaces (Han,
 kana, Thai, Lao, Khmer, Myanmar) count each character as a word. Everything is a pure function of the text, the
-configuration and the Unicode tables (`WORDS_SCHEME`); golden vectors in `tests/pipelines/dedup/test_minhash.py` hold it.
+configuration and the Unicode tables (`WORDS_SCHEME`); `tests/pipelines/dedup/test_minhash.py` has golden vectors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ UInt32Array: TypeAlias = npt.NDArray[np.uint32]
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 
-SIGNATURE_SCHEME = "multiply-32-v1"  # to be raised with the bands of any text
+SIGNATURE_SCHEME = "multiply-32-v1"  # raise it if the bands of any text change
 WORDS_SCHEME = f"nfkc-casefold-v1/unicode-{unicodedata.unidata_version}"
 
 _WORD, _SEPARATOR, _SOLO, _IGNORED = range(4)
@@ -52,7 +52,7 @@ _SOLO_RANGES = (
     (0xF900, 0xFAFF),  # Han
     (0x20000, 0x3FFFF),
 )
-_ASSIGNED_PLANES = (0, 1, 2, 3, 14)  # of Unicode; in the others nothing is assigned, or only for private use
+_ASSIGNED_PLANES = (0, 1, 2, 3, 14)  # Unicode planes; in the others nothing is assigned, or only for private use
 _BLOCK = 1024  # shingles permuted at once: 112 x 1024 x 8 bytes stay in a core's cache
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64; the golden ratio, as in splitmix64
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -63,15 +63,15 @@ _CONTEXT = np.iinfo(np.uint32).max
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DedupConfig:
-    """What counts as a near-duplicate, and how hard to look for one.
+    """What counts as a near-duplicate, and how many candidates are compared.
 
     Attributes:
         num_bands: bands of a signature; more find more, at the cost of more candidates to verify.
         rows_per_band: hashes in a band; more make a band more selective.
         ngram: words in a shingle.
-        threshold: Jaccard similarity of the shingle sets from which on two texts are near copies, in (0, 1].
-        bucket_limit: in a band bucket, each document is compared with this many of the preferred ones at most; bounds
-            the work that boilerplate on 10^5 pages makes (all pairs would be 5 x 10^9) to bucket_limit per page.
+        threshold: the least Jaccard similarity of the shingle sets of near copies, in (0, 1].
+        bucket_limit: each document of a band bucket is compared with at most this many others, the preferred ones;
+            bounds the work for boilerplate on 10^5 pages (all pairs would be 5 x 10^9) to bucket_limit per page.
     """
 
     num_bands: int = 14
@@ -91,13 +91,13 @@ class DedupConfig:
 
     @property
     def num_permutations(self) -> int:
-        """Hashes in a signature."""
+        """The number of hashes in a signature."""
         return self.num_bands * self.rows_per_band
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What deduplication knows of a text.
+    """The normal hash and the bands of a text.
 
     Attributes:
         normal_hash: 16 bytes; equal if and only if the texts' words are equal.
@@ -109,42 +109,42 @@ class Fingerprint:
 
 
 def fingerprint(text: str, config: DedupConfig) -> Fingerprint:
-    """Everything at once; cheaper than `normal_hash` and `bands`, since the text is normalised once."""
+    """Fingerprint a text; cheaper than `normal_hash` and `bands` apart, since it is normalised once."""
     words = _Words(text)
     hashes = words.shingles(config.ngram)
     return Fingerprint(words.normal_hash(), bands(signature(hashes, config), config))
 
 
 def normal_hash(text: str) -> bytes:
-    """16 bytes (BLAKE2b) that are equal for texts equal up to NFKC, case, white space and punctuation.
+    """Return 16 bytes (BLAKE2b), the same for texts that differ only in NFKC, case, white space and punctuation.
 
-    A text without any word is hashed as it is, so that "?" and "!" stay two texts.
+    A text without any word is hashed unchanged, so that "?" and "!" stay two texts.
     """
     return _Words(text).normal_hash()
 
 
 def num_words(text: str) -> int:
-    """Words of `text` after the normalisation."""
+    """Return the number of words of `text` after normalisation."""
     return _Words(text).num_words
 
 
 def shingles(text: str, ngram: int = DedupConfig.ngram) -> UInt64Array:
-    """The set of hashes of the word n-grams: sorted, unique; empty for a text of fewer than `ngram` words."""
+    """Return the hashes of the word n-grams: sorted, unique; empty for a text of fewer than `ngram` words."""
     return _Words(text).shingles(ngram)
 
 
 def jaccard(a: UInt64Array, b: UInt64Array) -> float:
-    """|a and b| / |a or b| of two shingle sets; 0 if both are empty (nothing speaks for their being alike)."""
+    """Return |a and b| / |a or b| of two shingle sets; 0 if both are empty."""
     common = np.intersect1d(a, b, assume_unique=True).size
     union = a.size + b.size - common
     return common / union if union else 0.0
 
 
 def signature(hashes: UInt64Array, config: DedupConfig) -> UInt32Array:
-    """The minimum of each permuted hash: [num_permutations] uint32; empty for an empty set.
+    """Return the minimum of each permuted hash: [num_permutations] uint32; empty for an empty set.
 
-    The upper half of each hash is permuted: processors multiply and compare eight numbers of 32 bits at once, and two
-    shingles of a million have one upper half with a chance of 1 in 4,000.
+    Only the upper half of each hash is permuted: processors multiply and compare eight numbers of 32 bits at once, and
+    the chance that two of a million shingles have the same upper half is 1 in 4,000.
     """
     if not hashes.size:
         return np.empty(0, np.uint32)
@@ -161,7 +161,7 @@ def signature(hashes: UInt64Array, config: DedupConfig) -> UInt32Array:
 
 
 def bands(values: UInt32Array, config: DedupConfig) -> Int64Array:
-    """One hash per band of a signature: [num_bands] int64; of several signatures [..., num_bands]; empty for none."""
+    """Return one hash per band: [num_bands] int64; of several signatures [..., num_bands]; empty for an empty one."""
     if not values.size:
         return np.empty(0, np.int64)
     by_band = values.reshape(*values.shape[:-1], config.num_bands, config.rows_per_band)
@@ -181,7 +181,7 @@ class _Words:
             points, classes = points[seen], classes[seen]
         plain, inside = classes == _WORD, classes != _SEPARATOR
         starts = inside.copy()
-        starts[1:] &= ~(plain[1:] & plain[:-1])  # goes on with its left neighbour's word
+        starts[1:] &= ~(plain[1:] & plain[:-1])  # continues its left neighbour's word
         self._points, self._starts = np.compress(inside, points), np.compress(inside, starts)
         self.num_words = int(np.count_nonzero(self._starts))
 
@@ -192,7 +192,7 @@ class _Words:
         return hashlib.blake2b(marked.tobytes(), digest_size=16, person=b"nulls.txt.v1").digest()
 
     def hashes(self) -> UInt64Array:
-        """One hash per word, in order: a polynomial in its code points, whatever its place in the text."""
+        """Return one hash per word, in order: a polynomial in its code points, wherever it is in the text."""
         starts = np.flatnonzero(self._starts)
         sums = np.add.reduceat(self._points * _powers(_BASE, self._points.size), starts)
         return _mix(sums * _powers(_INVERSE, self._points.size).take(starts))
@@ -203,8 +203,8 @@ class _Words:
             return np.empty(0, np.uint64)
         words = self.hashes()
         combined = np.zeros(count, np.uint64)
-        for place in range(ngram):
-            combined = combined * np.uint64(_BASE) + words[place : place + count]
+        for offset in range(ngram):
+            combined = combined * np.uint64(_BASE) + words[offset : offset + count]
         hashes = _mix(combined)
         hashes.sort()
         new = np.ones(count, np.bool_)
@@ -234,10 +234,10 @@ def _folded(text: str) -> str:
 
 @functools.cache
 def _folds() -> UInt32Array:
-    """Code point below `_BMP` -> what `_folded` makes of it in any context, or `_CONTEXT`; 0.2 s once per process.
+    """Map each code point below `_BMP` to its folded form, or to `_CONTEXT` if that depends on its neighbours.
 
-    What depends on its neighbours are marks (they are put in order, and join with what is before them), the parts of
-    Hangul syllables, and what becomes several characters.
+    Marks do (they are reordered, and combine with what is before them), and the parts of Hangul syllables; so do code
+    points that fold to several characters. 0.2 s, once per process.
     """
     points = range(_BMP)
     after = set(range(0x1161, 0x1176)) | set(range(0x11A8, 0x11C3))  # vowels and final consonants of Hangul
@@ -255,8 +255,8 @@ def _folds() -> UInt32Array:
 
 @functools.cache
 def _classes() -> npt.NDArray[np.uint8]:
-    """Code point -> what it does to words. One byte each, 1.1 MB, built in about 0.1 s once per process."""
-    kinds = collections.defaultdict(lambda: _WORD, Cc=_SEPARATOR, Cf=_IGNORED)  # Cc: tabs, line ends; Cf: never seen
+    """Map each code point to its class: word, separator, a word by itself, ignored. 1.1 MB; 0.1 s once per process."""
+    kinds = collections.defaultdict(lambda: _WORD, Cc=_SEPARATOR, Cf=_IGNORED)  # Cc: tabs, line ends; Cf: invisible
     kinds.update(dict.fromkeys(("Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Zs", "Zl", "Zp"), _SEPARATOR))
     table = np.full(sys.maxunicode + 1, _WORD, np.uint8)
     for plane in _ASSIGNED_PLANES:
@@ -276,12 +276,12 @@ def _power_table(base: int, size: int) -> UInt64Array:
 
 
 def _powers(base: int, size: int) -> UInt64Array:
-    """1, base, base^2, ... modulo 2^64; tables grow by doubling, so few are ever made."""
+    """Return 1, base, base^2, ... modulo 2^64; tables grow by doubling, so few are ever made."""
     return _power_table(base, max(1 << 12, 1 << (size - 1).bit_length()))[:size]
 
 
 def _mix(values: UInt64Array) -> UInt64Array:
-    """splitmix64's finaliser: a bijection after which every bit depends on every bit."""
+    """Apply splitmix64's finaliser: a bijection after which every bit depends on every bit."""
     mixed = values ^ (values >> np.uint64(30))
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)
@@ -292,9 +292,10 @@ def _mix(values: UInt64Array) -> UInt64Array:
 
 @functools.cache
 def _permutations(count: int) -> UInt32Array:
-    """`count` odd factors, [count, 1], by splitmix64 over a counter.
+    """Return `count` odd factors, [count, 1] uint32, by splitmix64 over a counter.
 
-    Multiplying by one permutes the 32-bit numbers. That is random enough for minima since shingle hashes are mixed.
+    Multiplication by an odd factor permutes the 32-bit numbers; that is random enough for minima, since shingle hashes
+    are mixed.
     """
     factors = _mix((np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(_BASE)) >> np.uint64(32)
     return (factors.astype(np.uint32) | np.uint32(1))[:, None]

@@ -1,7 +1,7 @@
-"""Candidate pairs -> edges: the true Jaccard similarity of every pair that shares a band.
+"""Verify candidate pairs: compute the true Jaccard similarity of every pair that shares a band.
 
 Each candidate's shingles are computed once and appended to a flat file (8 bytes a shingle, 1.3 times its text), then
-pairs read the two they need by offset; the system's page cache is the only cache, so memory does not grow with the
+each pair reads its two sets by offset; the system's page cache is the only cache, so memory does not grow with the
 number of candidates. Cost: 6,000 documents of 4 kB, and 45,000 pairs, a second and core.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from pipelines.dedup.decisions import Edge
 from pipelines.dedup.minhash import UInt64Array, jaccard, shingles
 
-Place: TypeAlias = tuple[int, int]  # offset and count, in shingles
+Span: TypeAlias = tuple[int, int]  # offset and count, in shingles
 _WIDTH = np.dtype(np.uint64).itemsize
 
 
@@ -44,31 +44,31 @@ class ShingleFile:
         self._file.close()
         self._path.unlink(missing_ok=True)
 
-    def add(self, text: str) -> Place:
-        """Stores the shingles of `text`; returns where."""
+    def add(self, text: str) -> Span:
+        """Append the shingles of `text`; return their span."""
         found = shingles(text, self._ngram)
         self._file.write(found.tobytes())
-        place = (self._size, found.size)
+        span = (self._size, found.size)
         self._size += found.size
-        return place
+        return span
 
-    def read(self, place: Place) -> UInt64Array:
-        """The shingles at `place`."""
-        offset, count = place
+    def read(self, span: Span) -> UInt64Array:
+        """Return the shingles of a span."""
+        offset, count = span
         return np.frombuffer(os.pread(self._file.fileno(), count * _WIDTH, offset * _WIDTH), np.uint64)
 
-    def edges(self, pairs: Iterable[tuple[int, int, Place, Place]], threshold: float) -> Iterator[Edge]:
-        """The pairs whose similarity is at least `threshold`.
+    def edges(self, pairs: Iterable[tuple[int, int, Span, Span]], threshold: float) -> Iterator[Edge]:
+        """Yield the pairs whose similarity is at least `threshold`.
 
         Args:
-            pairs: (preferred, other, their places); sorted by `other` saves reading it again.
+            pairs: (preferred, other, their spans); if sorted by `other`, each of those is read once.
             threshold: of the Jaccard similarity.
         """
         self._file.flush()
         last, last_shingles = (-1, -1), np.empty(0, np.uint64)
-        for preferred, other, preferred_place, other_place in pairs:
-            if other_place != last:
-                last, last_shingles = other_place, self.read(other_place)
-            similarity = jaccard(self.read(preferred_place), last_shingles)
+        for preferred, other, preferred_span, other_span in pairs:
+            if other_span != last:
+                last, last_shingles = other_span, self.read(other_span)
+            similarity = jaccard(self.read(preferred_span), last_shingles)
             if similarity >= threshold:
                 yield Edge(preferred, other, similarity)

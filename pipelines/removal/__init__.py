@@ -1,1 +1,1 @@
-"""A child snapshot without some sources."""
+"""Remove sources from a snapshot, by a child without them."""

@@ -1,14 +1,14 @@
 """The queries of `pipelines.removal.remove`, in the order in which they run.
 
     gone          every document of a removed source
-    affected      what has to be decided again: the documents that shared a text with a removed source, or were near
-                  copies of its, or that its were near copies of; with what `pipelines.parent` knows of them
+    affected      the documents to decide again: those that shared a text with a removed source, and those in a cluster
+                  of near copies with one of its documents; with the columns of `pipelines.parent_snapshot`
     concerned     the ids of both
     neighbours    kept documents that share a band with one that may come back, and those of equal text
     decided_*     the engine's answer for `affected` and `neighbours` together
-    heirs         old_id -> new_id: who stands now for a text that a removed document stood for
+    heirs         old_id -> new_id: the new representative of a text that a removed document represented
 
-What is not affected stays as it was, neighbours too: they are there to be compared with.
+Documents that are not affected stay unchanged, neighbours too: those are only compared with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WHERE status = '{Status.KEPT}'
        OR doc_id IN (SELECT survivor_id FROM gone WHERE status = '{Status.DUPLICATE}'));
 
 CREATE TABLE affected AS
--- Of equals only those whose representative goes are settled too: where it stays, it stays who stands for them.
+-- Equals of a document that goes are settled too; other equals are not, so their representative stays the same.
 SELECT *, status = '{Status.KEPT}' OR reason = '{EXACT}' AND survivor_id IN (SELECT doc_id FROM gone) AS is_settled
 FROM carried
 WHERE origin_id NOT IN (FROM removed)
@@ -56,7 +56,7 @@ CREATE TABLE compared AS SELECT * FROM affected UNION ALL SELECT * FROM neighbou
 CREATE INDEX by_compared ON compared (text_id);
 """
 
-# The shards that hold the texts of `compared`; a displaced text may be in any of those.
+# The shards that hold the kept texts of `compared`; all files of displaced texts are read.
 TEXT_SHARDS = f"""
 SELECT DISTINCT unnest(placements).shard AS shard FROM sources
 WHERE source_id IN (
@@ -96,7 +96,7 @@ FROM (FROM parent UNION ALL BY NAME FROM decided)
 ORDER BY doc_id, status, captured, input_file, input_offset, text_sha256, title, url, reason
 """
 
-# Owners of displaced texts too: without them an equal of one would lose its text when that comes back.
+# With the owners of displaced texts: without them, an equal of one would lose its text when that comes back.
 OWNERS = """
 SELECT source_id, owner_id FROM owners WHERE source_id NOT IN (FROM split)
 UNION
@@ -112,20 +112,20 @@ SELECT band, hash, doc_id FROM {bands} WHERE doc_id IN (SELECT doc_id FROM affec
 ORDER BY band, hash, doc_id
 """
 
-# A redirect to a removed source leads nowhere now, unless it led somewhere else as well.
+# A redirect to a removed source keeps its target and has no source, unless it leads to another source as well.
 ALIASES = f"""
-WITH told AS (
+WITH remaining AS (
     SELECT * REPLACE (CASE WHEN source_id IN (FROM removed) THEN NULL ELSE source_id END AS source_id),
            coalesce(source_id IN (FROM removed), false) AS is_lost
     FROM {{aliases}}
     WHERE kind = '{AliasKind.REDIRECT}' OR source_id NOT IN (FROM removed)
 )
 SELECT DISTINCT alias_hash, alias, kind, source_id, scope, target
-FROM told
+FROM remaining
 WHERE NOT is_lost OR NOT EXISTS (
-    FROM told AS other
-    WHERE other.alias = told.alias AND other.kind = told.kind AND other.source_id IS NOT NULL
-      AND other.scope IS NOT DISTINCT FROM told.scope AND other.target IS NOT DISTINCT FROM told.target
+    FROM remaining AS other
+    WHERE other.alias = remaining.alias AND other.kind = remaining.kind AND other.source_id IS NOT NULL
+      AND other.scope IS NOT DISTINCT FROM remaining.scope AND other.target IS NOT DISTINCT FROM remaining.target
 )
 ORDER BY alias_hash, alias, kind, scope, source_id, target
 """

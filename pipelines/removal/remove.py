@@ -1,13 +1,14 @@
-"""Sources out of a snapshot: a child without them, of which only the shards touched are written anew.
+"""Remove sources from a snapshot: write a child without them, rewriting only the shards touched.
 
-    resolve names -> what is affected -> decide that again -> tables, shards -> check -> commit
+    find the sources -> find affected documents -> decide them again -> tables, shards -> check -> commit
 
-What goes: every document that a removed source published. What goes on: a text that it shared, under its other owners;
-a near copy that it had displaced comes back with its own wording, unless it is near another text that is kept. Only the
-documents that had to do with the removed ones are decided again, by the engine and the rules of an ingest, beside the
-kept documents that share a band with them; all else stays as it was (`pipelines.removal.queries`).
+Every document that a removed source published goes. A text that it shared stays, under its other owners; a near copy
+that it had displaced comes back with its own wording, unless it is near another text that is kept. Only documents
+that shared a text with the removed ones, or were near copies of them, are decided again, by the engine and the rules
+of an ingest, beside the kept documents that share a band with them; the rest is unchanged
+(`pipelines.removal.queries`).
 
-The registry remembers what was removed: a later ingest that meets the source again ends its documents filtered, for the
+The registry remembers what was removed: a later ingest that reads the source again filters its documents, with the
 reason `removed`. Cost: one pass over the compact tables, and the shards touched.
 
     remove(["https://example.com/"], registry_uri="./nulls-registry")
@@ -28,7 +29,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipelines import parent
+from pipelines import parent_snapshot
 from pipelines.conservation import Accounts
 from pipelines.dedup.minhash import DedupConfig
 from pipelines.removal import queries as sql
@@ -38,7 +39,7 @@ from pipelines.resolve.resolution import Resolution
 from pipelines.stage import staging
 from pipelines.write import shard_edit
 from pipelines.write.external_sort import Row, sorted_texts
-from pipelines.write.shard_edit import Key
+from pipelines.write.shard_edit import TextKey
 from pipelines.write.shards import PLACEMENTS, Placement
 from registry import ids, schema
 from registry.errors import RefusedError, UsageError
@@ -51,20 +52,19 @@ from registry.storage.parquet import ParquetFileWriter
 
 Progress = Callable[[str, float | None], None]
 _BATCH_ROWS = 16_384
-_DECIDED = ("documents", "owners", "bands")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RemovalReport:
-    """What a removal did, or would do.
+    """The effects of a removal, done or planned.
 
     Attributes:
         snapshot: the child's id; None after a dry run.
-        parent: the snapshot that it continues.
-        removed: {"source_id" (hex), "key", "title", "num_documents", "num_bytes"} each; what was trained under it.
-        goes_on: texts that it shared, and that its other owners keep.
-        came_back: near copies elsewhere that it had displaced, and that are trained on now.
-        shards_rewritten, shards_kept: files of texts.
+        parent: the id of the snapshot that the sources are removed from.
+        removed: for each source {"source_id" (hex), "key", "title", "num_documents", "num_bytes"} of its trained text.
+        goes_on: number of shared texts that stay under their other owners.
+        came_back: number of near copies at other sources that were displaced, and are trained on now.
+        shards_rewritten, shards_kept: number of shard files.
     """
 
     snapshot: str | None
@@ -77,18 +77,18 @@ class RemovalReport:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the document that `--json` prints."""
         return dataclasses.asdict(self) | {"seconds": round(self.seconds, 3)}
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """Return the lines that a person reads."""
         done = self.snapshot is not None
         found = [f"snapshot {self.snapshot}" if done else f"would make a child of snapshot {self.parent}"]
         for entry in self.removed:
             found.append(f"  without {entry['key']}: {entry['num_documents']} documents, {entry['num_bytes']} bytes")
-        found.append(f"  texts that go on under their other owners: {self.goes_on}")
+        found.append(f"  texts that stay under their other owners: {self.goes_on}")
         found.append(f"  near copies that come back: {self.came_back}")
-        return [*found, f"  files of texts: {self.shards_rewritten} written anew, {self.shards_kept} as they were"]
+        return [*found, f"  files of texts: {self.shards_rewritten} rewritten, {self.shards_kept} unchanged"]
 
 
 def remove(
@@ -96,24 +96,24 @@ def remove(
     *,
     registry_uri: str | Path,
     workers: int = 1,
-    on_progress: Progress = lambda words, share: None,
+    on_progress: Progress = lambda message, share: None,
     dry_run: bool = False,
 ) -> RemovalReport:
-    """Takes sources out of a registry's newest snapshot, by a child without them.
+    """Remove sources from a registry's newest snapshot, by committing a child without them.
 
     Args:
         names: of the sources: URL, title, ISBN, key or id.
         registry_uri: of the registry.
         workers: threads.
-        on_progress: called with words and None.
-        dry_run: finds out what would change, and commits nothing.
+        on_progress: called with a message and None.
+        dry_run: only report what would change.
 
     Raises:
-        NotFoundError: a name names no source of the snapshot.
-        UsageError: a name is ambiguous, or names a text with several owners.
+        NotFoundError: a name fits no source of the snapshot.
+        UsageError: a name is ambiguous, or is that of a text with several owners.
         RefusedError: the same removal is running, another snapshot was committed meanwhile, or this one was imported.
         ServiceError: the registry cannot be written.
-        DamagedError: the snapshot is damaged, or the child does not add up; nothing is committed.
+        DamagedError: the snapshot is damaged, or documents were lost on the way; nothing is committed.
     """
     if not names:
         raise UsageError("nothing to remove; name sources by URL, title, ISBN, key or id")
@@ -125,22 +125,19 @@ def remove(
             f"snapshot {snapshot.id[:12]} was imported with a released model: it has titles and no text to remove; "
             "`nulls unlearn` takes a source out of the model"
         )
-    sources = _sources(snapshot, names)
+    sources = _find_sources(snapshot, names)
     check_writable(registry.work)
-    run = _Removal(registry, snapshot, sources, workers)
-    busy = "the same removal is running already; wait for it, or end it and run this again"
-    with file_lock(run.work.with_suffix(".lock"), timeout_s=0, busy=busy):
-        report = run.execute(on_progress, dry_run=dry_run)
+    report = _Removal(registry, snapshot, sources, workers).execute(on_progress, dry_run=dry_run)
     return dataclasses.replace(report, seconds=time.monotonic() - started)
 
 
-def _sources(snapshot: Snapshot, names: Sequence[str]) -> list[Source]:
+def _find_sources(snapshot: Snapshot, names: Sequence[str]) -> list[Source]:
     found = {source.source_id: source for source in (resolve_name(snapshot, name) for name in names)}
     for source in found.values():
         if source.kind == Kind.SHARED:
             owners = ", ".join(source.shared_with)
             raise UsageError(f"{source.key} is text that several sources published; remove its owners: {owners}")
-    return [found[number] for number in sorted(found)]
+    return [found[source_id] for source_id in sorted(found)]
 
 
 class _Removal:
@@ -153,79 +150,93 @@ class _Removal:
         self.work = registry.work / self.fingerprint
 
     def execute(self, on_progress: Progress, *, dry_run: bool) -> RemovalReport:
-        """All steps; leaves nothing in the work directory."""
-        with translate_os_errors(self.work):
-            shutil.rmtree(self.work, ignore_errors=True)
-            (self.work / "resolve").mkdir(parents=True)
-        try:
-            with duck.service_errors(self.work), duck.connect(self.work, threads=self._workers) as con:
-                return self._execute(con, on_progress, dry_run=dry_run)
-        finally:
-            shutil.rmtree(self.work, ignore_errors=True)
+        """Run all steps; nothing is left in the work directory.
+
+        Raises:
+            RefusedError: the same removal is running, or another snapshot was committed meanwhile.
+        """
+        busy = "the same removal is running already; wait for it, or end it and run this again"
+        with file_lock(self.work.with_suffix(".lock"), timeout_s=0, busy=busy):
+            with translate_os_errors(self.work):
+                shutil.rmtree(self.work, ignore_errors=True)
+                (self.work / "resolve").mkdir(parents=True)
+            try:
+                with duck.service_errors(self.work), duck.connect(self.work, threads=self._workers) as con:
+                    return self._execute(con, on_progress, dry_run=dry_run)
+            finally:
+                shutil.rmtree(self.work, ignore_errors=True)
 
     def _execute(self, con: duckdb.DuckDBPyConnection, on_progress: Progress, *, dry_run: bool) -> RemovalReport:
         on_progress("reading the snapshot", None)
-        place = self._parent.local(self.work / "parent")
-        Snapshot(place, self._parent.manifest).verify()
-        self._load(con, place)
-        on_progress("deciding again what is affected", None)
-        folder = self._stage(con, place)
+        local = self._parent.local(self.work / "parent")
+        Snapshot(local, self._parent.manifest).verify()
+        self._load(con, local)
+        on_progress("deciding affected documents again", None)
+        folder = self._stage(con, local)
         with contextlib.closing(self._decide(con, folder)) as resolution:
-            edits = {name: self._edit(con, resolution, name, place) for name in ("shards", "displaced")}
+            edits = {name: self._find_edit(con, resolution, name, local) for name in ("shards", "displaced")}
             report = self._report(con, edits)
             if dry_run:
                 return report
             on_progress("writing the snapshot", None)
             writer = SnapshotWriter(self._registry, self.work / "snapshot")
-            self._write_texts(resolution, edits, place, writer)
-            self._write_tables(con, place, edits["shards"].plan, writer)
+            self._write_texts(resolution, edits, local, writer)
+            self._write_tables(con, local, edits["shards"].shards, writer)
         on_progress("checking that nothing was lost", None)
         with Accounts(writer.staging, self.work) as accounts:
-            accounts.check([place / "documents.parquet"], without=[source.source_id for source in self._sources])
+            accounts.check(
+                [local / "documents.parquet"], without=[ids.SourceId(source.source_id) for source in self._sources]
+            )
             snapshot = self._commit(writer, accounts)
         return dataclasses.replace(report, snapshot=snapshot.id)
 
-    def _load(self, con: duckdb.DuckDBPyConnection, place: Path) -> None:
-        parent.load(con, self._parent, place)
-        con.execute(f"CREATE VIEW bands AS SELECT * FROM {duck.scan([place / 'bands.parquet'])}")
+    def _load(self, con: duckdb.DuckDBPyConnection, local: Path) -> None:
+        parent_snapshot.load_tables(con, self._parent, local)
+        con.execute(f"CREATE VIEW bands AS SELECT * FROM {duck.scan([local / 'bands.parquet'])}")
         con.execute("CREATE TABLE removed (source_id BIGINT)")
         con.executemany("INSERT INTO removed VALUES (?)", [[source.source_id] for source in self._sources])
         con.execute(sql.AFFECTED)
         con.execute(sql.NEIGHBOURS)
 
-    def _stage(self, con: duckdb.DuckDBPyConnection, place: Path) -> Path:
-        """What has to be compared, as a staged directory."""
+    def _stage(self, con: duckdb.DuckDBPyConnection, local: Path) -> Path:
+        """Write the documents to compare as a staged directory; return it."""
         folder = self.work / "stage" / "affected"
         numbers = [row[0] for row in con.execute(sql.TEXT_SHARDS).fetchall()]
         names = [f"shards/part-{number:05d}" for number in numbers] + self._parent.shards("displaced")
         with staging.StageWriter(folder, 0) as writer:
-            for text, rows in parent.texts_of(con, [place / f"{name}.parquet" for name in names], "compared"):
+            files = [local / f"{name}.parquet" for name in names]
+            for text, rows in parent_snapshot.texts_of(con, files, "compared"):
                 for row in rows:
-                    again = {**parent.again(row, text), "settled": row["is_settled"]}
-                    writer.document(again, text, parent.stored_fingerprint(row))
+                    undecided = {**parent_snapshot.undecided_row(row, text), "settled": row["is_settled"]}
+                    writer.document(undecided, text, parent_snapshot.stored_fingerprint(row))
         return folder
 
     def _decide(self, con: duckdb.DuckDBPyConnection, folder: Path) -> Resolution:
-        """The engine's answer, of which the tables are views `decided_*` of `con` now."""
+        """Resolve the staged documents; make the answer's tables views `decided_*` of `con`."""
         config = DedupConfig(**self._parent.manifest["configuration"]["dedup"])
         resolution = resolve(Engine(), [folder], config, work=self.work / "resolve", workers=self._workers)
-        for name in _DECIDED:
+        decided = {
+            "documents": resolution.documents(),
+            "owners": resolution.owners(),
+            "bands": resolution.bands(),
+        }
+        for name, batches in decided.items():
             path = self.work / f"{name}.parquet"
             with ParquetFileWriter(path, schema.TABLES[name]) as file:
-                for batch in getattr(resolution, name)():
+                for batch in batches:
                     file.write(batch)
             con.execute(f"CREATE VIEW decided_{name} AS SELECT * FROM {duck.scan([path])}")
         con.execute(sql.DECISIONS.format(documents="decided_documents"))
         return resolution
 
-    def _edit(self, con: duckdb.DuckDBPyConnection, resolution: Resolution, folder: str, place: Path) -> _Edit:
-        """Which texts of a folder go, and which come."""
+    def _find_edit(self, con: duckdb.DuckDBPyConnection, resolution: Resolution, folder: str, local: Path) -> _Edit:
+        """Find the texts of a folder to delete and to add, and the shards that they touch."""
         names = self._parent.shards(folder)
-        before = set(_stored(con, folder, [place / f"{name}.parquet" for name in names]))
+        before = set(_stored(con, folder, [local / f"{name}.parquet" for name in names]))
         concerned = {row[0] for row in con.execute("FROM concerned").fetchall()}
         after = {key for key in resolution.text_keys(folder) if key[1] in concerned}
-        leaving, arriving = before - after, after - before
-        return _Edit(leaving, arriving, shard_edit.plan(names, place, leaving | arriving))
+        deleted, added = before - after, after - before
+        return _Edit(deleted, added, shard_edit.find_changes(names, local, deleted | added))
 
     def _report(self, con: duckdb.DuckDBPyConnection, edits: dict[str, _Edit]) -> RemovalReport:
         removed = tuple(
@@ -247,36 +258,36 @@ class _Removal:
             removed=removed,
             goes_on=goes_on[0] if goes_on else 0,
             came_back=came_back[0] if came_back else 0,
-            shards_rewritten=sum(len(edit.plan.touched) for edit in edits.values()),
-            shards_kept=sum(len(set(edit.plan.numbers) - edit.plan.touched) for edit in edits.values()),
+            shards_rewritten=sum(len(edit.shards.touched) for edit in edits.values()),
+            shards_kept=sum(len(set(edit.shards.numbers) - edit.shards.touched) for edit in edits.values()),
         )
 
     def _write_texts(
-        self, resolution: Resolution, edits: dict[str, _Edit], place: Path, writer: SnapshotWriter
+        self, resolution: Resolution, edits: dict[str, _Edit], local: Path, writer: SnapshotWriter
     ) -> None:
         for folder, edit in edits.items():
-            batches = (_only(batch, edit.arriving) for batch in resolution.texts(folder))
-            arriving: Iterator[Row] = sorted_texts(batches, self.work / f"sort-{folder}") if edit.arriving else iter(())
+            batches = (_select(batch, edit.added) for batch in resolution.texts(folder))
+            added: Iterator[Row] = sorted_texts(batches, self.work / f"sort-{folder}") if edit.added else iter(())
             placements = list(
-                shard_edit.edit(edit.plan, place, folder, leaving=edit.leaving, arriving=arriving, writer=writer)
+                shard_edit.edit_shards(edit.shards, local, folder, deleted=edit.deleted, added=added, writer=writer)
             )
             if folder == "shards":
                 with ParquetFileWriter(self.work / "placements.parquet", PLACEMENTS) as file:
                     file.write(_placements_table(placements))
 
     def _write_tables(
-        self, con: duckdb.DuckDBPyConnection, place: Path, found: shard_edit.Plan, writer: SnapshotWriter
+        self, con: duckdb.DuckDBPyConnection, local: Path, shards: shard_edit.ShardChanges, writer: SnapshotWriter
     ) -> None:
         def scan(path: Path) -> str:
             return duck.scan([path])
 
         con.execute("CREATE TABLE rewritten (shard INTEGER)")
-        for number in found.touched:
+        for number in shards.touched:
             con.execute("INSERT INTO rewritten VALUES (?)", [number])
         _write(con, sql.DOCUMENTS, writer, "documents")
         _write(con, sql.OWNERS.format(owners="decided_owners"), writer, "owners")
         _write(con, sql.BANDS.format(bands="decided_bands"), writer, "bands")
-        _write(con, sql.ALIASES.format(aliases=scan(place / "aliases.parquet")), writer, "aliases")
+        _write(con, sql.ALIASES.format(aliases=scan(local / "aliases.parquet")), writer, "aliases")
         owners, documents = (scan(writer.staging / f"{name}.parquet") for name in ("owners", "documents"))
         _name_new_shared(con, owners)
         query = sql.SOURCES.format(
@@ -287,15 +298,15 @@ class _Removal:
     def _commit(self, writer: SnapshotWriter, accounts: Accounts) -> Snapshot:
         manifest = self._parent.manifest
         removed = {entry["source_id"]: entry for entry in self._parent.removed}
-        for source in self._sources:  # one may be there already: a later crawl met it, and it was removed again
-            number = ids.format_id(source.source_id)
-            removed[number] = {"source_id": number, "key": source.key}
+        for source in self._sources:  # one removed before, read again and removed again is listed once
+            hex_id = ids.format_id(source.source_id)
+            removed[hex_id] = {"source_id": hex_id, "key": source.key}
         return writer.commit(
             configuration=manifest["configuration"],
             inputs=list(manifest["inputs"]),
             parent=self._parent.id,
             follows=self._parent.id,
-            removed=[removed[number] for number in sorted(removed)],
+            removed=[removed[hex_id] for hex_id in sorted(removed)],
             counts=dataclasses.asdict(accounts.counts()),
             conservation=accounts.by_kind(),
             wikis=manifest["wikis"],
@@ -306,15 +317,15 @@ class _Removal:
 
 @dataclasses.dataclass(frozen=True)
 class _Edit:
-    """What happens to the texts of a folder."""
+    """The texts of a folder to delete and to add, and its shards."""
 
-    leaving: set[Key]
-    arriving: set[Key]
-    plan: shard_edit.Plan
+    deleted: set[TextKey]
+    added: set[TextKey]
+    shards: shard_edit.ShardChanges
 
 
-def _stored(con: duckdb.DuckDBPyConnection, folder: str, files: list[Path]) -> Iterator[Key]:
-    """The texts of `concerned` that the parent has in a folder; those of shards are told by its documents."""
+def _stored(con: duckdb.DuckDBPyConnection, folder: str, files: list[Path]) -> Iterator[TextKey]:
+    """Yield the texts of `concerned` that the parent has in a folder; for shards, its documents list them."""
     if folder == "shards":
         query = f"SELECT source_id, doc_id FROM documents WHERE status = '{Status.KEPT}' AND doc_id IN (FROM concerned)"
     elif files:
@@ -325,7 +336,7 @@ def _stored(con: duckdb.DuckDBPyConnection, folder: str, files: list[Path]) -> I
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def _only(batch: pa.RecordBatch, keys: set[Key]) -> pa.RecordBatch:
+def _select(batch: pa.RecordBatch, keys: set[TextKey]) -> pa.RecordBatch:
     pairs = zip(batch["source_id"].to_pylist(), batch["doc_id"].to_pylist(), strict=True)
     return batch.filter(pa.array([pair in keys for pair in pairs], pa.bool_()))
 
@@ -336,14 +347,14 @@ def _placements_table(placements: list[Placement]) -> pa.Table:
 
 
 def _name_new_shared(con: duckdb.DuckDBPyConnection, owners: str) -> None:
-    """Fills `new_shared`: the sources that have owners and were not in the parent, with their keys."""
+    """Fill `new_shared`: the sources that have owners and were not in the parent, with their keys."""
     con.execute("CREATE TABLE new_shared (source_id BIGINT, key VARCHAR)")
     query = f"""
         SELECT source_id, list(owner_id ORDER BY owner_id) FROM {owners}
         WHERE source_id NOT IN (SELECT source_id FROM sources) GROUP BY source_id
     """
-    for source_id, owned in con.execute(query).fetchall():
-        con.execute("INSERT INTO new_shared VALUES (?, ?)", [source_id, ids.shared_key(owned)])
+    for source_id, owner_ids in con.execute(query).fetchall():
+        con.execute("INSERT INTO new_shared VALUES (?, ?)", [source_id, ids.shared_key(owner_ids)])
 
 
 def _write(con: duckdb.DuckDBPyConnection, query: str, writer: SnapshotWriter, table: str) -> None:

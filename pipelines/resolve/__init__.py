@@ -1,1 +1,1 @@
-"""The keyed stage: which document survives, and what each source holds. DuckDB or Beam, with the same decisions."""
+"""The keyed stage: decide which documents survive and what each source holds; DuckDB or Beam, same decisions."""

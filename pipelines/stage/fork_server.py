@@ -1,6 +1,6 @@
-"""The process that local workers are forked from: it imports once, early, what each of them would import anew.
+"""The process that local workers are forked from: it imports once, and early, what each of them needs.
 
-Its imports take a second of one core. Begun before this process has its own modules, that second costs no time.
+Its imports take a second of one core; if it starts before this process imports its own modules, they run at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ _PRELOADED = "pipelines.stage.worker_imports"
 
 
 def warm_up() -> None:
-    """Starts that process, if it is not there, and returns at once."""
+    """Start that process, unless it runs, and return at once."""
     context()
     multiprocessing.forkserver.ensure_running()
 
 
 def context() -> ForkServerContext:
-    """The start method of workers: a fork of this process would copy the locks of its running threads."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([_PRELOADED])
-    return found
+    """Return the start method of workers: a fork of this process would copy the locks of its running threads."""
+    fork_context = multiprocessing.get_context("forkserver")
+    fork_context.set_forkserver_preload([_PRELOADED])
+    return fork_context

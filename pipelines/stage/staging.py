@@ -1,4 +1,4 @@
-"""What the per-file stage leaves behind: one directory per input file, there whole or not at all.
+"""Staging: the output of the per-file stage, one directory per input file, either whole or absent.
 
     stage/00007-<first 16 hex digits of the file's SHA-256>/
         documents.parquet    every document read, without text; `row` is unique across directories
@@ -6,11 +6,11 @@
         bands.parquet        row, band, hash
         redirects.parquet    titles that only name another title
         names.parquet        more names of a source: "title / author", an ISBN
-        sites.parquet        the wikis that the file is of
+        sites.parquet        the wikis whose pages the file holds
         done.json            bytes and SHA-256 of each; written last
 
-A directory is written under a temporary name, flushed to disk and published by one rename; `is_complete` then reads it
-against its `done.json`, since the existence of a file proves nothing. Memory: one batch, about 8 MiB of text.
+A directory is written under a temporary name, flushed to disk and published by one rename; `is_complete` then compares
+it with its `done.json`, since the existence of a file proves nothing. Memory: one batch, about 8 MiB of text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from registry.storage import publish_directory, translate_os_errors, write_atomi
 from registry.storage.parquet import ParquetFileWriter, sha256_file
 
 DONE = "done.json"
-ROW_BITS = 32  # a directory's number is shifted by this much: `row` = number << 32 | place in documents.parquet
+ROW_BITS = 32  # `row` = index of the directory << ROW_BITS | position in documents.parquet
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 8 << 20
 
@@ -44,10 +44,10 @@ DOCUMENTS = pa.schema(
         pa.field("origin_id", pa.int64()),
         pa.field("key", pa.string()),
         pa.field("kind", pa.string(), nullable=False),
-        pa.field("locator", pa.string()),  # null if a parent snapshot brings the document and does not tell
+        pa.field("locator", pa.string()),  # null if the document comes from a parent snapshot that does not hold it
         pa.field("url", pa.string()),
         pa.field("title", pa.string()),
-        pa.field("canonical", pa.string()),  # title as MediaWiki stores it
+        pa.field("canonical", pa.string()),  # the title as MediaWiki stores it
         pa.field("alias_hash", pa.int64()),  # of the folded title
         pa.field("scope", pa.string()),
         pa.field("captured", pa.string(), nullable=False),
@@ -62,7 +62,7 @@ DOCUMENTS = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
-        # Of documents that a parent snapshot brings: what was decided there.
+        # For documents that come from a parent snapshot: what was decided there.
         pa.field("settled", pa.bool_(), nullable=False),  # kept
         pa.field("survivor_id", pa.int64()),
         pa.field("jaccard", pa.float32()),
@@ -107,13 +107,13 @@ TABLES = {
 }
 
 
-def folder_name(number: int, sha256: str) -> str:
-    """The directory of input `number`, in the inputs' order, whose content has `sha256`."""
-    return f"{number:05d}-{sha256[:16]}"
+def folder_name(index: int, sha256: str) -> str:
+    """Return the name of a directory: that of input `index`, in the inputs' order, whose content has `sha256`."""
+    return f"{index:05d}-{sha256[:16]}"
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` holds every file that its `done.json` names, with that size and content. Reads all of it."""
+    """Return whether `folder` holds every file of its `done.json`, with that size and content; reads all of them."""
     try:
         files = json.loads((folder / DONE).read_bytes())["files"]
         return files.keys() == TABLES.keys() and all(
@@ -126,18 +126,18 @@ def is_complete(folder: Path) -> bool:
 
 
 class StageWriter:
-    """Writes one input's directory; a context manager that publishes it unless an exception leaves it.
+    """The writer of one input's directory: a context manager that publishes it unless an exception leaves it.
 
     Args:
         folder: the directory to publish.
-        number: of the input, for `row`.
+        index: of the input, for `row`.
 
     Raises:
-        ServiceError: the place cannot be written.
+        ServiceError: the directory cannot be written.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self._folder, self._next_row = folder, number << ROW_BITS
+    def __init__(self, folder: Path, index: int) -> None:
+        self._folder, self._next_row = folder, index << ROW_BITS
         with translate_os_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             self._partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -163,7 +163,7 @@ class StageWriter:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def document(self, document: Mapping[str, Any], text: str, fingerprint: Fingerprint | None) -> None:
-        """Adds a row of `DOCUMENTS`, without `row` and what a fingerprint tells; `text` is stored if it has one."""
+        """Add a row of `DOCUMENTS`, except `row` and `normal_hash`; `text` is stored if there is a fingerprint."""
         row, self._next_row = self._next_row, self._next_row + 1
         known = {"normal_hash": fingerprint.normal_hash} if fingerprint else {}
         self._add("documents", {"normal_hash": None, **document, **known, "row": row})
@@ -175,17 +175,17 @@ class StageWriter:
         self._flush_if_full()
 
     def redirect(self, redirect: Redirect) -> None:
-        """Adds a redirect."""
+        """Add a redirect."""
         self._add("redirects", redirect_row(redirect))
         self._flush_if_full()
 
-    def name(self, source_id: int, kind: AliasKind, alias: str) -> None:
-        """Adds a name of a source that is no title of a document."""
+    def name(self, source_id: ids.SourceId, kind: AliasKind, alias: str) -> None:
+        """Add a name of a source that is not the title of a document."""
         row = {"source_id": source_id, "alias": alias, "alias_hash": title_hash(alias), "kind": kind.value}
         self._add("names", row)
 
     def site(self, site: WikiSite) -> None:
-        """Adds a wiki."""
+        """Add a wiki."""
         self._add("sites", {"scope": site.scope, "host": site.host})
 
     def _add(self, table: str, row: dict[str, Any]) -> None:
@@ -218,9 +218,9 @@ class StageWriter:
 
 
 def document_row(document: Document) -> dict[str, Any]:
-    """A document that a reader gave, as `StageWriter.document` takes it.
+    """Return a reader's document as a row for `StageWriter.document`.
 
-    One that ended before it had an identity gets an id by its place, so that it too can be looked up.
+    One that failed before it had an identity gets an id from its file and offset, so that it can be looked up too.
     """
     key, locator = document.key, document.locator
     if key is None:
@@ -256,7 +256,7 @@ def document_row(document: Document) -> dict[str, Any]:
 
 
 def redirect_row(redirect: Redirect) -> dict[str, Any]:
-    """A redirect as a row of `REDIRECTS`."""
+    """Return a redirect as a row of `REDIRECTS`."""
     return {
         "scope": redirect.scope,
         "alias": redirect.title,
@@ -269,5 +269,5 @@ def redirect_row(redirect: Redirect) -> dict[str, Any]:
 
 
 def title_hash(title: str) -> int:
-    """The alias hash of a title, however it is spelled."""
+    """Return the alias hash of a title, the same for every spelling of it."""
     return ids.alias_hash(identity.fold_title(title))

@@ -2,8 +2,8 @@
 
     Read -> Clean -> Fingerprinting -> Store        one task per input file, one document in memory at a time
 
-A task's output depends on its file and the configuration alone (`pipelines.stage.staging`), so tasks can run in any order, on
-any workers (`pipelines.stage.executors`), twice, or again after a crash; what is complete is not done again.
+A task's output depends only on its file and the configuration (`pipelines.stage.staging`), so tasks can run in any
+order, on any workers (`pipelines.stage.executors`), twice, or again after a crash; a complete task is not run again.
 Cost: 4.3 MB of wikitext a second and core: half of it extraction, a quarter fingerprints, the rest reading and storing.
 
     tasks = tasks_for(find_inputs({InputKind.WIKIPEDIA: ["dumps/"]}).files, Path("work/stage"))
@@ -25,7 +25,7 @@ from pipelines.document import Document, Redirect, WikiSite
 from pipelines.filters import rules as filters
 from pipelines.inputs import Input, InputKind
 from pipelines.stage import staging
-from pipelines.stage.executors import Execution
+from pipelines.stage.executors import Execution, make_executor
 from pipelines.text import extract
 from registry import ids
 from registry.errors import InputError, RecordError, ServiceError
@@ -38,37 +38,37 @@ Items: TypeAlias = Generator[Item, None, None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """One input file and where its output goes."""
+    """One input file and the directory of its output; `index` is its position among the inputs."""
 
-    number: int
+    index: int
     input: Input
     folder: Path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What the stage's output depends on beside the file.
+    """The settings that a task's output depends on, besides the file.
 
     Attributes:
         filters: which documents are dropped.
-        dedup: what is fingerprinted.
-        web_source: what a web source is.
-        html: what makes text of HTML.
-        removed: ids of sources that were taken out of the registry, and are not to come back.
+        dedup: how documents are fingerprinted.
+        web_source: what counts as a web source.
+        html: the extractor for HTML.
+        removed: ids of sources that were removed from the registry, and must not come back.
     """
 
     filters: filters.FilterConfig = dataclasses.field(default_factory=filters.FilterConfig)
     dedup: minhash.DedupConfig = dataclasses.field(default_factory=minhash.DedupConfig)
     web_source: WebSource = WebSource.DOMAIN
     html: extract.HtmlExtractor = extract.HtmlExtractor.RESILIPARSE
-    removed: frozenset[int] = frozenset()
+    removed: frozenset[ids.SourceId] = frozenset()
 
 
 def tasks_for(inputs: Sequence[Input], stage: Path) -> list[Task]:
-    """A task per input, with its directory in `stage`."""
+    """Return a task for each input, with its directory in `stage`."""
     return [
-        Task(number=number, input=file, folder=stage / staging.folder_name(number, file.sha256))
-        for number, file in enumerate(inputs)
+        Task(index=index, input=file, folder=stage / staging.folder_name(index, file.sha256))
+        for index, file in enumerate(inputs)
     ]
 
 
@@ -80,7 +80,14 @@ def run_tasks(
     logging_dir: Path,
     execution: Execution = Execution(),  # noqa: B008 - immutable
 ) -> Iterator[Task]:
-    """Does the tasks that are not yet complete; yields each task when it is done, in any order.
+    """Run the tasks that are not complete; yield each task when it is complete, in any order.
+
+    Args:
+        tasks: all of them, complete ones too.
+        config: settings that shape their output.
+        workers: tasks that run at once.
+        logging_dir: for datatrove's logs.
+        execution: where the tasks run.
 
     Raises:
         ServiceError: the output cannot be written, or a worker was killed.
@@ -92,21 +99,21 @@ def run_tasks(
         else:
             pending.append(task)
     if pending:
-        pending.sort(key=lambda task: -task.input.num_bytes)  # the last to end is then a small one
+        pending.sort(key=lambda task: -task.input.num_bytes)  # the largest first, so that workers end together
         steps = [Read(pending, config.web_source), Clean(config), Fingerprinting(config.dedup), Store(pending)]
-        executor = execution.executor(steps, tasks=len(pending), workers=workers, logging_dir=logging_dir)
+        executor = make_executor(execution, steps, tasks=len(pending), workers=workers, logging_dir=logging_dir)
         for rank in executor.run():
             if not (pending[rank].folder / staging.DONE).is_file():
                 name = pending[rank].input.name
                 raise ServiceError(
                     f"{name}: its task left no output in {pending[rank].folder.parent}; see {logging_dir}, run the "
-                    "same command again, and on a cluster let that be where all nodes see it (NULLS_WORK, for s3://)"
+                    "same command again, and on a cluster let all nodes see that directory (NULLS_WORK, for s3://)"
                 )
             yield pending[rank]
 
 
 class Read(PipelineStep):  # type: ignore[misc]
-    """Input file -> documents, redirects, sites. A file that is not what it should be is one failed document."""
+    """Read an input file into documents, redirects and sites; a file of the wrong kind is one failed document."""
 
     type = "Reader"
     name = "input files"
@@ -116,7 +123,7 @@ class Read(PipelineStep):  # type: ignore[misc]
         self.tasks, self.web_source = tasks, web_source
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Items:
-        """Yields everything in the file of task `rank`."""
+        """Yield everything in the file of task `rank`."""
         file = self.tasks[rank].input
         try:
             with file.open() as opened:
@@ -128,7 +135,7 @@ class Read(PipelineStep):  # type: ignore[misc]
 
 
 class Clean(PipelineStep):  # type: ignore[misc]
-    """Markup -> text, then kept or filtered. What cannot be extracted is a failed document."""
+    """Extract text from markup, then keep or filter the document; one that cannot be extracted has failed."""
 
     type = "Filter"
     name = "extract and filter"
@@ -138,7 +145,7 @@ class Clean(PipelineStep):  # type: ignore[misc]
         self.config = config
 
     def run(self, data: Items, rank: int = 0, world_size: int = 1) -> Items:
-        """Passes everything on; documents have text, and a status other than KEPT if they are not to be trained on."""
+        """Yield everything; documents have text, and a status other than KEPT if they are not for training."""
         for item in data:
             if isinstance(item, Document) and item.status is Status.KEPT:
                 _clean(item, self.config)
@@ -146,7 +153,7 @@ class Clean(PipelineStep):  # type: ignore[misc]
 
 
 class Fingerprinting(PipelineStep):  # type: ignore[misc]
-    """Pairs each kept document with its fingerprint."""
+    """Pair each kept document with its fingerprint."""
 
     type = "Dedup"
     name = "normal hash and MinHash bands"
@@ -158,7 +165,7 @@ class Fingerprinting(PipelineStep):  # type: ignore[misc]
     def run(
         self, data: Items, rank: int = 0, world_size: int = 1
     ) -> Generator[tuple[Item, minhash.Fingerprint | None], None, None]:
-        """Yields (item, fingerprint), with None for what is not kept."""
+        """Yield (item, fingerprint); the fingerprint is None for everything but kept documents."""
         for item in data:
             if isinstance(item, Document) and item.status is Status.KEPT:
                 yield item, minhash.fingerprint(item.text, self.config)
@@ -167,7 +174,7 @@ class Fingerprinting(PipelineStep):  # type: ignore[misc]
 
 
 class Store(PipelineStep):  # type: ignore[misc]
-    """Writes a task's directory; it is there only when the file was read to its end."""
+    """Write a task's directory; it exists only when the file was read to its end."""
 
     type = "Writer"
     name = "staged Parquet"
@@ -182,9 +189,9 @@ class Store(PipelineStep):  # type: ignore[misc]
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[None]:
-        """Consumes everything."""
+        """Consume everything."""
         task = self.tasks[rank]
-        with staging.StageWriter(task.folder, task.number) as writer:
+        with staging.StageWriter(task.folder, task.index) as writer:
             for item, fingerprint in data:
                 if isinstance(item, Document):
                     row = staging.document_row(item)
@@ -200,7 +207,7 @@ class Store(PipelineStep):  # type: ignore[misc]
 
 
 def _reader(kind: InputKind, web_source: WebSource) -> Callable[[BinaryIO, str], Iterator[Item]]:
-    """What reads inputs of `kind`: yields items from a file and its name; InputError if it is none of its."""
+    """Return the reader of `kind`: it yields items from a file and its name, or raises InputError on another kind."""
     if kind is InputKind.WEB:
         from pipelines.readers.web.archive import read_archive
 
@@ -214,8 +221,8 @@ def _reader(kind: InputKind, web_source: WebSource) -> Callable[[BinaryIO, str],
     return read_articles
 
 
-_KINDS = {InputKind.WIKIPEDIA: Kind.WIKI, InputKind.WEB: Kind.WEB, InputKind.BOOKS: Kind.BOOK}
-_REFUSED = {
+_SOURCE_KINDS = {InputKind.WIKIPEDIA: Kind.WIKI, InputKind.WEB: Kind.WEB, InputKind.BOOKS: Kind.BOOK}
+_WRONG_KIND_REASONS = {
     InputKind.WIKIPEDIA: "not-a-dump",
     InputKind.WEB: "not-an-archive",
     InputKind.BOOKS: "not-a-book",
@@ -223,21 +230,21 @@ _REFUSED = {
 
 
 def _failed_file(file: Input, detail: str) -> Document:
-    document = Document(kind=_KINDS[file.kind], key=None, locator="0", input_file=file.name)
-    document.end(Status.FAILED, _REFUSED[file.kind], detail)
+    document = Document(kind=_SOURCE_KINDS[file.kind], key=None, locator="0", input_file=file.name)
+    document.end(Status.FAILED, _WRONG_KIND_REASONS[file.kind], detail)
     return document
 
 
 def _clean(document: Document, config: StageConfig) -> None:
     if document.key and config.removed and ids.source_id(document.key) in config.removed:
-        document.end(Status.FILTERED, "removed", "its source was taken out of this registry")
+        document.end(Status.FILTERED, "removed", "its source was removed from this registry")
         document.markup, document.text = "", ""
         return
     try:
         extract.extract(document, config.html)
     except RecordError as error:
         document.end(Status.FAILED, error.reason, error.detail)
-    except Exception as error:  # one page must not cost the run; it is counted, named and can be looked up
+    except Exception as error:  # one page must not end the run; it is counted, named and can be looked up
         document.end(Status.FAILED, "extract-error", f"{type(error).__name__}: {error}")
     else:
         filters.apply(document, config.filters)

@@ -1,7 +1,7 @@
-"""What a worker of the per-file stage needs, imported by the process that workers are forked from.
+"""The imports of a worker of the per-file stage, for the process that workers are forked from.
 
-Importing it takes a second, once and beside the hashing of the inputs, where each worker would take that second anew.
-Only `pipelines.stage.fork_server` names this module; nothing else is to import it.
+They take a second, once and while the inputs are hashed; without this module each worker would take that second.
+Only `pipelines.stage.fork_server` names this module; nothing else should import it.
 """
 
 from __future__ import annotations
@@ -24,4 +24,4 @@ for _name in (
 ):
     importlib.import_module(_name)
 
-minhash.fingerprint("é", minhash.DedupConfig())  # makes the tables of Unicode
+minhash.fingerprint("é", minhash.DedupConfig())  # builds the Unicode tables

@@ -1,7 +1,7 @@
-"""Texts in the order of (source, document), out of core: an external merge sort.
+"""Sort texts by (source, document) out of core: an external merge sort.
 
-Snapshots are clustered by source, the per-file stage leaves texts in file order, and document text must not go through
-a database's sort (DuckDB 2.0 runs out of memory at 400 MB where texts are 1.6 GB). Runs of `RUN_BYTES` are sorted in
+Snapshots are clustered by source, the per-file stage writes texts in file order, and document text must not go through
+a database's sort (DuckDB 2.0 runs out of memory at 400 MB when texts are 1.6 GB). Runs of `RUN_BYTES` are sorted in
 memory, written, and merged, at most `_FAN_IN` at a time. Cost: 150 MB of text a second and core; 200 MB of memory.
 """
 
@@ -18,23 +18,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.read_ahead import read_ahead
+from registry.ids import DocId, SourceId
 from registry.schema import SHARD
 from registry.storage import translate_os_errors
 
 RUN_BYTES = 32 << 20
 _FAN_IN = 64
-_BATCH_BYTES = 256 << 10  # of one run, in memory while merging
+_BATCH_BYTES = 256 << 10  # in memory of each run while merging
 
-Row: TypeAlias = tuple[int, int, str]  # source_id, doc_id, text
+Row: TypeAlias = tuple[SourceId, DocId, str]  # source_id, doc_id, text
 
 
 def sorted_texts(batches: Iterable[pa.RecordBatch], folder: Path, run_bytes: int = RUN_BYTES) -> Iterator[Row]:
-    """The rows of `batches` (`registry.schema.SHARD`, in any order), by source and document; keys must be unique.
+    """Yield the rows of `batches`, sorted by source and document; keys must be unique.
 
     Args:
-        batches: of a few MB each.
-        folder: for the runs; made if need be, and empty afterwards.
-        run_bytes: of text, to sort in memory.
+        batches: `registry.schema.SHARD` in any order, a few MB each.
+        folder: for the runs; made if it is missing, and empty afterwards.
+        run_bytes: bytes of text to sort in memory.
 
     Raises:
         ServiceError: `folder` cannot be written.
@@ -61,7 +62,7 @@ def _runs(batches: Iterable[pa.RecordBatch], run_bytes: int) -> Iterator[pa.Tabl
 
 
 def _batches_of(run: pa.Table) -> Iterator[pa.RecordBatch]:
-    run = run.combine_chunks()  # `take` would do it again for each batch
+    run = run.combine_chunks()  # once, or `take` would do it for each batch
     order = pc.sort_indices(run, sort_keys=[("source_id", "ascending"), ("doc_id", "ascending")])
     rows = max(1, _BATCH_BYTES * run.num_rows // max(1, run.nbytes))
     for start in range(0, run.num_rows, rows):
@@ -89,7 +90,7 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Rows in lists of about `_BATCH_BYTES` of text."""
+    """Yield rows in lists of about `_BATCH_BYTES` of text."""
     pending: list[Row] = []
     size = 0
     for row in rows:
@@ -103,5 +104,5 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def rows_to_batch(rows: list[Row]) -> pa.RecordBatch:
-    """Rows as a batch of `registry.schema.SHARD`."""
+    """Return rows as a batch of `registry.schema.SHARD`."""
     return pa.record_batch([list(column) for column in zip(*rows, strict=True)], schema=SHARD)

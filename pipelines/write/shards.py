@@ -1,9 +1,9 @@
-"""Documents -> Parquet shards, clustered by source: all of a source's text in one place, or in as few as it takes.
+"""Write documents to Parquet shards, clustered by source: a source's text is in one shard, or in as few as possible.
 
-Shards are filled up to a target size in the order of (source, document). A source is never split while it fits one
-shard: if it does not fit what is left, the next shard begins. One that is larger than a shard starts one of its own.
-Where each source went is written beside, as `PLACEMENTS`, which becomes `sources.placements`. Streaming: one row group
-(8 MiB of text) in memory.
+Shards are filled up to a target size in the order of (source, document). A source that fits one shard is never split:
+if it does not fit the rest of a shard, the next shard begins. A source larger than a shard begins a new one.
+The rows of each source are written as `PLACEMENTS`, which become `sources.placements`. Memory: one row group (8 MiB of
+text).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.write.external_sort import Row, rows_to_batch
+from registry.ids import SourceId
 from registry.snapshot import SnapshotWriter
 from registry.storage.parquet import ParquetFileWriter
 
@@ -35,39 +36,43 @@ PLACEMENTS = pa.schema(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Placement:
-    """Rows `row_start` to `row_end` (exclusive) of a shard are the source's."""
+    """A source's rows in a shard: `row_start` to `row_end` (exclusive)."""
 
-    source_id: int
+    source_id: SourceId
     shard: int
     row_start: int
     row_end: int
 
 
-class Planner:
-    """Says, document by document in the order of sources, which shard it goes to. Pure; sizes in UTF-8 bytes."""
+class ShardAssigner:
+    """Assigns documents, in the order of sources, to shards. Does no I/O; sizes are in UTF-8 bytes.
+
+    Args:
+        shard_bytes: target size of a shard.
+    """
 
     def __init__(self, shard_bytes: int) -> None:
         self._shard_bytes = shard_bytes
         self._shard, self._filled, self._rows = 0, 0, 0
         self._open: Placement | None = None
 
-    def place(self, source_id: int, num_bytes: int, source_bytes: int) -> tuple[int, Placement | None]:
-        """The shard of the next document, and the placement that this one ends, if it ends one.
+    def assign(self, source_id: SourceId, num_bytes: int, source_bytes: int) -> tuple[int, Placement | None]:
+        """Return the shard of the next document, and the placement that ends before it, if one does.
 
         Args:
-            source_id: of the document; not less than the last one's.
-            num_bytes: of the document.
-            source_bytes: of all documents of its source.
+            source_id: of the document; not less than the one before.
+            num_bytes: size of the document.
+            source_bytes: size of all documents of its source.
         """
         is_new = self._open is None or self._open.source_id != source_id
         is_large = source_bytes > self._shard_bytes
         wanted = source_bytes if is_new and not is_large else num_bytes
-        turn = self._rows > 0 and (is_new or is_large) and self._filled + wanted > self._shard_bytes
-        turn = turn or (self._rows > 0 and is_new and is_large)
-        ended = self._open if is_new or turn else None
-        if turn:
+        begins_shard = self._rows > 0 and (is_new or is_large) and self._filled + wanted > self._shard_bytes
+        begins_shard = begins_shard or (self._rows > 0 and is_new and is_large)
+        ended = self._open if is_new or begins_shard else None
+        if begins_shard:
             self._shard, self._filled, self._rows = self._shard + 1, 0, 0
-        if is_new or turn:
+        if is_new or begins_shard:
             self._open = Placement(source_id, self._shard, self._rows, self._rows)
         assert self._open is not None
         self._open = dataclasses.replace(self._open, row_end=self._rows + 1)
@@ -75,45 +80,45 @@ class Planner:
         return self._shard, ended
 
     def end(self) -> Placement | None:
-        """The last placement."""
+        """Return the last placement."""
         return self._open
 
 
 def write_shards(
     rows: Iterable[Row],
-    source_bytes: Iterable[tuple[int, int]],
+    source_bytes: Iterable[tuple[SourceId, int]],
     writer: SnapshotWriter,
     *,
     shard_bytes: int,
     folder: str = "shards",
     placements: Path | None = None,
 ) -> int:
-    """Writes `rows` to the shards of `folder`; returns how many there were.
+    """Write `rows` to the shards of `folder`; return the number of rows.
 
     Args:
         rows: sorted by source and document.
         source_bytes: (source_id, bytes of all its rows), sorted.
         writer: of the snapshot.
-        shard_bytes: target size of a shard in bytes of text.
+        shard_bytes: target size of a shard, in bytes of text.
         folder: "shards" or "displaced".
-        placements: where to write the `PLACEMENTS`, if they are wanted.
+        placements: the file for the `PLACEMENTS`; None writes none.
 
     Raises:
         ServiceError: a file cannot be written.
     """
-    planner, shard, ended = Planner(shard_bytes), ShardWriter(writer, folder), _Placements(placements)
+    assigner, shard, ended = ShardAssigner(shard_bytes), ShardWriter(writer, folder), _PlacementsWriter(placements)
     with shard, ended:
         for row, total in _with_totals(rows, source_bytes):
-            number, placement = planner.place(row[0], len(row[2].encode()), total)
+            number, placement = assigner.assign(row[0], len(row[2].encode()), total)
             ended.add(placement)
             shard.write(number, row)
-        ended.add(planner.end())
+        ended.add(assigner.end())
     return shard.num_rows
 
 
-def _with_totals(rows: Iterable[Row], source_bytes: Iterable[tuple[int, int]]) -> Iterator[tuple[Row, int]]:
+def _with_totals(rows: Iterable[Row], source_bytes: Iterable[tuple[SourceId, int]]) -> Iterator[tuple[Row, int]]:
     totals = iter(source_bytes)
-    source_id, total = -1, 0
+    source_id, total = SourceId(-1), 0
     for row in rows:
         while source_id < row[0]:
             source_id, total = next(totals)
@@ -121,7 +126,7 @@ def _with_totals(rows: Iterable[Row], source_bytes: Iterable[tuple[int, int]]) -
 
 
 class ShardWriter:
-    """The shard that is being written, one after another; a context manager.
+    """A writer of shards, one after another; a context manager.
 
     Args:
         writer: of the snapshot.
@@ -146,7 +151,7 @@ class ShardWriter:
             self._file.__exit__(kind, error, trace)
 
     def write(self, number: int, row: Row) -> None:
-        """Adds a row to shard `number`; rows come in the order of the shards."""
+        """Add a row to shard `number`; rows come in the order of the shards."""
         if number != self._number:
             self.__exit__(None, None, None)
             self._number, self._file = number, self._snapshot.shard(number, self._folder)
@@ -162,14 +167,14 @@ class ShardWriter:
         self._pending, self._pending_bytes = [], 0
 
 
-class _Placements:
-    """Where sources went, on its way to a file."""
+class _PlacementsWriter:
+    """A writer of `PLACEMENTS`; writes nothing without a path."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = ParquetFileWriter(path, PLACEMENTS) if path else None
         self._pending: list[Placement] = []
 
-    def __enter__(self) -> _Placements:
+    def __enter__(self) -> _PlacementsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from pipelines import ingest as module
 from pipelines.ingest import IngestConfig, ingest
-from pipelines.stage.executors import LocalExecutor
+from pipelines.stage.local_executor import LocalExecutor
 from registry.errors import ServiceError
 from registry.snapshot import Registry
 from tests.pipelines.readers.dumps import Page, siteinfo, write_dump

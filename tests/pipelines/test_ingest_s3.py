@@ -16,7 +16,7 @@ from pipelines import ingest as module
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.inputs import InputKind, find_inputs
 from pipelines.report import IngestReport
-from pipelines.stage.executors import LocalExecutor
+from pipelines.stage.local_executor import LocalExecutor
 from registry.errors import DamagedError, InputError, RefusedError, ServiceError
 from registry.lookup import lookup
 from registry.manifest import MANIFEST

@@ -1,1 +1,1 @@
-"""The keyed stage as an Apache Beam pipeline. Only this package imports Beam, and only through `job.load_module`."""
+"""The keyed stage as an Apache Beam pipeline. Only this package imports Beam; `engine` and `job` do it when they run."""

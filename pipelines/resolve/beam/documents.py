@@ -1,20 +1,21 @@
-"""Staged documents -> superseded captures, groups of equal text, and verified edges, as Beam steps.
+"""Beam steps that find superseded captures, groups of equal text, and verified edges among staged documents.
 
     documents -> by doc_id -> Captures -> by normal hash -> Equals -+-> by row -> Banded -> by band -> Buckets
     bands ----------------------------------------------------------+                                    |
     texts -> Shingles (each candidate once) <----------------- candidates, by block ---------------------+
                  `-> files -> Verify -> edges <--------------- pairs, by two blocks ---------------------'
 
-Each step finds a group; `pipelines.dedup.decisions` decides. What is shuffled are ids and hashes: about 250 bytes a document,
-41 bytes a band, 32 bytes a pair (once for each band that it shares; equal pairs meet at one key and are compared once).
-Document text is read where it lies, one row group at a time, by the worker that makes its shingles.
+Each step finds a group; `pipelines.dedup.decisions` decides. Only ids and hashes are shuffled: about 250 bytes a
+document, 41 bytes a band entry, 32 bytes a pair (once for each band that it shares; equal pairs have one key and are
+compared once). Document text is read from the staged files, one row group at a time, by the worker that makes its
+shingles.
 
-Memory of a worker: a group of captures or of equal texts as a list; of a bucket only its first `bucket_limit`; of
-pairs, those between two blocks (16 bytes each). Verification maps two shingle files of about 10 MiB and goes through
-each in order.
+Memory of a worker: a group of captures or of equal texts as a list; of a bucket only its first `bucket_limit` entries;
+of pairs, those between two blocks (16 bytes each). Verification maps two shingle files of about 10 MiB and reads each
+in order.
 
-Legend: `row` is a document's, over all staged directories. `place` is 25 bytes that sort as `dedup.preference` does.
-`block` = place of the staged directory << 32 | row group of its texts.
+Legend: `row` identifies a document in all staged directories. `order_key` is 25 bytes that sort as `dedup.preference`
+does. `block` = index of the staged directory << 32 | row group of its texts.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ from registry.schema import Status
 from registry.storage.parquet import open_parquet, translate_damage
 
 _BLOCK_BITS = 32
-_BAND = np.dtype([("band", "<i2"), ("hash", "<i8")])  # 10 bytes, which are a bucket's key as they are
-_PLACE = struct.Struct(">?QQQ")
-_ENTRY = struct.Struct(">qq")  # row, block; behind the place
+_BAND = np.dtype([("band", "<i2"), ("hash", "<i8")])  # these 10 bytes are the key of a bucket
+_ORDER_KEY = struct.Struct(">?QQQ")
+_ENTRY = struct.Struct(">qq")  # row, block; after the order key
 _PAIR = struct.Struct("<qq")
-_OFFSET = 1 << 63  # makes a signed number sort as its bytes do
+_OFFSET = 1 << 63  # added to a signed number, so that its bytes sort as the numbers do
 
 
 @dataclasses.dataclass(frozen=True)
-class Decisions:
-    """PCollections of rows as in `pipelines.resolve.beam.engine`, and the receipts of all steps."""
+class DocumentParts:
+    """PCollections of rows of `pipelines.resolve.beam.job.PARTS`, and the receipts of all steps."""
 
     collisions: Any
     superseded: Any
@@ -69,14 +70,20 @@ class Decisions:
     receipts: tuple[Any, ...]
 
 
-def decide(folders: Any, files: RunFiles, config: DedupConfig) -> Decisions:
-    """Builds the steps over the staged directories `folders`."""
+def find_groups(folders: Any, files: RunFiles, config: DedupConfig) -> DocumentParts:
+    """Build the steps over the staged directories.
+
+    Args:
+        folders: a PCollection from `pipelines.resolve.beam.run_files.staged_folders`.
+        files: of the run.
+        config: what counts as a near-duplicate.
+    """
     documents = folders | "documents" >> ReadStaged("documents", _Documents())
     captures = _grouped(documents.rows, "captures", Captures(), "collisions", "superseded")
     equals = _grouped(captures.main, "equals", Equals(), "exact")
     bands = folders | "bands" >> ReadStaged("bands", _Bands())
     banded = (
-        {"place": equals.main, "bands": bands.rows}
+        {"order_keys": equals.main, "bands": bands.rows}
         | "by row" >> beam.CoGroupByKey()
         | "banded" >> beam.ParDo(Banded()).with_outputs(RECEIPTS, main="main")
     )
@@ -85,7 +92,7 @@ def decide(folders: Any, files: RunFiles, config: DedupConfig) -> Decisions:
     written = beam.pvalue.AsSingleton(shingles.main | "blocks" >> beam.combiners.Count.Globally())
     edges = _grouped(buckets.main, "verify", Verify(files, config.threshold), barrier=written)
     steps = (documents, captures, equals, bands, banded, buckets, shingles, edges)
-    return Decisions(
+    return DocumentParts(
         collisions=captures.collisions,
         superseded=captures.superseded,
         exact=equals.exact,
@@ -95,7 +102,7 @@ def decide(folders: Any, files: RunFiles, config: DedupConfig) -> Decisions:
 
 
 def _grouped(rows: Any, name: str, step: Counting, *outputs: str, barrier: Any = None) -> Any:
-    """Groups `rows` by key, then does `step`; not before `barrier` is there, if one is given."""
+    """Group `rows` by key, then run `step`, once the value of `barrier` is there if one is given."""
     more = () if barrier is None else (barrier,)
     return (
         rows
@@ -106,7 +113,7 @@ def _grouped(rows: Any, name: str, step: Counting, *outputs: str, barrier: Any =
 
 @with_output_types(tuple[int, Any])
 class _Documents(Counting):
-    """A row group of documents -> (doc_id, what decisions need)."""
+    """Read a row group of documents; yield (doc_id, the columns that decisions need)."""
 
     _COLUMNS = ("row", "doc_id", "captured", "text_sha256", "input_file", "input_offset", "status", "reason")
     _MORE = ("origin_id", "num_bytes", "normal_hash", "settled", "key", "locator")
@@ -121,7 +128,7 @@ class _Documents(Counting):
 
 
 def _identity(key: str | None, locator: str | None) -> bytes | None:
-    """8 bytes for what makes up a document id; None if the staged row does not tell."""
+    """Return a hash of the key and the locator, 8 bytes; None if the staged row has no locator."""
     if key is None or locator is None:
         return None
     return hashlib.blake2b(f"{key} {locator}".encode(), digest_size=8).digest()
@@ -129,10 +136,10 @@ def _identity(key: str | None, locator: str | None) -> bytes | None:
 
 @with_output_types(tuple[bytes, Any])
 class Captures(Counting):
-    """Documents of one id -> the newest, if it is kept, by its normal hash; the rest is superseded."""
+    """Of the documents of one id, pass the newest on if it is kept; the rest is superseded."""
 
     def process(self, group: tuple[int, Iterable[Values]]) -> Iterator[Any]:
-        """Yields (normal_hash, member); tags "collisions" and "superseded"."""
+        """Yield (normal_hash, member); tags "collisions" and "superseded"."""
         doc_id, values = group[0], list(group[1])
         self.count("documents received", len(values))
         if len({identity for identity, *_ in values} - {None}) > 1:
@@ -155,10 +162,10 @@ class Captures(Counting):
 
 @with_output_types(tuple[int, bytes])
 class Equals(Counting):
-    """Documents of equal text -> the row that stands for them, with its place in the order of preference."""
+    """Find the representative of documents of equal text, with its order key."""
 
     def process(self, group: tuple[bytes, Iterable[Values]]) -> Iterator[Any]:
-        """Yields (row, place); tags "exact"."""
+        """Yield (row, order key); tags "exact"."""
         members = [dedup.Member(*values) for values in group[1]]
         self.count("winners received", len(members))
         first, num_owners = members[0], 1
@@ -172,20 +179,20 @@ class Equals(Counting):
                 shared = (found.representative, found.source_id, num_owners, found.source_key)
                 yield TaggedOutput("exact", (member.row, member.origin_id, *shared))
         self.count("representatives sent")
-        yield first.row, place(first, num_owners)
+        yield first.row, order_key(first, num_owners)
 
 
-def place(member: dedup.Member, num_owners: int) -> bytes:
-    """25 bytes that sort as `dedup.preference`."""
+def order_key(member: dedup.Member, num_owners: int) -> bytes:
+    """Return 25 bytes that sort as `dedup.preference` does."""
     first, *numbers = dedup.preference(
         settled=member.settled, num_owners=num_owners, num_bytes=member.num_bytes, doc_id=member.doc_id
     )
-    return _PLACE.pack(first, *(number + _OFFSET for number in numbers))
+    return _ORDER_KEY.pack(first, *(number + _OFFSET for number in numbers))
 
 
 @with_output_types(tuple[int, bytes])
 class _Bands(Counting):
-    """A row group of bands -> (row, its block and bands in one string of bytes)."""
+    """Read a row group of bands; yield (row, 8 bytes of its block and 10 bytes for each of its bands)."""
 
     def process(self, piece: Piece) -> Iterator[tuple[int, bytes]]:
         table = read_piece(piece, ["row", "band", "hash"])
@@ -201,28 +208,30 @@ class _Bands(Counting):
 
 
 def _first_rows(texts: Path) -> npt.NDArray[np.int64]:
-    """The first row of each row group, from the footer."""
+    """Return the first row of each row group, from the footer."""
     with translate_damage(texts):
         metadata = open_parquet(texts).metadata
         column = metadata.schema.names.index("row")
         found = [metadata.row_group(g).column(column).statistics for g in range(metadata.num_row_groups)]
     if any(statistics is None or not statistics.has_min_max for statistics in found):
-        raise DamagedError(f"{texts}: has no statistics of `row`; stage it again")
+        raise DamagedError(
+            f"{texts}: no statistics of column `row`; delete its directory and run the same command again"
+        )
     return np.array([statistics.min for statistics in found], np.int64)
 
 
 @with_output_types(tuple[bytes, bytes])
 class Banded(Counting):
-    """A row's place and bands -> (band and hash, its entry in that bucket), if the row stands for its text."""
+    """Join a representative's order key with its bands; other rows are dropped."""
 
     def process(self, group: tuple[int, dict[str, Iterable[bytes]]]) -> Iterator[tuple[bytes, bytes]]:
-        """Yields (10 bytes, 41 bytes)."""
+        """Yield (band and hash: 10 bytes, the row's entry in that bucket: 41 bytes)."""
         row, found = group
-        places, pieces = list(found["place"]), list(found["bands"])
-        self.count("representatives received", len(places))
+        order_keys, pieces = list(found["order_keys"]), list(found["bands"])
+        self.count("representatives received", len(order_keys))
         self.count("bands received", sum((len(piece) - 8) // _BAND.itemsize for piece in pieces))
-        for piece in pieces if places else ():
-            entry = places[0] + row.to_bytes(8, "big") + piece[:8]
+        for piece in pieces if order_keys else ():
+            entry = order_keys[0] + row.to_bytes(8, "big") + piece[:8]
             for start in range(8, len(piece), _BAND.itemsize):
                 self.count("entries sent")
                 yield piece[start : start + _BAND.itemsize], entry
@@ -230,75 +239,82 @@ class Banded(Counting):
 
 @with_output_types(tuple[bytes, bytes])
 class Buckets(Counting):
-    """Documents that share a band -> candidate pairs: each of the `limit` preferred with all after it."""
+    """Make candidate pairs of documents that share a band: each of the `limit` preferred with all after it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
 
     def process(self, bucket: tuple[bytes, Iterable[bytes]]) -> Iterator[Any]:
-        """Yields (block of the other and of the preferred, their rows); tags "candidates" with (block, row)."""
-        entries = bucket[1]  # gone through again, not held: boilerplate fills buckets of any size
+        """Yield (blocks of the other and the preferred, rows of the preferred and the other).
+
+        Tags "candidates" with (block, row).
+        """
+        entries = bucket[1]  # iterated twice, not held in memory: boilerplate fills buckets of any size
         first = heapq.nsmallest(self._limit + 1, entries)
         is_alone, first = len(first) < 2, first[: self._limit]
         for entry in entries:
             self.count("entries received")
             if is_alone:
                 continue
-            row, block = _ENTRY.unpack_from(entry, _PLACE.size)
+            row, block = _ENTRY.unpack_from(entry, _ORDER_KEY.size)
             self.count("candidates sent")
             yield TaggedOutput("candidates", (block, row))
             for preferred in first:
                 if preferred >= entry:
                     break
-                preferred_row, preferred_block = _ENTRY.unpack_from(preferred, _PLACE.size)
+                preferred_row, preferred_block = _ENTRY.unpack_from(preferred, _ORDER_KEY.size)
                 self.count("pairs sent")
                 yield _PAIR.pack(block, preferred_block), _PAIR.pack(preferred_row, row)
 
 
 @with_output_types(int)
 class Shingles(Counting):
-    """A block and its candidates -> a file of their shingles, each computed once."""
+    """Write the shingles of a block's candidates to a file, each computed once."""
 
     def __init__(self, files: RunFiles, ngram: int) -> None:
         self._files, self._ngram = files, ngram
 
     def setup(self) -> None:
-        """Reads which directories there are."""
+        """Read the list of staged directories."""
         self._folders = self._files.folders()
 
     def process(self, group: tuple[int, Iterable[int]]) -> Iterator[int]:
-        """Yields the block, once its file is there."""
+        """Yield the block, once its file is published."""
         block, found = group[0], np.fromiter(group[1], np.int64)
         self.count("candidates received", found.size)
         wanted = np.unique(found)
         path = str(Path(self._folders[block >> _BLOCK_BITS]) / "texts.parquet")
         table = read_piece((0, path, block & ((1 << _BLOCK_BITS) - 1)), ["row", "text"])
         rows = table["row"].to_numpy()
-        places = np.searchsorted(rows, wanted)
-        if rows.size == 0 or not np.array_equal(rows[np.minimum(places, rows.size - 1)], wanted):
-            raise DamagedError(f"{path}: no text of a document that has bands; stage it again")
-        texts = (table["text"][index].as_py() for index in places.tolist())
+        positions = np.searchsorted(rows, wanted)
+        if rows.size == 0 or not np.array_equal(rows[np.minimum(positions, rows.size - 1)], wanted):
+            raise DamagedError(
+                f"{path}: no text for a document with bands; delete its directory and run the same command again"
+            )
+        texts = (table["text"][position].as_py() for position in positions.tolist())
         write_block(self._files.block(block), wanted, texts, self._ngram)
         yield block
 
 
 @with_output_types(tuple[int, int, float])
 class Verify(Counting):
-    """Candidate pairs between two blocks -> those that are near enough, as (preferred, other, Jaccard)."""
+    """Verify the candidate pairs between two blocks."""
 
     def __init__(self, files: RunFiles, threshold: float) -> None:
         self._files, self._threshold = files, threshold
 
     def process(self, group: tuple[bytes, Iterable[bytes]], written: int) -> Iterator[tuple[int, int, float]]:
-        """Yields edges; `written` is there to wait for the shingles."""
+        """Yield the near ones as (preferred, other, Jaccard); `written` is an argument to wait for the shingles."""
         pairs = np.frombuffer(b"".join(group[1]), "<i8").reshape(-1, 2)
         self.count("pairs received", len(pairs))
-        other_block, block = (ShingleBlock(self._files.block(number)) for number in _PAIR.unpack(group[0]))
+        other_block, preferred_block = (ShingleBlock(self._files.block(block)) for block in _PAIR.unpack(group[0]))
         last = -1
-        for other, preferred in np.unique(pairs[:, ::-1], axis=0).tolist():  # by other: it is read once
+        for other, preferred in np.unique(
+            pairs[:, ::-1], axis=0
+        ).tolist():  # sorted by other, so that each is read once
             if other != last:
                 last, shingles = other, other_block.read(other)
-            similarity = jaccard(block.read(preferred), shingles)
+            similarity = jaccard(preferred_block.read(preferred), shingles)
             if similarity >= self._threshold:
                 self.count("edges sent")
                 yield preferred, other, similarity

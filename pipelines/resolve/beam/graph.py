@@ -1,4 +1,4 @@
-"""The whole Beam pipeline on one page: staged directories -> parts and receipts."""
+"""The whole Beam pipeline on one page, from staged directories to parts and receipts."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from pipelines.resolve.beam.run_files import RunFiles, WriteParts, WriteReceipts
 def build(
     pipeline: Any, files: RunFiles, config: DedupConfig, *, schemas: Mapping[str, pa.Schema], num_parts: int
 ) -> None:
-    """Adds every step to `pipeline`.
+    """Add every step to `pipeline`.
 
     Args:
         pipeline: an empty one.
         files: of the run; prepared.
         config: what counts as a near-duplicate.
-        schemas: of the parts, by name.
-        num_parts: files of each.
+        schemas: the schema of each part.
+        num_parts: the most files of each part.
     """
     folders = staged_folders(pipeline, files)
-    decisions = documents.decide(folders, files, config)
+    found = documents.find_groups(folders, files, config)
     reached, receipts = redirects.follow(folders)
     rows = {
-        "collisions": decisions.collisions,
-        "superseded": decisions.superseded,
-        "exact": decisions.exact,
-        "edges": decisions.edges,
+        "collisions": found.collisions,
+        "superseded": found.superseded,
+        "exact": found.exact,
+        "edges": found.edges,
         "reached": reached,
     }
     written = [
         rows[name] | f"write {name}" >> WriteParts(files, name, schema, num_parts) for name, schema in schemas.items()
     ]
-    everything = (*written, *decisions.receipts, *receipts) | "receipts" >> beam.Flatten()
+    everything = (*written, *found.receipts, *receipts) | "receipts" >> beam.Flatten()
     everything | "write receipts" >> WriteReceipts(files)

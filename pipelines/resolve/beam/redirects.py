@@ -1,12 +1,12 @@
-"""Redirects -> the sources that they reach, as Beam steps; what `pipelines.resolve.aliases` says, by wiki and title.
+"""Beam steps that follow redirects to the sources that they reach, by the rules of `pipelines.resolve.aliases`.
 
     titles, redirects -> by title -> Targets -> hops -> by title -> Nodes -> reached
                                         `-> by folded title -> Folded -^      `-> double redirects, by wiki -> Walks -^
 
 All names of all wikis are shuffled four times, about 150 bytes each. Redirects that lead to redirects are followed in
-the memory of one worker for each wiki: MediaWiki's bots mend them, so there are few.
+the memory of one worker for each wiki: MediaWiki's bots fix them, so there are few.
 
-Legend: a `title` is (scope, canonical title); a `link` is (scope, alias, target), which tells a redirect; a hop is
+Legend: a `title` is (scope, canonical title); a `link` is (scope, alias, target), which identifies a redirect; a hop is
 (link, the redirect's own title, the title that its target means).
 """
 
@@ -29,7 +29,7 @@ _KEYED = tuple[tuple[str, str], Any]
 
 
 def follow(folders: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Builds the steps over the staged directories: rows (scope, alias, target, source_id), and receipts."""
+    """Build the steps over the staged directories; return rows (scope, alias, target, source_id), and receipts."""
     titles = folders | "titles" >> ReadStaged("documents", _Titles())
     redirects = folders | "redirects" >> ReadStaged("redirects", _Redirects(), "wanted")
     by_title = {"titles": titles.rows, "own": redirects.rows, "wanted": redirects.wanted}
@@ -68,7 +68,7 @@ def follow(folders: Any) -> tuple[Any, tuple[Any, ...]]:
 
 @with_output_types(_KEYED)
 class _Titles(Counting):
-    """A row group of documents -> (title, (alias hash, source)) of those in wikis."""
+    """Read a row group of documents; yield (title, (alias hash, source_id)) of those in wikis."""
 
     def process(self, piece: Piece) -> Iterator[tuple[Title, tuple[int, int]]]:
         columns = ["scope", "canonical", "alias_hash", "origin_id"]
@@ -81,7 +81,7 @@ class _Titles(Counting):
 
 @with_output_types(_KEYED)
 class _Redirects(Counting):
-    """A row group of redirects -> (own title, alias hash); tags "wanted" with (target, link and more)."""
+    """Read a row group of redirects; yield (own title, alias hash); tags "wanted" with (target, link and more)."""
 
     def process(self, piece: Piece) -> Iterator[Any]:
         columns = ["scope", "alias", "canonical", "alias_hash", "target", "target_canonical", "target_hash"]
@@ -94,10 +94,10 @@ class _Redirects(Counting):
 
 
 class Targets(Counting):
-    """A title, who has it and who wants it -> hops to it; if nobody has it, it is looked for without regard to case."""
+    """Join a title's owners with the links to it; links to a title without owner are matched later by folded title."""
 
     def process(self, group: tuple[Title, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-        """Yields hops; tags "names" ((scope, hash), canonical title), "unmatched" ((scope, hash), link and title)."""
+        """Yield hops; tags "names" ((scope, hash), canonical title), "unmatched" ((scope, hash), link and title)."""
         title, found = group
         scope, canonical = title
         titles, own_hashes = list(found["titles"]), list(found["own"])
@@ -118,12 +118,12 @@ class Targets(Counting):
 
 
 class Folded(Counting):
-    """A folded title, the titles that it can mean and who wants it -> hops, if it can mean but one."""
+    """Match links to a folded title, if it can mean only one title."""
 
     def process(
         self, group: tuple[tuple[str, int], Mapping[str, Iterable[Any]]]
     ) -> Iterator[tuple[Link, Title, Title]]:
-        """Yields hops."""
+        """Yield hops."""
         (scope, _), found = group
         names = list(found["names"])
         self.count("names received", len(names))
@@ -135,13 +135,13 @@ class Folded(Counting):
 
 
 class Nodes(Counting):
-    """A title, the sources that have it, the links that lead to it and the titles that it leads to -> who has arrived.
+    """Join a title's sources with the links that lead to it and the titles that it leads to.
 
-    Links that have come to a title which is but a redirect wait there; where it leads is followed by `Walks`.
+    Links to a title that is only a redirect are tagged as waiting; `Walks` follows them.
     """
 
     def process(self, group: tuple[Title, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-        """Yields (scope, alias, target, source); tags "waiting" (scope, (title, link)), "onward" (next, title)."""
+        """Yield (scope, alias, target, source_id); tags "waiting" (scope, (title, link)), "onward" (next, title)."""
         title, found = group
         titles, leaving = list(found["titles"]), list(found["leaving"])
         self.count("titles at nodes", len(titles))
@@ -165,10 +165,10 @@ class Nodes(Counting):
 
 @with_output_types(tuple[str, Any])
 class Steps(Counting):
-    """A title, the sources that have it and the redirects, others lead to, that lead to it -> by wiki, for `Walks`."""
+    """Join a title's sources with the redirects to it that other links lead to; the input of `Walks`, by wiki."""
 
     def process(self, group: tuple[Title, Mapping[str, Iterable[Any]]]) -> Iterator[tuple[str, Values]]:
-        """Yields (scope, (title, the next title, its sources))."""
+        """Yield (scope, (title, the next title, its sources))."""
         target, found = group
         titles = list(found["titles"])
         self.count("titles at steps", len(titles))
@@ -180,10 +180,10 @@ class Steps(Counting):
 
 
 class Walks(Counting):
-    """Double redirects of a wiki -> the sources that they reach in `MAX_HOPS`."""
+    """Follow a wiki's double redirects to the sources that they reach within `MAX_HOPS`."""
 
     def process(self, group: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-        """Yields (scope, alias, target, source)."""
+        """Yield (scope, alias, target, source_id)."""
         onward: dict[Title, list[Title]] = collections.defaultdict(list)
         sources: dict[Title, tuple[int, ...]] = {}
         for title, target, found in group[1]["steps"]:
@@ -203,13 +203,13 @@ class Walks(Counting):
 def walk(
     start: Title, onward: Mapping[Title, Iterable[Title]], sources: Mapping[Title, Iterable[int]], hops: int
 ) -> list[int]:
-    """The sources whose title can be reached from `start`, which is none's, in at most `hops` steps.
+    """Return the sources whose title can be reached from `start` in at most `hops` steps.
 
     Args:
-        start: where from.
+        start: a title that no source has.
         onward: title -> the titles that it leads to.
-        sources: title -> those who have it; there a walk ends.
-        hops: at most; a cycle ends when it has been gone through once.
+        sources: title -> the sources that have it; a walk ends there.
+        hops: the most steps; a cycle ends after one round.
     """
     seen, ends = {start}, set[int]()
     here = {start}

@@ -1,13 +1,13 @@
-"""What the workers of a run share: a directory on storage that all of them see, and nothing else.
+"""The directory that the workers of a run share, on storage that all of them see; they share nothing else.
 
     run/
-        folders.json    the staged directories, in order; a document's block names one by its place here
+        folders.json    the staged directories, in order; a document's block has the index of one in this list
         shingles/       a file for each block of candidates (`pipelines.resolve.beam.shingle_blocks`)
         parts/          decisions, as Parquet
-        receipts.json   which parts count, with their rows, and how many rows each step sent and received; written last
+        receipts.json   the valid parts with their rows, and how many rows each step sent and received; written last
 
-A runner may run a bundle twice, or run it and drop what it gave. So a part is published under a name made of its
-content, and only what `receipts.json` lists is read: it is written from elements of the pipeline, which the runner
+A runner may run a bundle twice, or run it and drop its output. So a part's file name contains a hash of its content,
+and only files that `receipts.json` lists are read: that list is made from elements of the pipeline, which the runner
 commits together with the bundle that made them. Beam's own WriteToParquet does neither, and one bad record ends it.
 """
 
@@ -36,12 +36,12 @@ _BATCH_ROWS = 16_384
 
 Values: TypeAlias = tuple[Any, ...]
 Receipt: TypeAlias = tuple[tuple[str, str], int]  # (what, file or ""), rows
-Piece: TypeAlias = tuple[int, str, int]  # place of the directory, file, row group
+Piece: TypeAlias = tuple[int, str, int]  # index of the directory, file, row group
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The directory of one run. Pickled for each worker, so it holds the path alone.
+    """The directory of one run. Pickled for each worker, so it holds only the path.
 
     Attributes:
         root: the directory.
@@ -50,7 +50,7 @@ class RunFiles:
     root: Path
 
     def prepare(self, folders: Iterable[Path]) -> None:
-        """Makes the directory, which must not be there.
+        """Make the directory, which must not exist.
 
         Raises:
             ServiceError: it cannot be written.
@@ -61,48 +61,49 @@ class RunFiles:
         write_atomic(self.root / "folders.json", json.dumps([str(folder.absolute()) for folder in folders]).encode())
 
     def folders(self) -> list[str]:
-        """The staged directories."""
+        """Return the staged directories."""
         found: list[str] = json.loads((self.root / "folders.json").read_bytes())
         return found
 
     def block(self, block: int) -> Path:
-        """The shingle file of a block."""
+        """Return the path of a block's shingle file."""
         return self.root / "shingles" / f"{block:016x}"
 
     @property
     def parts(self) -> Path:
-        """Where parts lie."""
+        """The directory of the parts."""
         return self.root / "parts"
 
     @property
     def receipts(self) -> Path:
-        """What the workers vouch for."""
+        """The file of the receipts."""
         return self.root / "receipts.json"
 
 
 class Counting(beam.DoFn):  # type: ignore[misc]
-    """A step that tells how many rows it sent and received: `count` adds, and the bundle's sums are its receipts."""
+    """A step that counts the rows it sends and receives; the sums of each bundle are its receipts."""
 
     def start_bundle(self) -> None:
-        """Forgets what a bundle before, perhaps one that failed, counted."""
+        """Forget the counts of the bundle before, which may have failed."""
         self._counts: collections.Counter[str] = collections.Counter()
 
     def count(self, what: str, rows: int = 1) -> None:
-        """Adds to the receipts of this bundle."""
+        """Add to the receipts of this bundle."""
         self._counts[what] += rows
 
     def finish_bundle(self) -> Iterator[Any]:
-        """The receipts."""
+        """Yield the receipts."""
         for what, rows in self._counts.items():
             yield beam.pvalue.TaggedOutput(RECEIPTS, GlobalWindows.windowed_value(((what, ""), rows)))
 
 
 class ReadStaged(beam.PTransform):  # type: ignore[misc]
-    """Row groups of one staged table -> what `reader` makes of them.
+    """Apply `reader` to the row groups of one staged table.
 
     Args:
         table: of `pipelines.stage.staging.TABLES`.
         reader: a DoFn over `Piece`.
+        outputs: its tags.
     """
 
     def __init__(self, table: str, reader: Counting, *outputs: str) -> None:
@@ -110,17 +111,17 @@ class ReadStaged(beam.PTransform):  # type: ignore[misc]
         self._table, self._reader, self._outputs = table, reader, outputs
 
     def expand(self, folders: Any) -> Any:
-        """`folders` are (place, directory)."""
+        """Expand over `folders`, which are (index, directory)."""
         return (
             folders
             | beam.FlatMap(_pieces, self._table).with_output_types(tuple[int, str, int])
-            | beam.Reshuffle()  # else whoever lists a file reads all of it
+            | beam.Reshuffle()  # or the worker that lists a file would read all of it
             | beam.ParDo(self._reader).with_outputs(RECEIPTS, *self._outputs, main="rows")
         )
 
 
 def staged_folders(pipeline: Any, files: RunFiles) -> Any:
-    """(place, directory) of every staged directory, spread over the workers."""
+    """Return (index, directory) of every staged directory, spread over the workers."""
     return (
         pipeline
         | "run" >> beam.Create([str(files.root)])
@@ -134,14 +135,14 @@ def _folders(root: str) -> Iterator[tuple[int, str]]:
 
 
 def _pieces(folder: tuple[int, str], table: str) -> Iterator[Piece]:
-    place, name = folder
+    index, name = folder
     path = Path(name) / f"{table}.parquet"
     for group in range(open_parquet(path).num_row_groups):
-        yield place, str(path), group
+        yield index, str(path), group
 
 
 def read_piece(piece: Piece, columns: list[str]) -> pa.Table:
-    """The columns of a row group.
+    """Read columns of a row group.
 
     Raises:
         DamagedError: it cannot be read.
@@ -153,18 +154,18 @@ def read_piece(piece: Piece, columns: list[str]) -> pa.Table:
 
 
 def rows_of(table: pa.Table) -> Iterator[Values]:
-    """A table's rows."""
+    """Yield a table's rows as tuples."""
     yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 class WriteParts(beam.PTransform):  # type: ignore[misc]
-    """Rows -> at most `num_parts` Parquet files, and their receipts.
+    """Write rows to at most `num_parts` Parquet files, and yield their receipts.
 
     Args:
         files: of the run.
-        table: what the rows are.
-        schema: theirs.
-        num_parts: files; rows are dealt by their first column.
+        table: name of the part.
+        schema: of the rows.
+        num_parts: the most files; rows are distributed by their first column.
     """
 
     def __init__(self, files: RunFiles, table: str, schema: pa.Schema, num_parts: int) -> None:
@@ -172,17 +173,17 @@ class WriteParts(beam.PTransform):  # type: ignore[misc]
         self._writer, self._num_parts = _WritePart(files, table, schema), num_parts
 
     def expand(self, rows: Any) -> Any:
-        """Gives `Receipt`s."""
+        """Expand to `Receipt`s."""
         return (
             rows
-            | beam.Map(_dealt, self._num_parts).with_output_types(tuple[int, Any])
+            | beam.Map(_with_part_index, self._num_parts).with_output_types(tuple[int, Any])
             | beam.GroupByKey()
             | beam.ParDo(self._writer)
         )
 
 
-def _dealt(row: Values, num_parts: int) -> tuple[int, Values]:
-    return zlib.crc32(str(row[0]).encode()) % num_parts, row  # not hash(), which each process salts anew
+def _with_part_index(row: Values, num_parts: int) -> tuple[int, Values]:
+    return zlib.crc32(str(row[0]).encode()) % num_parts, row  # not hash(), which each process salts differently
 
 
 class _WritePart(beam.DoFn):  # type: ignore[misc]
@@ -190,10 +191,10 @@ class _WritePart(beam.DoFn):  # type: ignore[misc]
         self._files, self._table, self._schema = files, table, schema
 
     def process(self, part: tuple[int, Iterable[Values]]) -> Iterator[Receipt]:
-        number, rows = part
-        place = self._files.parts
-        with translate_os_errors(place):
-            handle, name = tempfile.mkstemp(dir=place, prefix=f".{self._table}-{number:05d}.")
+        index, rows = part
+        folder = self._files.parts
+        with translate_os_errors(folder):
+            handle, name = tempfile.mkstemp(dir=folder, prefix=f".{self._table}-{index:05d}.")
             os.close(handle)
             temporary = Path(name)
             try:
@@ -202,22 +203,22 @@ class _WritePart(beam.DoFn):  # type: ignore[misc]
                     while chunk := list(itertools.islice(remaining, _BATCH_ROWS)):
                         columns = [list(column) for column in zip(*chunk, strict=True)]
                         file.write(pa.table(columns, schema=self._schema))
-                final = f"{self._table}-{number:05d}-{sha256_file(temporary)[:16]}.parquet"
-                os.replace(temporary, place / final)
+                final = f"{self._table}-{index:05d}-{sha256_file(temporary)[:16]}.parquet"
+                os.replace(temporary, folder / final)
             finally:
                 temporary.unlink(missing_ok=True)
         yield (self._table, final), file.num_rows
 
 
 class WriteReceipts(beam.PTransform):  # type: ignore[misc]
-    """All receipts -> `receipts.json`: one small file, by one worker, atomically."""
+    """Write all receipts to `receipts.json`: one small file, by one worker, atomically."""
 
     def __init__(self, files: RunFiles) -> None:
         super().__init__()
         self._files = files
 
     def expand(self, receipts: Any) -> Any:
-        """`receipts` of all steps."""
+        """Expand over the `receipts` of all steps."""
         return (
             receipts
             | beam.Map(lambda receipt: receipt).with_output_types(tuple[tuple[str, str], int])
@@ -228,5 +229,5 @@ class WriteReceipts(beam.PTransform):  # type: ignore[misc]
 
 
 def _write_receipts(receipts: list[Receipt], files: RunFiles) -> None:
-    rows = [[what, name, number] for (what, name), number in sorted(receipts)]
+    rows = [[what, name, num_rows] for (what, name), num_rows in sorted(receipts)]
     write_atomic(files.receipts, json.dumps(rows).encode())

@@ -1,11 +1,11 @@
-"""The runners that are allowed, how a job is run on one, and what a failed job says.
+"""Run a job on one of the allowed runners, and translate the errors of its workers.
 
-    local      Beam's FnApiRunner in this process: made here and handed over, since asking for the "DirectRunner" makes
-               Beam look for Prism on the network and take another runner without a word
-    flink, spark, dataflow    by name, with the options of their users, as they are
+    local      Beam's FnApiRunner in this process: constructed here, since Beam, asked for the "DirectRunner", looks for
+               Prism on the network and silently takes another runner
+    flink, spark, dataflow    by name, with their users' options unchanged
 
-No others: Dask's runner loses data silently. Only the local one is run by this project's tests. None is believed:
-`pipelines.resolve.beam.engine` counts what came back.
+No others: Dask's runner loses data silently. This project's tests only run the local one. None is trusted:
+`pipelines.resolve.beam.job` counts the rows that came back.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from registry import errors
 from registry.errors import NullsError, ServiceError
 
 _CLASSES = {"flink": "FlinkRunner", "spark": "SparkRunner", "dataflow": "DataflowRunner"}
-# Lines of a traceback, which is what a runner makes of what a worker raised.
+# Lines of a traceback: runners turn a worker's exception into text.
 _RAISED = re.compile(r"registry\.errors\.(\w+): (.*)")
 _LAST = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*", re.MULTILINE)
 _WHERE = re.compile(r" \[while running '[^']*'\]")
 
 
 def run(build: Callable[[Any], None], *, runner: str, options: Sequence[str], workers: int) -> None:
-    """Runs the pipeline that `build` makes, to its end.
+    """Run the pipeline that `build` makes, to its end.
 
     Args:
         build: called with an empty pipeline.
-        runner: one that is allowed (`pipelines.resolve.beam.engine.RUNNERS`).
+        runner: one of `pipelines.resolve.beam.engine.RUNNERS`.
         options: Beam's, as on a command line.
         workers: of a local run.
 
     Raises:
-        DamagedError, ServiceError: as a worker raised it; the latter too if the job failed for another reason.
+        DamagedError, ServiceError: as a worker raised it.
+        ServiceError: the job failed for another reason.
     """
     pipeline = beam.Pipeline(runner=_runner(runner), options=_options(runner, options, workers))
     build(pipeline)
@@ -48,7 +49,7 @@ def run(build: Callable[[Any], None], *, runner: str, options: Sequence[str], wo
         raise _translated(error, runner) from error
     if str(state) != "DONE":
         raise ServiceError(
-            f"beam on {runner}: the job ended as {state}, expected DONE; see its log, run the same again"
+            f"beam on {runner}: the job ended as {state}, expected DONE; see its log, run the same command again"
         )
 
 
@@ -57,7 +58,7 @@ def _runner(name: str) -> Any:
 
 
 def _options(runner: str, options: Sequence[str], workers: int) -> PipelineOptions:
-    """The user's options, and none of those that a command line of ours was called with."""
+    """Return the user's options; Beam would add those of this process's own command line otherwise."""
     own: dict[str, Any] = {"save_main_session": False}
     if runner == "local":
         own |= {"direct_num_workers": workers, "direct_running_mode": "in_memory"}
@@ -65,18 +66,18 @@ def _options(runner: str, options: Sequence[str], workers: int) -> PipelineOptio
 
 
 def _translated(error: Exception, runner: str) -> NullsError:
-    """What a worker raised: as it is, or out of the text that a runner makes of it; the first line if there is no more.
+    """Return the error that a worker raised, restored from a traceback if need be; else one with the last line.
 
-    Beam adds the name of the step, which tells a user nothing; the cause has it.
+    Beam adds the name of the step to messages; it is removed, since it means nothing to a user and the cause has it.
     """
     text = _WHERE.sub("", str(error))
     if isinstance(error, NullsError):
         return type(error)(text)
     if raised := _RAISED.findall(text):
-        name, words = raised[-1]
+        name, message = raised[-1]
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, NullsError):
-            return kind(words)
+            return kind(message)
     found = _LAST.findall(text)
-    words = found[-1] if found else f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
-    return ServiceError(f"beam on {runner}: {words}; nothing was written: run the same command again")
+    message = found[-1] if found else f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
+    return ServiceError(f"beam on {runner}: {message}; nothing was written: run the same command again")

@@ -1,11 +1,11 @@
-"""Shingles of a block of documents in one file, for workers that share nothing but storage.
+"""The shingles of a block of documents in one file, for workers that share only storage.
 
-A block is a row group of staged texts (8 MiB). Its file depends on the rows and texts alone and is published by one
-rename, so a worker that writes it twice, or two that write it at once, change nothing for those who read.
+A block is a row group of staged texts (8 MiB). Its file depends only on the rows and texts and is published by one
+rename, so a worker may write it twice, or two at once, while others read it.
 
-    count (int64) | rows (int64, ascending) | where each begins, and the end (int64) | shingles (uint64)
+    count (int64) | rows (int64, ascending) | start of each, and the end (int64) | shingles (uint64)
 
-Cost: 8 bytes a shingle, 1.3 times the text; reading maps the file, so what is not asked for is not read.
+Cost: 8 bytes a shingle, 1.3 times the text; reading maps the file, so only the rows asked for are read.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from registry.storage import translate_os_errors
 
 
 def write_block(path: Path, rows: Int64Array, texts: Iterable[str], ngram: int) -> None:
-    """Writes the shingles of `texts`, which are those of `rows`, to `path`.
+    """Write the shingles of `texts`, the texts of `rows`, to `path`.
 
     Args:
-        path: of the file; replaced if it is there.
+        path: of the file; replaced if it exists.
         rows: ascending.
         texts: one for each row.
         ngram: words in a shingle.
 
     Raises:
-        ServiceError: the place cannot be written.
+        ServiceError: the file cannot be written.
     """
     with translate_os_errors(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -42,9 +42,9 @@ def write_block(path: Path, rows: Int64Array, texts: Iterable[str], ngram: int) 
                 head = np.zeros(2 + 2 * rows.size, np.int64)
                 head[0], head[1 : 1 + rows.size] = rows.size, rows
                 file.seek(head.nbytes)
-                for number, text in enumerate(texts):
+                for index, text in enumerate(texts):
                     found = shingles(text, ngram)
-                    head[2 + rows.size + number] = head[1 + rows.size + number] + found.size
+                    head[2 + rows.size + index] = head[1 + rows.size + index] + found.size
                     file.write(found.tobytes())
                 file.seek(0)
                 file.write(head.tobytes())
@@ -57,7 +57,7 @@ class ShingleBlock:
     """A block's file, for reading.
 
     Raises:
-        DamagedError: it is missing, or shorter than it says.
+        DamagedError: it is missing, or its size is not the one it states.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,15 +71,15 @@ class ShingleBlock:
         self._starts = np.asarray(data[1 + count : 2 + 2 * count])
         self._shingles = np.asarray(data[2 + 2 * count :]).view(np.uint64)
         if self._starts.size != count + 1 or self._shingles.size != self._starts[-1]:
-            raise DamagedError(f"{path}: {data.nbytes} bytes are not what it says it holds; run the same command again")
+            raise DamagedError(f"{path}: {data.nbytes} bytes, not the size that it states; run the same command again")
 
     def read(self, row: int) -> UInt64Array:
-        """The shingles of a row: sorted, unique.
+        """Return the shingles of a row: sorted, unique.
 
         Raises:
             DamagedError: the block does not hold it.
         """
-        place = int(np.searchsorted(self._rows, row))
-        if place == self._rows.size or self._rows[place] != row:
+        index = int(np.searchsorted(self._rows, row))
+        if index == self._rows.size or self._rows[index] != row:
             raise DamagedError(f"{self._path}: no shingles of row {row}; a worker lost a candidate: run it again")
-        return self._shingles[self._starts[place] : self._starts[place + 1]]
+        return self._shingles[self._starts[index] : self._starts[index + 1]]

@@ -1,4 +1,4 @@
-"""The same stage on this machine, on a Ray cluster of several nodes, and by Slurm's script."""
+"""The per-file stage on this machine, on a Ray cluster of two nodes, and by Slurm's script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from datatrove.pipeline.base import PipelineStep
 from ray.cluster_utils import Cluster
 
 from pipelines.ingest import IngestConfig, ingest
-from pipelines.stage.executors import Execution, ExecutorKind, LocalExecutor
+from pipelines.stage.executors import Execution, ExecutorKind, make_executor
+from pipelines.stage.local_executor import LocalExecutor
 from registry.errors import ServiceError, UsageError
 from registry.snapshot import Registry
 from tests.pipelines.readers.archives import by_record, page, record, response
@@ -57,7 +58,7 @@ def test_ray_gives_the_same_snapshot(inputs: IngestConfig, cluster: Cluster, tmp
 
 
 class Where(PipelineStep):  # type: ignore[misc]
-    """Notes the node of each rank, after all of them have begun."""
+    """Writes down the node of each rank, and waits until all ranks have begun."""
 
     type, name = "Test", "where"
 
@@ -75,13 +76,13 @@ class Where(PipelineStep):  # type: ignore[misc]
 def test_ray_uses_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "nodes").mkdir()
     execution = Execution(kind=ExecutorKind.RAY, ray_address=cluster.address)
-    executor = execution.executor([Where(tmp_path / "nodes")], tasks=2, workers=2, logging_dir=tmp_path / "logs")
+    executor = make_executor(execution, [Where(tmp_path / "nodes")], tasks=2, workers=2, logging_dir=tmp_path / "logs")
     assert sorted(executor.run()) == [0, 1]
     assert len({path.read_text() for path in (tmp_path / "nodes").iterdir()}) == 2
 
 
 class KilledOnce(PipelineStep):  # type: ignore[misc]
-    """A worker that the system kills in the middle, the first time."""
+    """A worker that the system kills the first time it runs."""
 
     type, name = "Test", "killed once"
 
@@ -96,32 +97,32 @@ class KilledOnce(PipelineStep):  # type: ignore[misc]
         yield
 
 
-def test_ray_repeats_what_a_lost_worker_did(cluster: Cluster, tmp_path: Path) -> None:
+def test_ray_repeats_the_task_of_a_lost_worker(cluster: Cluster, tmp_path: Path) -> None:
     execution = Execution(kind=ExecutorKind.RAY, ray_address=cluster.address)
-    executor = execution.executor([KilledOnce(tmp_path)], tasks=3, workers=2, logging_dir=tmp_path / "logs")
+    executor = make_executor(execution, [KilledOnce(tmp_path)], tasks=3, workers=2, logging_dir=tmp_path / "logs")
     assert sorted(executor.run()) == [0, 1, 2]
     assert (tmp_path / "died").exists()
 
 
 def test_ray_gives_up_on_a_task_that_kills_every_worker(cluster: Cluster, tmp_path: Path) -> None:
     execution = Execution(kind=ExecutorKind.RAY, ray_address=cluster.address)
-    executor = execution.executor([Killed()], tasks=2, workers=2, logging_dir=tmp_path / "logs")
+    executor = make_executor(execution, [Killed()], tasks=2, workers=2, logging_dir=tmp_path / "logs")
     with pytest.raises(ServiceError, match="Ray lost a worker 4 times"):
         list(executor.run())
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "localhost:99999"])
-def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, address: str) -> None:
+def test_a_missing_ray_cluster_is_an_error_at_once(tmp_path: Path, address: str) -> None:
     if ray.is_initialized():
         ray.shutdown()
     execution = Execution(kind=ExecutorKind.RAY, ray_address=address)
-    executor = execution.executor([Killed()], tasks=1, workers=1, logging_dir=tmp_path)
+    executor = make_executor(execution, [Killed()], tasks=1, workers=1, logging_dir=tmp_path)
     with pytest.raises(ServiceError, match=f"no Ray cluster at {address}"):
         list(executor.run())
 
 
 SBATCH = """#!{python}
-# Runs a job array as Slurm would: one process a task, with its number in the environment.
+# Runs a job array as Slurm does: one process a task, with its index in the environment.
 import os, re, subprocess, sys
 array = next(a for a in sys.argv if a.startswith("--array="))
 export = next(a for a in sys.argv if a.startswith("--export="))
@@ -136,7 +137,7 @@ print("4711;cluster")
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The three commands that are called, on this machine: the script that they get is run as it is."""
+    """Stand-ins for sbatch, srun and squeue that run the script on this machine, unchanged."""
     scripts = {
         "sbatch": SBATCH.format(python=sys.executable, cwd=str(Path(__file__).parents[3])),
         "srun": '#!/bin/bash\nshift\nexec "$@"\n',
@@ -157,7 +158,7 @@ def test_slurm_gives_the_same_snapshot(inputs: IngestConfig, slurm: Path, tmp_pa
     assert ingest(inputs, registry_uri=tmp_path / "slurm", workers=2, execution=execution).snapshot == expected
 
 
-def test_an_array_whose_task_fails_is_told(inputs: IngestConfig, slurm: Path, tmp_path: Path) -> None:
+def test_a_failed_task_and_a_refused_job_are_reported(inputs: IngestConfig, slurm: Path, tmp_path: Path) -> None:
     (slurm / "srun").write_text("#!/bin/bash\nexit 1\n")
     with pytest.raises(ServiceError, match="its task left no output"):
         ingest(inputs, registry_uri=tmp_path / "slurm", execution=Execution(kind=ExecutorKind.SLURM))
@@ -166,10 +167,10 @@ def test_an_array_whose_task_fails_is_told(inputs: IngestConfig, slurm: Path, tm
         ingest(inputs, registry_uri=tmp_path / "slurm", execution=Execution(kind=ExecutorKind.SLURM))
 
 
-def test_the_script_of_slurm(tmp_path: Path) -> None:
+def test_the_slurm_script_has_the_options_and_writes_no_pickle(tmp_path: Path) -> None:
     execution = Execution(kind=ExecutorKind.SLURM, slurm_options=("partition=cpu", "mem-per-cpu=4G"))
-    executor = execution.executor([], tasks=2500, workers=7, logging_dir=tmp_path)
-    script = executor.script()  # type: ignore[attr-defined]
+    executor = make_executor(execution, [], tasks=2500, workers=7, logging_dir=tmp_path)
+    script = executor.script()
     for line in ("#SBATCH --array=0-999%7", "#SBATCH --partition=cpu", "#SBATCH --mem-per-cpu=4G", "#SBATCH --requeue"):
         assert line in script.splitlines()
     assert not list(tmp_path.rglob("*.pickle"))
@@ -184,26 +185,26 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(inputs: IngestConfig, tmp
     assert ingest(inputs, registry_uri=tmp_path / "new", dry_run=True).script == ""
 
 
-def test_without_slurm_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_is_refused_where_there_is_no_sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    executor = Execution(kind=ExecutorKind.SLURM).executor([], tasks=1, workers=1, logging_dir=tmp_path)
+    executor = make_executor(Execution(kind=ExecutorKind.SLURM), [], tasks=1, workers=1, logging_dir=tmp_path)
     with pytest.raises(UsageError, match="sbatch is not on this machine"):
         list(executor.run())
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "message"),
     [
         ({"slurm_options": ("partition=cpu",)}, "is for --executor slurm"),
         ({"slurm_options": ("partition",), "kind": ExecutorKind.SLURM}, "NAME=VALUE"),
     ],
 )
-def test_bad_options_are_refused(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_wrong_slurm_options_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         Execution(**wrong)
 
 
-def test_a_killed_worker_of_this_machine_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
+def test_a_killed_local_worker_is_an_error_and_not_a_wait(tmp_path: Path) -> None:
     executor = LocalExecutor([Killed()], tasks=3, workers=2, logging_dir=tmp_path)
     with pytest.raises(ServiceError, match="killed"):
         list(executor.run())

@@ -1,4 +1,4 @@
-"""One directory per input file: whole or not there, the same on any number of workers, done once."""
+"""The per-file stage: one directory per input file, whole or absent, the same with any number of workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from pipelines.inputs import InputKind, find_inputs
 from pipelines.stage import staging
-from pipelines.stage.executors import LocalExecutor
+from pipelines.stage.local_executor import LocalExecutor
 from pipelines.stage.steps import StageConfig, Task, run_tasks, tasks_for
 from pipelines.text import extract
 from registry import ids
@@ -41,7 +41,7 @@ def dumps(tmp_path: Path) -> Path:
 def staged_tasks(dumps: Path, work: Path, workers: int = 1) -> list[Task]:
     tasks = tasks_for(find_inputs({InputKind.WIKIPEDIA: [str(dumps)]}).files, work / "stage")
     finished = run_tasks(tasks, config=StageConfig(), workers=workers, logging_dir=work / "logs")
-    assert {task.number for task in finished} == {task.number for task in tasks}
+    assert {task.index for task in finished} == {task.index for task in tasks}
     return tasks
 
 
@@ -49,7 +49,7 @@ def contents(work: Path) -> dict[str, bytes]:
     return {str(path.relative_to(work)): path.read_bytes() for path in work.glob("stage/*/*")}
 
 
-def test_every_page_of_a_file_is_staged_with_its_end(dumps: Path, tmp_path: Path) -> None:
+def test_every_page_of_a_file_is_staged_with_its_status(dumps: Path, tmp_path: Path) -> None:
     task = staged_tasks(dumps, tmp_path)[0]
     rows = pq.read_table(task.folder / "documents.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["kept"] * 4 + ["filtered"]
@@ -80,14 +80,14 @@ def test_workers_do_not_change_a_byte(dumps: Path, tmp_path: Path) -> None:
     assert len(contents(tmp_path / "1")) == 21
 
 
-def test_what_is_complete_is_not_done_again(dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_directory_is_not_staged_again(dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged_tasks(dumps, tmp_path)
     monkeypatch.setattr(LocalExecutor, "run", lambda self: pytest.fail("ran again"))
     staged_tasks(dumps, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["done.json", "texts.parquet", "bands.parquet"])
-def test_a_damaged_directory_is_done_again(damage: str, dumps: Path, tmp_path: Path) -> None:
+def test_a_damaged_directory_is_staged_again(damage: str, dumps: Path, tmp_path: Path) -> None:
     task = staged_tasks(dumps, tmp_path)[1]
     before = contents(tmp_path)
     file = task.folder / damage
@@ -109,7 +109,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "stage").iterdir())
 
 
-def test_a_page_that_breaks_the_extractor_costs_itself(
+def test_a_page_that_breaks_the_extractor_fails_without_the_others(
     dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = extract.wikitext_to_text

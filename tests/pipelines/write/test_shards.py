@@ -14,21 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.write.external_sort import Row, rows_to_batch, sorted_texts
-from pipelines.write.shards import Placement, Planner, write_shards
+from pipelines.write.shards import Placement, ShardAssigner, write_shards
 from registry.snapshot import Registry, SnapshotWriter
 
 documents = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=6), max_size=12)  # sizes, by source
 
 
 def plan(sizes: list[list[int]], shard_bytes: int) -> tuple[list[int], list[Placement]]:
-    planner = Planner(shard_bytes)
+    assigner = ShardAssigner(shard_bytes)
     shards, placements = [], []
     for source, own in enumerate(sizes):
         for size in own:
-            shard, ended = planner.place(source, size, sum(own))
+            shard, ended = assigner.assign(source, size, sum(own))
             shards.append(shard)
             placements.append(ended)
-    placements.append(planner.end())
+    placements.append(assigner.end())
     return shards, [placement for placement in placements if placement]
 
 

@@ -1,7 +1,7 @@
-"""Whether an ingest continues a snapshot, and which: decisions over manifests.
+"""Decide which snapshot an ingest continues, and which inputs it holds already, from manifests.
 
-A registry's newest snapshot is the parent of the next. What it holds already is not read again; a configuration that
-differs from the parent's is refused, since the same text would end differently in two parts of one snapshot.
+A registry's newest snapshot is the parent of the next. Inputs that it holds are not read again; a configuration that
+differs from the parent's is refused, since the same text would be treated differently in two parts of one snapshot.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from registry.snapshot import Registry, Snapshot
 
 
 def parent_of(registry: Registry, inputs: Sequence[Input]) -> Snapshot | None:
-    """The newest snapshot, if there is one.
+    """Return the newest snapshot, if there is one.
 
-    If it holds all of `inputs` and is damaged, it is taken as not there, so that ingesting again mends it.
+    If it holds all of `inputs` and is damaged, its parent is returned instead, so that ingesting again repairs it.
 
     Raises:
         DamagedError: its manifest cannot be read.
@@ -35,21 +35,21 @@ def parent_of(registry: Registry, inputs: Sequence[Input]) -> Snapshot | None:
 
 
 def is_covered(inputs: Sequence[Input], snapshot: Snapshot) -> bool:
-    """Whether `snapshot` holds all of `inputs`."""
-    return not not_in(snapshot, inputs)
+    """Return whether `snapshot` holds all of `inputs`."""
+    return not new_inputs(inputs, snapshot)
 
 
-def not_in(snapshot: Snapshot | None, inputs: Sequence[Input]) -> list[Input]:
-    """The `inputs` that `snapshot` does not hold, by name and content."""
+def new_inputs(inputs: Sequence[Input], snapshot: Snapshot | None) -> list[Input]:
+    """Return the `inputs` that `snapshot` does not hold, by name and content."""
     held = {(entry["name"], entry["sha256"]) for entry in snapshot.manifest["inputs"]} if snapshot else set()
     return [file for file in inputs if (file.name, file.sha256) not in held]
 
 
 def check_configuration(snapshot: Snapshot, configuration: Mapping[str, Any]) -> None:
-    """Holds `configuration` against that of the snapshot to continue.
+    """Check that `configuration` is that of the snapshot to continue.
 
     Raises:
-        UsageError: naming each field that differs.
+        UsageError: it is not; the message names each field that differs.
     """
     theirs, ours = dict(_flat(snapshot.manifest["configuration"])), dict(_flat(configuration))
     differing = [
