@@ -1,4 +1,4 @@
-"""Dumps to a snapshot: read, extract, filter, sign, resolve, write. Start at `pipelines/ingest.py`.
+"""Make a snapshot of dumps: read, extract, filter, fingerprint, resolve, write. Start at `pipelines/ingest.py`.
 
 from pipelines import IngestConfig, ingest
 ingest(IngestConfig(wikipedia=("enwiki.xml.bz2",)), registry_uri="nulls-registry", workers=2)

@@ -10,7 +10,7 @@ Tables, in the order in which they are made:
     superseded    row                                                  captures that a newer one replaces
     winners       docs that are kept so far
     exact         row -> representative, source_id, num_owners, key    groups of equal text
-    reps          representatives, with `rank`, their place in the order of preference
+    reps          representatives, with `rank`, their position in the order of preference
     near          rank -> survivor, jaccard
     verdicts      row -> source_id, status, reason, survivor_id, jaccard, cluster_id, displaced_id
     published     source_id, key, kind

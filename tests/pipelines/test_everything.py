@@ -24,19 +24,14 @@ CAPTURES = ("response", "resource", "conversion", "revisit")
 
 
 def urls(folder: Path) -> list[str]:
-    """The web addresses of all captures in a folder of archives, read apart from the documents that came of them."""
+    """The URLs of all captures in a folder of archives, read without the ingest."""
     found = set()
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
                 try:
                     for record in read_records(file):
-                        if record.head.get("warc-type", "").lower() in (
-                            "response",
-                            "resource",
-                            "conversion",
-                            "revisit",
-                        ):
+                        if record.head.get("warc-type", "").lower() in CAPTURES:
                             found.add(record.head.get("warc-target-uri", "").strip("<> "))
                 except InputError:
                     continue
@@ -60,12 +55,12 @@ def test_every_real_file_in_one_command(data_dir: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    ends = [report["kept"], report["duplicate"], report["superseded"]]
-    ends += [sum(report["filtered"].values()), sum(report["failed"].values())]
-    assert report["read"] == sum(ends) > 10_000
+    by_status = [report["kept"], report["duplicate"], report["superseded"]]
+    by_status += [sum(report["filtered"].values()), sum(report["failed"].values())]
+    assert report["read"] == sum(by_status) > 10_000
     snapshot = Registry.open(tmp_path / "registry").snapshot()
     for kind in snapshot.manifest["conservation"].values():
-        assert kind["read"] == sum(number for status, number in kind.items() if status != "read")
+        assert kind["read"] == sum(count for status, count in kind.items() if status != "read")
     known = urls(data_dir / "web")
     assert len(known) > 1500
     for url in random.Random(0).sample(known, 300):

@@ -1,8 +1,9 @@
-"""Dumps to a snapshot, and to its children: nothing lost, the same for any way to say the same."""
+"""Ingesting dumps into a snapshot and its children: no document is lost, and the id depends only on content."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import json
 import random
@@ -13,7 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import ingest as module
 from pipelines.conservation import Accounts
 from pipelines.dedup.minhash import DedupConfig
 from pipelines.filters.rules import FilterConfig
@@ -27,6 +27,7 @@ from registry.schema import Status
 from registry.snapshot import Registry, Snapshot
 from tests.pipelines.readers.dumps import Page, siteinfo, write_dump
 
+module = importlib.import_module("pipelines.ingest")  # `pipelines.ingest` is the function
 VOCABULARY = [f"{a}{b}{c}" for a, b, c in itertools.product("bdfklmnprst", "aeiou", "lmnrst")]
 GERMAN = siteinfo("dewiki", "https://de.wikipedia.org/wiki/Hauptseite")
 FRENCH = siteinfo("frwiki", "https://fr.wikipedia.org/wiki/Accueil")
@@ -37,7 +38,7 @@ def prose(seed: int, count: int = 150) -> str:
 
 
 def nearly(text: str) -> str:
-    """The same text but for one word, and shorter, so that the original is preferred."""
+    """The same text except for one word, and shorter, so that the original is preferred."""
     words = text.split()
     return " ".join([*words[:40], "x", *words[41:-1]])
 
@@ -59,12 +60,17 @@ def statuses(snapshot: Snapshot) -> dict[tuple[str, str], str]:
     }
 
 
+def left_in(work: Path) -> list[Path]:
+    """The files and directories of a work directory, except lock files, which the last holder leaves."""
+    return [path for path in work.rglob("*") if path.suffix != ".lock"]
+
+
 def of(scope: str, page: int) -> int:
     return ids.source_id(f"wiki:{scope}:{page}")
 
 
 def assert_whole(report: IngestReport, snapshot: Snapshot) -> None:
-    """Every promise of a snapshot that can be read off it."""
+    """Check every property of a snapshot that its files and its report show."""
     snapshot.verify()
     filtered, failed = sum(report.filtered.values()), sum(report.failed.values())
     assert report.read == report.kept + filtered + report.duplicate + report.superseded + failed
@@ -121,10 +127,10 @@ def test_an_article_in_two_wikis_is_shared_and_a_near_copy_displaced(dumps: Path
     assert snapshot.manifest["wikis"] == [
         {"scope": scope, "host": f"{scope[:2]}.wikipedia.org"} for scope in ("dewiki", "enwiki", "frwiki")
     ]
-    assert not list((tmp_path / "registry" / "work").iterdir())
+    assert left_in(tmp_path / "registry" / "work") == []
 
 
-def test_what_was_read_can_be_looked_up(dumps: Path, tmp_path: Path) -> None:
+def test_articles_are_found_by_redirect_url_and_key(dumps: Path, tmp_path: Path) -> None:
     _, snapshot = run(tmp_path / "registry", dumps)
     for query, source in {
         "alef": of("enwiki", 1),
@@ -135,7 +141,7 @@ def test_what_was_read_can_be_looked_up(dumps: Path, tmp_path: Path) -> None:
         assert lookup(snapshot, query).matches[0].source.source_id == source, query
 
 
-def test_one_id_for_any_workers_order_and_place(dumps: Path, tmp_path: Path) -> None:
+def test_the_id_does_not_depend_on_workers_order_or_folder(dumps: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "deeper"
     shutil.copytree(dumps, moved)
     files = [moved / name for name in ("frwiki.xml.gz", "dewiki.xml.bz2", "enwiki.xml")]
@@ -147,11 +153,11 @@ def test_one_id_for_any_workers_order_and_place(dumps: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "change", [{"shard_bytes": 1000}, {"filters": FilterConfig(min_words=1)}, {"dedup": DedupConfig(threshold=1.0)}]
 )
-def test_what_shapes_content_is_part_of_the_id(change: dict[str, Any], dumps: Path, tmp_path: Path) -> None:
+def test_settings_that_shape_content_are_part_of_the_id(change: dict[str, Any], dumps: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "a", dumps)[0].snapshot != run(tmp_path / "b", dumps, **change)[0].snapshot
 
 
-def test_a_page_in_two_dumps_counts_once_in_its_newest_state(tmp_path: Path) -> None:
+def test_of_a_page_in_two_dumps_the_newest_capture_is_kept(tmp_path: Path) -> None:
     old = write_dump(tmp_path / "old.xml", [Page("A", prose(1), timestamp="2019-01-01T00:00:00Z")])
     new = write_dump(tmp_path / "new.xml", [Page("A", prose(9), timestamp="2021-01-01T00:00:00Z")])
     report, snapshot = run(tmp_path / "registry", old, new)
@@ -170,7 +176,7 @@ def test_near_copies_within_a_wiki_are_displaced_by_article(tmp_path: Path) -> N
     assert 0.75 <= found["B"]["jaccard"] < 1
 
 
-def test_a_truncated_file_is_named_and_the_rest_ingested(dumps: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported_and_the_rest_ingested(dumps: Path, tmp_path: Path) -> None:
     whole = (dumps / "enwiki.xml").read_bytes()
     (dumps / "enwiki.xml").write_bytes(whole[: whole.index(b"<title>Gamma") + 300])
     report, snapshot = run(tmp_path / "registry", dumps)
@@ -183,7 +189,7 @@ def test_a_truncated_file_is_named_and_the_rest_ingested(dumps: Path, tmp_path: 
     assert any("enwiki.xml" in line and "truncated" in line for line in report.lines())
 
 
-def test_a_file_that_is_no_dump_is_named_and_the_rest_ingested(dumps: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_dump_is_reported_and_the_rest_ingested(dumps: Path, tmp_path: Path) -> None:
     report, snapshot = run(tmp_path / "registry", dumps, dumps / "README.txt")
     assert_whole(report, snapshot)
     assert report.failed == {"not-a-dump": 1}
@@ -192,12 +198,12 @@ def test_a_file_that_is_no_dump_is_named_and_the_rest_ingested(dumps: Path, tmp_
 
 
 @pytest.mark.parametrize("content", [b"", b"plain words", b"\x89PNG\r\n", b"<html><body>hello</body></html>"])
-def test_nothing_but_what_is_no_dump_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_an_ingest_of_only_files_that_are_no_dumps_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "thing.xml").write_bytes(content)
     with pytest.raises(InputError, match=r"thing\.xml"):
         run(tmp_path / "registry", tmp_path / "thing.xml")
     assert Registry.open(tmp_path / "registry").ids() == []
-    assert not list((tmp_path / "registry" / "work").iterdir())
+    assert left_in(tmp_path / "registry" / "work") == []
 
 
 def test_a_dump_without_articles_is_an_empty_snapshot(tmp_path: Path) -> None:
@@ -206,17 +212,17 @@ def test_a_dump_without_articles_is_an_empty_snapshot(tmp_path: Path) -> None:
     assert report.read == 0
 
 
-@pytest.mark.parametrize("place", ["/proc/nulls-registry", "/dev/null/registry"])
-def test_a_registry_that_cannot_be_written_is_refused_at_once(place: str, dumps: Path) -> None:
+@pytest.mark.parametrize("registry", ["/proc/nulls-registry", "/dev/null/registry"])
+def test_a_registry_that_cannot_be_written_is_refused_at_once(registry: str, dumps: Path) -> None:
     with pytest.raises((ServiceError, UsageError), match="registry"):
-        run(Path(place), dumps)
+        run(Path(registry), dumps)
 
 
 def test_the_same_ingest_twice_at_once_is_refused(dumps: Path, tmp_path: Path) -> None:
     refused: list[bool] = []
 
-    def again(words: str, share: float | None) -> None:
-        if words.startswith("finding") and not refused:
+    def again(message: str, share: float | None) -> None:
+        if message.startswith("finding") and not refused:
             with pytest.raises(RefusedError, match="running already"):
                 run(tmp_path / "registry", dumps)
             refused.append(True)
@@ -243,20 +249,20 @@ def test_a_report_is_json_and_lines(dumps: Path, tmp_path: Path) -> None:
 
 def test_progress_reaches_the_end(dumps: Path, tmp_path: Path) -> None:
     shares = []
-    run(tmp_path / "registry", dumps, on_progress=lambda words, share: shares.append(share))
+    run(tmp_path / "registry", dumps, on_progress=lambda message, share: shares.append(share))
     known = [share for share in shares if share is not None]
     assert known == sorted(known)
     assert known[-1] == 1.0
 
 
-def test_what_does_not_add_up_is_not_committed(dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = module.write_resolution
+def test_a_lost_document_prevents_the_commit(dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = module.write_resolution
 
     def loses_one(resolution: Any, writer: Any, work: Path, *, shard_bytes: int) -> int:
-        num = whole(resolution, writer, work, shard_bytes=shard_bytes)
+        num_texts = write(resolution, writer, work, shard_bytes=shard_bytes)
         path = writer.staging / "documents.parquet"
         pq.write_table(pq.read_table(path).slice(1), path)
-        return num
+        return num_texts
 
     monkeypatch.setattr(module, "write_resolution", loses_one)
     with pytest.raises(DamagedError, match="nothing was committed"):
@@ -265,13 +271,13 @@ def test_what_does_not_add_up_is_not_committed(dumps: Path, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("wrong", [{"wikipedia": ()}, {"wikipedia": ("x",), "shard_bytes": 0}])
-def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_a_configuration_without_inputs_or_with_empty_shards_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         IngestConfig(**wrong)
 
 
 class TestInputs:
-    """Names that do not depend on the place."""
+    """Input names do not depend on where the files are."""
 
     def test_a_directory_without_dumps_or_a_missing_path_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("x")
@@ -283,35 +289,35 @@ class TestInputs:
         with pytest.raises(InputError, match="matches no file"):
             find_inputs({InputKind.WIKIPEDIA: [str(tmp_path / "*.xml")]})
 
-    def test_equal_names_are_told_apart_by_folders_and_equal_files_count_once(self, tmp_path: Path) -> None:
-        for place, content in {"a/x": "1", "b/x": "2", "c/x": "2", "a/y": "3"}.items():
-            folder, name = place.split("/")
+    def test_folders_distinguish_equal_names_and_equal_files_are_read_once(self, tmp_path: Path) -> None:
+        for path, content in {"a/x": "1", "b/x": "2", "c/x": "2", "a/y": "3"}.items():
+            folder, name = path.split("/")
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{name}.xml").write_text(content)
         found = find_inputs({InputKind.WIKIPEDIA: [str(tmp_path), str(tmp_path / "a" / "x.xml")]})
         assert [file.name for file in found.files] == ["a/x.xml", "b/x.xml", "y.xml"]
 
-    def test_a_file_given_by_name_is_taken_whatever_it_is_called(self, tmp_path: Path) -> None:
+    def test_a_file_given_by_name_is_read_whatever_its_name(self, tmp_path: Path) -> None:
         (tmp_path / "dump").write_text("x")
         assert [file.name for file in find_inputs({InputKind.WIKIPEDIA: [f"file://{tmp_path}/dump"]}).files] == ["dump"]
 
 
 class TestChildren:
-    """A registry that holds a snapshot is continued."""
+    """An ingest into a registry with a snapshot makes a child of it."""
 
-    def test_nothing_new_is_the_same_snapshot(self, dumps: Path, tmp_path: Path) -> None:
+    def test_an_ingest_without_new_files_gives_the_same_snapshot(self, dumps: Path, tmp_path: Path) -> None:
         first, _ = run(tmp_path / "registry", dumps)
         again, _ = run(tmp_path / "registry", dumps / "enwiki.xml")
         assert again.snapshot == first.snapshot
         assert (again.read, again.kept, again.is_new) == (first.read, first.kept, False)
         assert Registry.open(tmp_path / "registry").ids() == [first.snapshot]
 
-    def test_another_configuration_is_refused_by_name(self, dumps: Path, tmp_path: Path) -> None:
+    def test_another_configuration_is_refused_and_the_field_named(self, dumps: Path, tmp_path: Path) -> None:
         run(tmp_path / "registry", dumps)
         with pytest.raises(UsageError, match=r"dedup\.threshold: 0\.75 there, 0\.8 here.*fresh registry"):
             run(tmp_path / "registry", dumps, dedup=DedupConfig(threshold=0.8))
 
-    def test_a_child_holds_the_parent_and_what_is_new(self, dumps: Path, tmp_path: Path) -> None:
+    def test_a_child_holds_the_parent_and_the_new_documents(self, dumps: Path, tmp_path: Path) -> None:
         _, parent = run(tmp_path / "registry", dumps / "enwiki.xml", dumps / "frwiki.xml.gz")
         dangling = lookup(parent, "Later").matches
         write_dump(dumps / "more.xml", [Page("Epsilon", prose(8), page_id=50)])
@@ -323,7 +329,7 @@ class TestChildren:
         whole, fresh = run(tmp_path / "fresh", dumps)
         counts = ("read", "kept", "filtered", "duplicate", "superseded", "failed", "sources", "shared_sources")
         assert {name: getattr(report, name) for name in counts} == {name: getattr(whole, name) for name in counts}
-        assert statuses(child)["enwiki.xml", "Alpha"] == "kept"  # settled, where a fresh start may choose the other
+        assert statuses(child)["enwiki.xml", "Alpha"] == "kept"  # settled; a fresh ingest may choose the other
         assert statuses(child).keys() == statuses(fresh).keys()
         for name in ("owners", "aliases"):
             assert rows(child, name) == rows(fresh, name), name
@@ -348,7 +354,7 @@ class TestChildren:
         assert statuses(last)["one.xml", "N"] == "kept"  # the longer one is new
         assert statuses(last)["three.xml", "N"] == "duplicate near"
 
-    def test_a_newer_capture_lets_what_it_displaced_come_back(self, tmp_path: Path) -> None:
+    def test_a_newer_capture_brings_displaced_texts_back(self, tmp_path: Path) -> None:
         old = [Page("A", prose(1)), Page("S", prose(7)), Page("Kept", prose(6))]
         other = [Page("B", nearly(prose(1)) + " Q."), Page("T", prose(7))]
         new = [
@@ -368,12 +374,12 @@ class TestChildren:
         assert child.texts(of("dewiki", 2))[0][1] == prose(7)
         assert report.shared_sources == 0
 
-    def test_a_damaged_snapshot_is_mended_by_ingesting_again(self, dumps: Path, tmp_path: Path) -> None:
+    def test_a_damaged_snapshot_is_repaired_by_ingesting_again(self, dumps: Path, tmp_path: Path) -> None:
         first, snapshot = run(tmp_path / "registry", dumps)
         snapshot.file("bands").write_bytes(b"")
-        again, mended = run(tmp_path / "registry", dumps)
+        again, repaired = run(tmp_path / "registry", dumps)
         assert again.snapshot == first.snapshot
-        assert_whole(again, mended)
+        assert_whole(again, repaired)
 
     def test_a_damaged_parent_is_not_continued(self, dumps: Path, tmp_path: Path) -> None:
         _, parent = run(tmp_path / "registry", dumps / "enwiki.xml")
@@ -383,7 +389,7 @@ class TestChildren:
             run(tmp_path / "registry", dumps / "dewiki.xml.bz2")
         assert Registry.open(tmp_path / "registry").ids() == [parent.id]
 
-    def test_what_a_crash_after_the_commit_left_is_removed(self, dumps: Path, tmp_path: Path) -> None:
+    def test_work_left_by_a_crash_after_the_commit_is_removed(self, dumps: Path, tmp_path: Path) -> None:
         _, snapshot = run(tmp_path / "registry", dumps)
         left = tmp_path / "registry" / "work" / snapshot.manifest["ingest"] / "stage"
         left.mkdir(parents=True)
@@ -391,7 +397,7 @@ class TestChildren:
         assert not left.exists()
 
 
-def test_a_ledger_counts_by_kind(dumps: Path, tmp_path: Path) -> None:
+def test_documents_are_counted_by_kind_and_status(dumps: Path, tmp_path: Path) -> None:
     _, snapshot = run(tmp_path / "registry", dumps, dumps / "README.txt")
     with Accounts(snapshot.path, tmp_path) as accounts:
         assert accounts.by_kind() == {

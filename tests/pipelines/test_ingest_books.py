@@ -1,4 +1,4 @@
-"""Books and other forms of Wikipedia in a snapshot: every file accounted for, every name leads to its book."""
+"""Ingesting books and other forms of Wikipedia: every file is accounted for, every name finds its book."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(registry: Path, **inputs: Any) -> tuple[IngestReport, Snapshot]:
 
 
 def fill(folder: Path) -> Path:
-    """A book of Gutenberg, an EPUB with two ISBNs, a plain text, and a web page that is no book."""
+    """Write a book of Gutenberg, an EPUB with two ISBNs, a plain text, and a web page that is no book."""
     folder.mkdir()
     (folder / "pg2591.txt").write_text(gutenberg(body=prose(1)))
     isbns = "<dc:identifier>urn:isbn:9780306406157</dc:identifier><dc:identifier>978-3-16-148410-0</dc:identifier>"
@@ -49,7 +49,7 @@ def shelf(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """A shelf as a snapshot, not to be written to."""
+    """A snapshot of a shelf; read-only, since tests share it."""
     folder = tmp_path_factory.mktemp("books")
     return run(folder / "registry", books=[fill(folder / "shelf")])[1]
 
@@ -75,7 +75,7 @@ GRIMM, ALICE = "book:gutenberg:2591", "book:isbn:9780306406157"
         *[(query, ALICE) for query in ("Alice's Adventures", "alice's adventures / carroll, lewis")],
     ],
 )
-def test_every_name_leads_to_its_book(query: str, key: str, snapshot: Snapshot) -> None:
+def test_every_name_finds_its_book(query: str, key: str, snapshot: Snapshot) -> None:
     matches = [match for match in lookup(snapshot, query).matches if match.source.kind == "book"]
     assert [match.source.key for match in matches] == [key]
     assert resolve(snapshot, query).key == key
@@ -116,7 +116,7 @@ def test_a_child_keeps_every_name(shelf: Path, tmp_path: Path) -> None:
     assert len(rows(child, "aliases")) == len({tuple(row.items()) for row in rows(child, "aliases")})
 
 
-def test_of_two_editions_of_one_number_the_newer_counts(tmp_path: Path) -> None:
+def test_of_two_editions_with_one_number_the_newer_is_kept(tmp_path: Path) -> None:
     (tmp_path / "old.txt").write_text(gutenberg(body=prose(1)).replace("June 28, 2021", "June 28, 2011"))
     (tmp_path / "new.txt").write_text(gutenberg(body=prose(2)))
     report, snapshot = run(tmp_path / "registry", books=[tmp_path])
@@ -125,7 +125,7 @@ def test_of_two_editions_of_one_number_the_newer_counts(tmp_path: Path) -> None:
     assert snapshot.texts(ids.source_id(GRIMM))[0][1] == prose(2)
 
 
-def test_a_locked_book_can_be_looked_up_and_replaces_nothing(shelf: Path, tmp_path: Path) -> None:
+def test_a_failed_book_can_be_looked_up_and_supersedes_nothing(shelf: Path, tmp_path: Path) -> None:
     isbn = "<dc:identifier>urn:isbn:9780306406157</dc:identifier>"
     broken = files(METADATA + isbn)
     del broken["OEBPS/text/b.xhtml"]
@@ -138,13 +138,13 @@ def test_a_locked_book_can_be_looked_up_and_replaces_nothing(shelf: Path, tmp_pa
     assert explain(snapshot, "alice-broken.epub")["reason"] == "missing-file"
 
 
-def test_nothing_but_what_is_no_book_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_ingest_of_only_a_binary_file_is_refused_and_the_file_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\0\1\2")
     with pytest.raises(InputError, match=r"a\.txt: a binary file"):
         run(tmp_path / "registry", books=[tmp_path / "a.txt"])
 
 
-def test_a_folder_of_what_is_no_book_is_refused_in_a_few_words(tmp_path: Path) -> None:
+def test_a_folder_without_books_is_refused_with_ten_files_named(tmp_path: Path) -> None:
     for number in range(13):
         (tmp_path / f"{number:02}.txt").write_bytes(b"%PDF-1.4")
     with pytest.raises(InputError, match=r"00\.txt: a PDF.*09\.txt: a PDF.*and 3 more files$"):
@@ -168,7 +168,7 @@ def test_an_article_in_three_forms_is_three_captures_of_one_document(tmp_path: P
     assert (row["input_file"], row["input_offset"]) == ("train-00000-of-00001.parquet", 1)
 
 
-def test_parquet_of_something_else_is_named(tmp_path: Path) -> None:
+def test_parquet_files_of_another_kind_are_reported(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -220,8 +220,8 @@ def test_real_articles_in_a_snapshot(data_dir: Path, tmp_path: Path) -> None:
     assert_whole(report, snapshot)
     assert report.read == 1530 + 1586 + 1659 + 648
     assert report.failed == {}
-    assert report.filtered["empty"] > 2700  # redirects, of which nothing but the title was extracted
+    assert report.filtered["empty"] > 2700  # redirects: only their titles were extracted
     assert report.kept + report.duplicate > 2400
-    assert sum(report.filtered.values()) >= 12  # titles that say "(disambiguation)"
+    assert sum(report.filtered.values()) >= 12  # titles with "(disambiguation)"
     assert explain(snapshot, "https://en.wikipedia.org/wiki/Anarchism")["status"] == Status.KEPT
     assert resolve(snapshot, "anarchism").key == "wiki:enwiki:12"

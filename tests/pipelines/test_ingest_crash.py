@@ -1,8 +1,9 @@
-"""An ingest that is killed, starved or cut off: what is committed is whole, and running it again gives the same id."""
+"""An ingest that is killed or runs out of disk commits nothing partial, and gives the same id when run again."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -16,7 +17,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import ingest as module
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.stage.local_executor import LocalExecutor
 from registry.errors import ServiceError
@@ -24,6 +24,7 @@ from registry.snapshot import Registry
 from tests.pipelines.readers.dumps import Page, siteinfo, write_dump
 from tests.pipelines.test_ingest import nearly, prose
 
+module = importlib.import_module("pipelines.ingest")  # `pipelines.ingest` is the function
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, resource, sys
@@ -57,7 +58,7 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(dumps: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The id of an ingest that nothing disturbs."""
+    """The id of an undisturbed ingest."""
     report = ingest(IngestConfig(wikipedia=(str(dumps),)), registry_uri=tmp_path_factory.mktemp("registry"))
     assert report.duplicate > 100
     return str(report.snapshot)
@@ -65,7 +66,7 @@ def expected(dumps: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @contextlib.contextmanager
 def started(folder: Path, *arguments: Any) -> Any:
-    """The script in a session of its own, which is killed at the end."""
+    """Run the script in a session of its own, which is killed at the end."""
     script = folder / "run_ingest.py"
     script.write_text(SCRIPT)
     process = subprocess.Popen(
@@ -85,13 +86,13 @@ def started(folder: Path, *arguments: Any) -> Any:
 
 
 def in_session(session: int) -> list[int]:
-    """The living processes of a session."""
+    """The running processes of a session."""
     found = []
-    for place in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
-            state, _, _, own = (place / "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, own = (process / "stat").read_text().rpartition(")")[2].split()[:4]
             if int(own) == session and state != "Z":
-                found.append(int(place.name))
+                found.append(int(process.name))
     return found
 
 
@@ -103,8 +104,8 @@ def resident_kib(process: int) -> int:
     return 0
 
 
-def progress_of(registry: Path) -> int:
-    """How many files are staged."""
+def num_staged(registry: Path) -> int:
+    """The number of staged files."""
     return len(list(registry.glob("work/*/stage/[0-9]*/done.json")))
 
 
@@ -115,14 +116,14 @@ def test_killed_at_any_point_and_run_again_it_gives_the_same_snapshot(
     registry = tmp_path / "registry"
     chooser = random.Random(4)
     moments: list[int] = []
-    for wanted in (0, 2, 5, 9, 12):  # staged files: from the first moments to the keyed stage and the writing
+    for wanted in (0, 2, 5, 9, 12):  # staged files: from the start to the keyed stage and the writing
         with started(tmp_path, registry, 2, 0, dumps) as process:
-            while progress_of(registry) < wanted and process.poll() is None:
+            while num_staged(registry) < wanted and process.poll() is None:
                 time.sleep(0.01)
             time.sleep(chooser.random() * 0.4)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        moments.append(progress_of(registry))
+        moments.append(num_staged(registry))
         if registry.is_dir():
             assert Registry.open(registry).ids() in ([], [expected])
     assert moments[-1] == 12 or Registry.open(registry).ids() == [expected]
@@ -132,7 +133,7 @@ def test_killed_at_any_point_and_run_again_it_gives_the_same_snapshot(
     assert not list((registry / "work").glob("*/stage"))
 
 
-def test_what_was_staged_before_a_crash_is_used(
+def test_files_staged_before_a_crash_are_not_read_again(
     dumps: Path, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crashes(*arguments: Any, **options: Any) -> Any:
@@ -142,7 +143,7 @@ def test_what_was_staged_before_a_crash_is_used(
         patch.setattr(module, "resolve", crashes)
         with pytest.raises(KeyboardInterrupt):
             ingest(IngestConfig(wikipedia=(str(dumps),)), registry_uri=tmp_path)
-    assert progress_of(tmp_path) == 12
+    assert num_staged(tmp_path) == 12
     monkeypatch.setattr(LocalExecutor, "run", lambda self: pytest.fail("read a file again"))
     assert ingest(IngestConfig(wikipedia=(str(dumps),)), registry_uri=tmp_path).snapshot == expected
 
@@ -150,7 +151,7 @@ def test_what_was_staged_before_a_crash_is_used(
 @pytest.mark.slow
 def test_workers_end_with_their_parent(dumps: Path, tmp_path: Path) -> None:
     with started(tmp_path, tmp_path / "registry", 2, 0, dumps) as process:
-        while progress_of(tmp_path / "registry") < 2 and process.poll() is None:
+        while num_staged(tmp_path / "registry") < 2 and process.poll() is None:
             time.sleep(0.01)
         assert len(in_session(process.pid)) > 2  # it has workers
         process.kill()
@@ -163,14 +164,14 @@ def test_workers_end_with_their_parent(dumps: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file_bytes", [500, 5_000, 20_000, 32_000])  # while staging, verifying, writing
-def test_a_full_disk_is_an_error_that_says_so_and_can_be_continued(
+def test_a_full_disk_is_a_service_error_and_the_ingest_can_be_continued(
     file_bytes: int, dumps: Path, expected: str, tmp_path: Path
 ) -> None:
     registry = tmp_path / "registry"
     with started(tmp_path, registry, 1, file_bytes, dumps) as process:
-        said, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=120)
     assert process.returncode == 2, errors
-    assert said.startswith("ServiceError")
+    assert output.startswith("ServiceError")
     assert Registry.open(registry).ids() == []
     assert ingest(IngestConfig(wikipedia=(str(dumps),)), registry_uri=registry).snapshot == expected
 
@@ -188,18 +189,18 @@ def test_a_disk_that_fills_while_staging_leaves_no_half_directory(
 
 
 @pytest.mark.slow
-def test_all_real_dumps_end_whole_within_a_gigabyte(data_dir: Path, tmp_path: Path) -> None:
+def test_all_real_dumps_are_ingested_within_a_gigabyte(data_dir: Path, tmp_path: Path) -> None:
     peak_kib = 0
     with started(tmp_path, tmp_path / "registry", 2, 0, data_dir / "wikipedia") as process:
         while process.poll() is None:
             peak_kib = max(peak_kib, sum(map(resident_kib, in_session(process.pid))))
             time.sleep(0.1)
-        said, errors = process.communicate()
+        output, errors = process.communicate()
     assert process.returncode == 0, errors
-    report = json.loads(said)
+    report = json.loads(output)
     assert 200 << 10 < peak_kib < 1 << 20  # of all processes together, workers included
-    ended = [report["kept"], report["duplicate"], report["superseded"]]
-    assert report["read"] == sum([*ended, *report["filtered"].values(), *report["failed"].values()])
+    others = [report["kept"], report["duplicate"], report["superseded"]]
+    assert report["read"] == sum([*others, *report["filtered"].values(), *report["failed"].values()])
     assert report["kept"] > 2000
     named = {failure["input_file"] for failure in report["failures"]}
     assert named == {

@@ -1,4 +1,4 @@
-"""Kill -9 at twenty random moments of an ingest of every kind of input: each rerun ends as if nothing had been."""
+"""Kill an ingest of every kind of input with SIGKILL at twenty random moments: each rerun gives the same snapshot."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pipelines.ingest import IngestConfig, ingest
 if __name__ == "__main__":
     registry, folder = sys.argv[1:]
     config = IngestConfig(wikipedia=(folder + "/*.bz2",), web=(folder + "/*.warc.gz",), books=(folder + "/*.txt",))
-    ingest(config, registry_uri=registry, workers=2, on_progress=lambda words, share: print(words, flush=True))
+    ingest(config, registry_uri=registry, workers=2, on_progress=lambda message, share: print(message, flush=True))
 """
 
 
@@ -46,8 +46,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def started(place: Path, registry: Path, inputs: Path) -> subprocess.Popen[str]:
-    script = place / "run_ingest.py"
+def started(folder: Path, registry: Path, inputs: Path) -> subprocess.Popen[str]:
+    script = folder / "run_ingest.py"
     script.write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, str(script), str(registry), str(inputs)],
@@ -73,7 +73,7 @@ def test_twenty_kills_change_nothing(inputs: Path, tmp_path: Path) -> None:
     for number in range(NUM_KILLS):
         registry = tmp_path / f"killed-{number}"
         with started(tmp_path, registry, inputs) as process:
-            time.sleep(seconds * (number + chance.random()) / NUM_KILLS)  # one in each twentieth
+            time.sleep(seconds * (number + chance.random()) / NUM_KILLS)  # a random moment of each twentieth
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             reached.append(process.communicate()[0].splitlines()[-1:])
@@ -81,4 +81,4 @@ def test_twenty_kills_change_nothing(inputs: Path, tmp_path: Path) -> None:
         assert ingest(config, registry_uri=registry).snapshot == expected, reached[-1]
         assert Registry.open(registry).snapshot().verify() > 0
         assert not list((registry / "work").glob("*/")), reached[-1]
-    assert len({words for step in reached for words in step}) > 3  # they met different steps
+    assert len({message for step in reached for message in step}) > 3  # different steps were interrupted

@@ -1,7 +1,8 @@
-"""Ingests into, and from, s3://: the same ids as locally, whatever fails, and whoever is killed, on the way."""
+"""Ingests into and from s3:// give the same ids as local ones, also when calls fail or the process is killed."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pipelines import ingest as module
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.inputs import InputKind, find_inputs
 from pipelines.report import IngestReport
@@ -24,23 +24,24 @@ from registry.snapshot import Registry
 from registry.storage import retries
 from registry.storage.s3 import S3Path
 from tests.pipelines.readers.dumps import Page, write_dump
-from tests.pipelines.test_ingest import GERMAN, assert_whole, nearly, prose
+from tests.pipelines.test_ingest import GERMAN, assert_whole, left_in, nearly, prose
 from tests.pipelines.test_ingest_crash import started
 from tests.s3 import Call, Proxy, always, keys, once_each, put
 
+module = importlib.import_module("pipelines.ingest")  # `pipelines.ingest` is the function
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where ingests into s3:// keep what they can resume from."""
+    """The local work directory of ingests into s3://."""
     monkeypatch.setenv("NULLS_WORK", str(tmp_path / "work"))
     return tmp_path / "work"
 
 
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two dumps, with copies between them, and what is no dump."""
+    """Two dumps, with copies between them, and a file that is no dump."""
     folder = tmp_path_factory.mktemp("dumps")
     pages = [Page(f"Page {i}", prose(i), page_id=i + 1) for i in range(20)]
     copies = [Page(f"Seite {i}", nearly(prose(i)), page_id=i + 1) for i in range(5)] + [Page("Gleich", prose(7), 99)]
@@ -52,7 +53,7 @@ def dumps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(dumps: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The id of the same ingest, all local."""
+    """The id of the same ingest from and into local directories."""
     report = run(tmp_path_factory.mktemp("registry"), dumps)
     assert report.duplicate >= 5
     assert report.shared_sources == 1
@@ -79,9 +80,11 @@ class TestRegistry:
         assert report.snapshot == snapshot.id == expected
         assert_whole(report, snapshot)
         assert [m.source.key for m in lookup(snapshot, "Redirect").matches] == ["wiki:enwiki:4"]
-        assert [path for path in work.rglob("*") if path.is_file()] == []
+        assert [path for path in left_in(work) if path.is_file()] == []
 
-    def test_nothing_new_is_the_same_snapshot(self, bucket: S3Path, dumps: Path, expected: str, proxy: Proxy) -> None:
+    def test_an_ingest_without_new_files_gives_the_same_snapshot(
+        self, bucket: S3Path, dumps: Path, expected: str, proxy: Proxy
+    ) -> None:
         first = run(bucket / "registry", dumps)
         proxy.calls.clear()
         again = run(bucket / "registry", dumps)
@@ -106,7 +109,7 @@ class TestRegistry:
         with pytest.raises(DamagedError, match="part-00000"):
             run(bucket / "registry", dumps)
         assert Registry.open(bucket / "registry").ids() == [parent.id]
-        run(bucket / "registry", dumps / "enwiki.xml.bz2")  # mends it
+        run(bucket / "registry", dumps / "enwiki.xml.bz2")  # repairs it
         assert run(bucket / "registry", dumps).is_new
 
     @pytest.mark.parametrize("kind", ["500", "lost", "cut"])
@@ -119,7 +122,7 @@ class TestRegistry:
         assert_whole(report, Registry.open(bucket / "registry").snapshot())
 
     @pytest.mark.parametrize("suffix", ["aliases.parquet", MANIFEST])
-    def test_a_store_that_is_down_commits_nothing_and_what_was_staged_is_used_later(
+    def test_a_store_that_is_down_commits_nothing_and_staged_files_are_used_later(
         self,
         bucket: S3Path,
         dumps: Path,
@@ -140,11 +143,11 @@ class TestRegistry:
         assert sent
         assert sent.isdisjoint(call.key for call in proxy.made("PUT") if call.status == 200)
 
-    @pytest.mark.parametrize("place", ["local", "s3"])
-    def test_of_two_that_continue_one_snapshot_the_second_goes_on_from_the_first(
-        self, bucket: S3Path, dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    @pytest.mark.parametrize("storage", ["local", "s3"])
+    def test_of_two_children_of_one_snapshot_the_second_is_refused_and_continues_the_first(
+        self, bucket: S3Path, dumps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str
     ) -> None:
-        registry = bucket / "registry" if place == "s3" else tmp_path / "registry"
+        registry = bucket / "registry" if storage == "s3" else tmp_path / "registry"
         write_dump(tmp_path / "one.xml", [Page("One", prose(100), page_id=500)])
         write_dump(tmp_path / "two.xml", [Page("Two", prose(200), page_id=600)])
         run(registry, dumps)
@@ -163,7 +166,7 @@ class TestRegistry:
         found = Registry.open(registry)
         assert found.newest_id() == rival.snapshot
         assert len(found.ids()) == 2
-        assert [path for path in found.work.rglob("*") if path.is_file()] == []
+        assert [path for path in left_in(found.work) if path.is_file()] == []
         report = run(registry, tmp_path / "two.xml")
         assert found.snapshot().parent == rival.snapshot
         assert_whole(report, found.snapshot())
@@ -186,7 +189,7 @@ class TestRegistry:
         assert run(bucket / "registry", dumps).snapshot == expected
         assert Registry.open(bucket / "registry").ids() == [expected]
 
-    @pytest.mark.parametrize("moment", [0, 3, 8])  # 8 is the manifest: it arrives
+    @pytest.mark.parametrize("moment", [0, 3, 8])  # 8 is the manifest, which arrives
     def test_killed_during_the_upload_and_run_again_it_gives_the_same_snapshot(
         self, bucket: S3Path, dumps: Path, expected: str, tmp_path: Path, proxy: Proxy, moment: int
     ) -> None:
@@ -203,7 +206,7 @@ class TestRegistry:
         assert process.returncode == -signal.SIGKILL
         proxy.before = lambda call: None
         registry = Registry.open(bucket / "registry")
-        assert keys(bucket / "registry")  # what was on its way may have arrived; without a manifest it is nothing
+        assert keys(bucket / "registry")  # a file being sent may have arrived; without a manifest there is no snapshot
         assert registry.ids() == ([expected] if moment == 8 else [])
         proxy.calls.clear()
         assert run(bucket / "registry", dumps).snapshot == expected
@@ -229,10 +232,10 @@ class TestInputs:
         assert run(tmp_path / "registry", uploaded).snapshot == expected
         assert {call.key for _, call in proxy.faulted} >= {"dumps/enwiki.xml.bz2", "dumps/dewiki.xml.gz"}
 
-    def test_a_fault_that_stays_while_reading_commits_nothing(
+    def test_a_lasting_fault_while_reading_commits_nothing(
         self, uploaded: S3Path, tmp_path: Path, proxy: Proxy, expected: str
     ) -> None:
-        def fault(call: Call) -> str | None:  # both were hashed when the work begins
+        def fault(call: Call) -> str | None:  # after both files were hashed
             return "cut" if (tmp_path / "registry").exists() and call.method == "GET" else None
 
         proxy.fault = fault
@@ -242,7 +245,7 @@ class TestInputs:
         proxy.fault = lambda call: None
         assert run(tmp_path / "registry", uploaded).snapshot == expected
 
-    def test_what_is_found(self, uploaded: S3Path, dumps: Path) -> None:
+    def test_prefixes_globs_and_objects_are_found(self, uploaded: S3Path, dumps: Path) -> None:
         def names(pattern: str) -> list[str]:
             return [file.name for file in find_inputs({InputKind.WIKIPEDIA: [pattern]}).files]
 
@@ -260,7 +263,7 @@ class TestInputs:
 
 class TestCommands:
     def nulls(self, *arguments: str, code: int = 0, **environment: str) -> Any:
-        """Runs the command in a process of its own; its JSON, or its message."""
+        """Run the command in a process of its own; return its JSON, or its message."""
         command = [sys.executable, "-m", "orchestration.cli.main", *arguments]
         done = subprocess.run(
             command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False

@@ -1,1 +1,1 @@
-"""The keyed stage as an Apache Beam pipeline. Only this package imports Beam; `engine` and `job` do it when they run."""
+"""The keyed stage as an Apache Beam pipeline. Only this package imports Beam, when a job runs (`job.load_module`)."""

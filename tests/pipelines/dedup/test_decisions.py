@@ -1,4 +1,4 @@
-"""Which document stands for which: the same whatever the order, members near their survivor, nobody lost."""
+"""Decisions do not depend on order, members are near their survivor, and no document is lost."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_newest_capture_wins_in_any_order(found: list[Capture], chooser: ran
     assert all(other.captured <= winner.captured for other in found)
 
 
-def test_between_captures_of_one_time_the_text_decides_and_then_the_place() -> None:
+def test_between_captures_of_one_time_the_text_hash_decides_and_then_the_file() -> None:
     assert newest([capture(1, text="a"), capture(2, text="b")]).row == 2
     assert newest([capture(2, file="b"), capture(9, file="a")]).row == 9
     assert newest([capture(1, captured=""), capture(2, captured="1999-01-01T00:00:00Z")]).row == 2
@@ -60,7 +60,7 @@ def test_equal_text_within_a_source_stays_its_own() -> None:
     assert (group.source_id, group.source_key, group.owners, group.representative) == (5, None, (5,), 2)
 
 
-def test_what_was_kept_before_goes_on_standing_for_its_equals() -> None:
+def test_a_settled_document_stays_the_representative_of_its_equals() -> None:
     old = Member(row=1, doc_id=9, origin_id=5, num_bytes=3, settled=True)
     assert exact_group([old, Member(row=2, doc_id=1, origin_id=6, num_bytes=400)]).representative == 1
 
@@ -89,7 +89,7 @@ def test_clusters_are_stars_of_verified_edges(found: list[Edge]) -> None:
         assert edge in found  # so its Jaccard is verified: no chains
         assert edge.preferred in survivors
     for edge in found:
-        assert not (edge.preferred in survivors and edge.other in survivors)  # no near copy survives beside another
+        assert not (edge.preferred in survivors and edge.other in survivors)  # no two survivors are near copies
     for member, edge in members.items():
         near = [e for e in found if e.other == member and e.preferred in survivors]
         assert edge.jaccard == max(e.jaccard for e in near)

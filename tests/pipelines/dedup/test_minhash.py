@@ -1,4 +1,4 @@
-"""Words, shingles and signatures: golden vectors, true Jaccard, datasketch, and the curve that the bands promise."""
+"""Words, shingles and signatures against golden vectors, true Jaccard, datasketch, and the theory of bands."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def words_of(seed: int, count: int) -> list[str]:
 
 
 def naive_jaccard(a: str, b: str, ngram: int = 5) -> float:
-    """On sets of strings, as one would write it first."""
+    """The Jaccard similarity of sets of strings."""
     one, two = ({tuple(w[i : i + ngram]) for i in range(len(w) - ngram + 1)} for w in (a.split(), b.split()))
     return len(one & two) / len(one | two)
 
 
-def test_golden_vectors_hold_what_stored_snapshots_rely_on() -> None:
+def test_hashes_equal_the_golden_vectors_that_stored_snapshots_rely_on() -> None:
     found = fingerprint(TEXT, CONFIG)
     assert found.normal_hash.hex() == "ac77a87345fbd4053a81b75a48919ef3"
     assert found.bands[:3].tolist() == [-115528758486742185, -6127144526188906914, -1733670757976898145]
@@ -67,7 +67,7 @@ def test_golden_vectors_hold_what_stored_snapshots_rely_on() -> None:
         ("soft\u00adhyphen", "softhyphen"),
     ],
 )
-def test_equal_up_to_form_case_space_and_punctuation(one: str, other: str) -> None:
+def test_texts_equal_up_to_form_case_space_and_punctuation_are_equal(one: str, other: str) -> None:
     assert normal_hash(one) == normal_hash(other)
     assert shingles(one, 1).tolist() == shingles(other, 1).tolist()
 
@@ -111,7 +111,7 @@ def test_folding_by_table_is_nfkc_and_case_folding(parts: list[str]) -> None:
 
 @given(st.text(max_size=300), st.integers(1, 6))
 @settings(max_examples=200, deadline=None)
-def test_shingles_count_what_a_naive_set_counts(text: str, ngram: int) -> None:
+def test_shingles_are_sorted_unique_and_at_most_one_a_word(text: str, ngram: int) -> None:
     found = shingles(text, ngram)
     assert found.size <= max(0, num_words(text) - ngram + 1)
     assert (found[1:] > found[:-1]).all()
@@ -119,7 +119,7 @@ def test_shingles_count_what_a_naive_set_counts(text: str, ngram: int) -> None:
 
 @given(st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=80), st.lists(st.sampled_from("abcdefg"), max_size=80))
 @settings(max_examples=200, deadline=None)
-def test_jaccard_is_that_of_the_true_sets(a: list[str], b: list[str]) -> None:
+def test_jaccard_equals_that_of_the_true_sets(a: list[str], b: list[str]) -> None:
     one, two = ({tuple(w[i : i + 2]) for i in range(len(w) - 1)} for w in (a, b))
     expected = len(one & two) / len(one | two) if one | two else 0.0
     assert jaccard(shingles(" ".join(a), 2), shingles(" ".join(b), 2)) == pytest.approx(expected)
@@ -153,7 +153,7 @@ def test_estimates_agree_with_datasketch() -> None:
 
 
 @pytest.mark.parametrize("similarity", [0.4, 0.6, 0.75, 0.85])
-def test_bands_find_candidates_with_the_promised_probability(similarity: float) -> None:
+def test_bands_find_candidates_with_the_expected_probability(similarity: float) -> None:
     hits, expected, trials = 0, 0.0, 300
     for seed in range(trials):
         a, b = random_sets(similarity, 1000 + seed)
@@ -163,7 +163,7 @@ def test_bands_find_candidates_with_the_promised_probability(similarity: float) 
     assert abs(hits - expected) < 4 * spread + 1
 
 
-def test_a_text_larger_than_a_block_is_permuted_whole() -> None:
+def test_a_text_larger_than_a_block_is_permuted_completely() -> None:
     hashes = shingles(" ".join(words_of(1, 5000)))
     assert hashes.size > 4000
     parts = np.minimum.reduce([signature(part, CONFIG) for part in np.array_split(hashes, 7)])
@@ -171,7 +171,7 @@ def test_a_text_larger_than_a_block_is_permuted_whole() -> None:
 
 
 @pytest.mark.parametrize("size", [100, 1000])
-def test_all_planted_pairs_of_the_tutorial_set_are_found_and_nothing_else(size: int, data_dir: Path) -> None:
+def test_exactly_the_planted_pairs_of_the_tutorial_set_are_found(size: int, data_dir: Path) -> None:
     folder = data_dir / "dedup" / "minhash-tutorial"
     texts = dict(line.split(" ", 1) for line in (folder / f"articles_{size}.train").read_text().splitlines())
     truth = {frozenset(line.split()) for line in (folder / f"articles_{size}.truth").read_text().splitlines()}
@@ -189,12 +189,12 @@ def test_all_planted_pairs_of_the_tutorial_set_are_found_and_nothing_else(size: 
 @pytest.mark.parametrize(
     "wrong", [{"num_bands": 0}, {"rows_per_band": -1}, {"threshold": 0.0}, {"threshold": 1.1}, {"num_bands": 5000}]
 )
-def test_a_configuration_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+def test_a_configuration_out_of_range_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         DedupConfig(**wrong)
 
 
-def test_classes_of_code_points_are_those_of_unicode_on_every_plane() -> None:
+def test_classes_of_code_points_follow_unicode_on_every_plane() -> None:
     table = minhash._classes()
     solo = {point for first, last in minhash._SOLO_RANGES for point in range(first, last + 1)}
     for point in range(0, sys.maxunicode + 1, 7):

@@ -1,4 +1,4 @@
-"""Deduplication of real articles in three versions, against true similarities that share no code with it."""
+"""Deduplication of real articles in three versions, against true similarities computed by other code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from benchmarks import quality
 from pipelines.dedup.minhash import shingles
 
-STRANGE = [
+UNUSUAL_TEXTS = [
     "a b c d e",
     "a b c d",
     "Straße Ⅷ ﬁne co\u00adop don't x\u200dy \U0001f600 a_b 5°",
@@ -18,12 +18,12 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("text", STRANGE)
-def test_both_cut_texts_into_the_same_words(text: str) -> None:
+@pytest.mark.parametrize("text", UNUSUAL_TEXTS)
+def test_both_implementations_find_the_same_words(text: str) -> None:
     assert len(quality.shingles(text)) == shingles(text).size
 
 
-def test_the_measure_sees_what_is_missed_and_what_is_merged_wrongly() -> None:
+def test_the_measure_counts_missed_pairs_and_false_merges() -> None:
     words = [f"w{n}" for n in range(100)]
     texts = [words, [*words[:-1], "x"], words[50:] + words[:50], ["other", *words[1:5], *"abcdefgh"]]
     articles = {
@@ -49,7 +49,9 @@ def test_real_articles_in_three_versions(data_dir: Path) -> None:
     assert found["equal_title_across_versions"]["pairs"] >= 30
     assert found["equal_title_across_versions"]["recall"] >= 0.95
     assert found["all_that_share_a_shingle"]["recall"] >= 0.95
-    assert found["all_that_share_a_shingle"]["by_jaccard"]["0.50 to 0.75"]["pairs"] > 100  # could be taken for near
+    assert (
+        found["all_that_share_a_shingle"]["by_jaccard"]["0.50 to 0.75"]["pairs"] > 100
+    )  # easily mistaken for near copies
     assert found["false_merges"] == 0
     assert found["within_threshold_of_survivor"] == found["removed"] > 30
     assert found["largest_error_of_jaccard_on_record"] < 1e-6

@@ -1,4 +1,4 @@
-"""Sources out of a snapshot: what goes, what goes on and what comes back, and what is left as it was."""
+"""Removing sources from a snapshot: which texts go, stay or come back, and that the rest is unchanged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def text(seed: int, length: int = 60) -> str:
 
 
 def near(seed: int, variant: int, length: int = 60) -> str:
-    """A near copy of `text(seed)`: one word is another; variant 0 differs in case alone.
+    """A near copy of `text(seed)`: one word differs; variant 0 differs only in case.
 
     Of 60 words, two variants are not near each other (Jaccard 0.70), and both are near the text (0.84).
     """
@@ -84,7 +84,7 @@ def fates(snapshot: Snapshot) -> dict[str, tuple[str, str | None, str | None]]:
     }
 
 
-def test_what_a_source_alone_published_goes(tmp_path: Path) -> None:
+def test_text_that_only_the_source_published_goes(tmp_path: Path) -> None:
     before = ingested(tmp_path, {"a.example/1": text(1), "a.example/2": text(2), "b.example/1": text(3)})
     report = remove(["http://a.example/1"], registry_uri=tmp_path / "registry")
     after = newest(tmp_path)
@@ -98,7 +98,7 @@ def test_what_a_source_alone_published_goes(tmp_path: Path) -> None:
     assert lookup(before, "a.example").found
 
 
-def test_shared_text_goes_on_under_its_other_owners(tmp_path: Path) -> None:
+def test_shared_text_stays_under_its_other_owners(tmp_path: Path) -> None:
     pages = {"a.example/": near(1, 0), "b.example/": text(1), "c.example/": text(1).title(), "d.example/": text(2)}
     before = ingested(tmp_path, pages)
     (shared,) = [key for key, _ in texts(before) if key.startswith("shared:")]
@@ -149,7 +149,7 @@ def test_near_copies_at_the_removed_source_vanish(tmp_path: Path) -> None:
     assert after.table("documents")["cluster_id"].to_pylist() == [None]
 
 
-def test_only_shards_that_are_touched_are_written(tmp_path: Path) -> None:
+def test_only_touched_shards_are_rewritten(tmp_path: Path) -> None:
     pages = {
         f"s{number:02d}.example/{page}": text(100 * number + page, 200) for number in range(12) for page in range(3)
     }
@@ -169,7 +169,7 @@ def test_only_shards_that_are_touched_are_written(tmp_path: Path) -> None:
         assert found == sorted(body for (key, _), body in rest.items() if key == row["key"])
 
 
-def test_redirects_to_a_removed_article_lead_nowhere(tmp_path: Path) -> None:
+def test_redirects_to_a_removed_article_have_no_source(tmp_path: Path) -> None:
     pages = [
         Page("Alpha", text(1), page_id=1),
         Page("Beta", text(2), page_id=2),
@@ -184,7 +184,7 @@ def test_redirects_to_a_removed_article_lead_nowhere(tmp_path: Path) -> None:
     assert resolve(after, "Beta").key == "wiki:enwiki:2"
 
 
-def test_a_later_crawl_does_not_bring_it_back(tmp_path: Path) -> None:
+def test_a_later_crawl_does_not_bring_a_removed_source_back(tmp_path: Path) -> None:
     ingested(tmp_path, {"a.example/1": text(1), "b.example/1": text(2)})
     remove(["a.example"], registry_uri=tmp_path / "registry")
     path = archive(
@@ -206,7 +206,7 @@ def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
     assert dataclasses.replace(done, snapshot=None, seconds=0) == dataclasses.replace(report, seconds=0)
 
 
-def test_what_cannot_be_removed_is_told(tmp_path: Path) -> None:
+def test_a_removal_that_is_not_possible_says_why(tmp_path: Path) -> None:
     before = ingested(tmp_path, {"a.example/": text(1), "b.example/": text(1)})
     registry = tmp_path / "registry"
     (shared,) = {key for key, _ in texts(before)}
@@ -221,7 +221,7 @@ def test_what_cannot_be_removed_is_told(tmp_path: Path) -> None:
         remove(["a.example"], registry_uri=registry)
 
 
-def test_a_removal_that_is_overtaken_commits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removal_commits_nothing_after_a_concurrent_ingest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ingested(tmp_path, {"a.example/": text(1), "b.example/": text(2)})
     commit = module._Removal._commit
 
@@ -235,7 +235,7 @@ def test_a_removal_that_is_overtaken_commits_nothing(tmp_path: Path, monkeypatch
         remove(["a.example"], registry_uri=tmp_path / "registry")
     assert lookup(newest(tmp_path), "a.example").found
     assert lookup(newest(tmp_path), "c.example").found
-    assert not [place for place in (tmp_path / "registry" / "work").iterdir() if place.is_dir()]
+    assert not [path for path in (tmp_path / "registry" / "work").iterdir() if path.is_dir()]
 
 
 def test_all_sources_can_go(tmp_path: Path) -> None:
@@ -260,10 +260,10 @@ def test_a_displaced_text_of_several_sources_keeps_its_owners_and_comes_back_und
 
 
 @pytest.mark.parametrize("longest", ["a.example", "b.example"])
-def test_who_stands_for_a_text_stays_if_it_is_not_removed(longest: str, tmp_path: Path) -> None:
+def test_the_representative_of_a_text_stays_if_it_is_not_removed(longest: str, tmp_path: Path) -> None:
     sites = ("a.example", "b.example", "r.example")
     pages = {f"{site}/one": text(1, 120) + " tail" + ("!" * 5 if site == longest else "") for site in sites}
-    pages |= {f"{site}/two": near(1, 1, 120) for site in sites}  # of the same owners: its text is not stored
+    pages |= {f"{site}/two": near(1, 1, 120) for site in sites}  # with the same owners, so its text is not stored
     before = ingested(tmp_path, pages)
     assert not texts(before, "displaced")
     remove(["r.example"], registry_uri=tmp_path / "registry")
@@ -287,7 +287,7 @@ def test_the_url_of_a_removed_article_does_not_take_its_site(tmp_path: Path) -> 
     assert [entry["key"] for entry in report.removed] == ["web:wikipedia.org"]
 
 
-def test_what_is_removed_again_is_on_record_once(tmp_path: Path) -> None:
+def test_a_source_removed_twice_is_recorded_once(tmp_path: Path) -> None:
     ingested(tmp_path, {"a.example/1": text(1), "b.example/1": text(2)})
     remove(["a.example"], registry_uri=tmp_path / "registry")
     path = archive(tmp_path / "later.warc.gz", {"a.example/3": text(3), "c.example/": text(4)})
@@ -296,18 +296,18 @@ def test_what_is_removed_again_is_on_record_once(tmp_path: Path) -> None:
     assert [entry["key"] for entry in newest(tmp_path).removed] == ["web:a.example"]
 
 
-def test_what_comes_back_lies_with_the_rest_of_its_source(tmp_path: Path) -> None:
+def test_texts_that_come_back_are_placed_with_the_rest_of_their_source(tmp_path: Path) -> None:
     sites, pages = [f"s{number}.example" for number in range(8)], {}
     for number, site in enumerate(sites):
         pages |= {f"{site}/{page}": text(10 * number + page, 100) for page in range(2)}
-        for page in range(3):  # of several ids some are lower than those that are there
+        for page in range(3):  # some ids are lower than those of the kept texts
             seed = 1000 + 10 * number + page
             pages |= {f"r.example/{seed}": text(seed, 120) + " and more", f"{site}/copy{page}": near(seed, 1, 120)}
     before = ingested(tmp_path, pages, shard_bytes=2500)
     report = remove(["r.example"], registry_uri=tmp_path / "registry")
     assert report.came_back == 24
-    places = [len(row["placements"]) for row in newest(tmp_path).table("sources").to_pylist()]
-    assert (len(before.shards()) > 5, places) == (True, [1] * 8)
+    num_placements = [len(row["placements"]) for row in newest(tmp_path).table("sources").to_pylist()]
+    assert (len(before.shards()) > 5, num_placements) == (True, [1] * 8)
 
 
 PAGE = st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3))  # site, text, variant
@@ -315,7 +315,7 @@ PAGE = st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3))  # sit
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(PAGE, min_size=2, max_size=14, unique=True), st.sets(st.integers(0, 4), min_size=1, max_size=3))
-def test_of_any_corpus_nothing_else_is_lost_or_wrong(
+def test_in_any_corpus_nothing_else_is_lost_or_wrong(
     tmp_path_factory: pytest.TempPathFactory, drawn: list[tuple[int, int, int]], wanted: set[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("corpus")
@@ -334,7 +334,7 @@ def test_of_any_corpus_nothing_else_is_lost_or_wrong(
     assert {url for url, fate in fates(before).items() if fate[0] == "kept" and url in rest} <= {
         url for url, fate in found.items() if fate[0] == "kept"
     }
-    # Ingesting what is left gives as many texts, under the same owners, where no near copies have a choice.
+    # An ingest of the rest gives as many texts, with the same owners, unless near copies could survive each other.
     fresh_folder = tmp_path_factory.mktemp("fresh")
     if rest and len({seed for _, seed, _ in drawn}) == len({(seed, variant) for _, seed, variant in drawn}):
         fresh = ingested(fresh_folder, rest)
@@ -348,7 +348,7 @@ def check(
     kept: dict[tuple[str, str], str],
     displaced: dict[tuple[str, str], str],
 ) -> None:
-    """Every document has a text that stands for it, within the threshold, and none of those kept is near another."""
+    """Check that every document has a kept text within the threshold, with the right owners."""
     by_url = {url: body for (_, url), body in kept.items()}
     for url, (status, source, survivor) in found.items():
         if status == "kept":

@@ -1,4 +1,4 @@
-"""The keyed stage in Beam: the same bytes as DuckDB's, however it is run; and what it says when a run goes wrong."""
+"""The keyed stage in Beam writes the same bytes as in DuckDB, and reports runs that lose rows or fail."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ Item = Document | Redirect | WikiSite
 
 
 def stage(folder: Path, items: Sequence[Item], parts: int, is_settled: Callable[[Document], bool]) -> list[Path]:
-    """`items`, dealt to `parts` staged directories."""
-    places = []
-    for number in range(parts):
-        places.append(folder / staging.folder_name(number, f"{number:064x}"))
-        with staging.StageWriter(places[-1], number) as writer:
-            for item in items[number::parts]:
+    """Stage `items` in `parts` directories; return them."""
+    staged = []
+    for index in range(parts):
+        staged.append(folder / staging.folder_name(index, f"{index:064x}"))
+        with staging.StageWriter(staged[-1], index) as writer:
+            for item in items[index::parts]:
                 if isinstance(item, Document):
                     row = staging.document_row(item) | {"settled": is_settled(item)}
                     found = fingerprint(item.text, CONFIG) if item.status is Status.KEPT else None
@@ -71,7 +71,7 @@ def stage(folder: Path, items: Sequence[Item], parts: int, is_settled: Callable[
                     writer.redirect(item)
                 else:
                     writer.site(item)
-    return places
+    return staged
 
 
 def written(
@@ -81,18 +81,18 @@ def written(
     config: DedupConfig = CONFIG,
     **options: Any,
 ) -> Files:
-    """Every file of the snapshot that `engine` makes."""
-    place = folder / f"{engine.__module__}-{len(list(folder.iterdir()))}"
-    work = place / "work"
+    """Write a snapshot with `engine`; return its files."""
+    run = folder / f"{engine.__module__}-{len(list(folder.iterdir()))}"
+    work = run / "work"
     work.mkdir(parents=True)
-    writer = SnapshotWriter(Registry.open(place / "registry", create=True), place / "snapshot")
+    writer = SnapshotWriter(Registry.open(run / "registry", create=True), run / "snapshot")
     with contextlib.closing(engine(folders, config, work=work, **options)) as resolution:
         write_resolution(resolution, writer, work, shard_bytes=5000)
-    return {str(p.relative_to(place / "snapshot")): p.read_bytes() for p in (place / "snapshot").rglob("*.parquet")}
+    return {str(p.relative_to(run / "snapshot")): p.read_bytes() for p in (run / "snapshot").rglob("*.parquet")}
 
 
 def assert_equal(folder: Path, folders: Sequence[Path], config: DedupConfig = CONFIG, **options: Any) -> Files:
-    """Both engines write the same files; returns them."""
+    """Check that both engines write the same files; return them."""
     expected = written(folder, folders, duckdb_engine.resolve, config)
     found = written(folder, folders, beam_engine.resolve, config, **options)
     assert found.keys() == expected.keys()
@@ -110,7 +110,7 @@ def table(files: Files, name: str) -> list[dict[str, Any]]:
 
 
 def redirects() -> list[Item]:
-    """Chains, cycles, other cases, targets that are not there, and one redirect in two dumps that disagree."""
+    """Chains, cycles, other cases, missing targets, and one redirect in two dumps that disagree."""
     pairs = {
         "Two hops": "One hop",
         "One hop": "Article 3",
@@ -130,12 +130,12 @@ def redirects() -> list[Item]:
 
 
 def twins() -> list[Item]:
-    """Two titles that differ in case alone, so neither is meant by a third spelling."""
+    """Two titles that differ only in case, so that a third spelling means neither."""
     return [article(70 + n, text_of(70 + n), title=title) for n, title in enumerate(["Article Twin", "Article twin"])]
 
 
 def items(seed: int) -> list[Item]:
-    """All that engines must agree on; among it a capture that a parent superseded, newer than what it kept."""
+    """All that engines must agree on, including a capture that a parent superseded, newer than the one it kept."""
     again = [
         article(60, text_of(60), captured="2019"),
         article(60, text_of(61), captured="2021", offset=6001, end=(Status.SUPERSEDED, "newer-capture")),
@@ -206,13 +206,13 @@ def check_drawn(specs: list[Any], links: list[Any], parts: int, limit: int, work
     everything: list[Item] = [*drawn, *(Redirect(*link) for link in links)]
     random.Random(len(specs)).shuffle(everything)
     with tempfile.TemporaryDirectory() as name:
-        places = stage(Path(name) / "stage", everything, parts, lambda made: made.input_offset in settled)
-        files = assert_equal(Path(name), places, DedupConfig(bucket_limit=limit), workers=workers)
+        staged = stage(Path(name) / "stage", everything, parts, lambda made: made.input_offset in settled)
+        files = assert_equal(Path(name), staged, DedupConfig(bucket_limit=limit), workers=workers)
     assert len(table(files, "documents")) == len(drawn)
 
 
 DRAWN = (SPECS, LINKS, st.integers(1, 4), st.sampled_from([1, 2, 64]), st.integers(1, 3))
-# An example takes seconds, so a failing one is not shrunk, which takes minutes; its blob is printed.
+# An example takes seconds, so failing ones are not shrunk, which takes minutes; the blob is printed.
 DRAWING = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
@@ -268,7 +268,7 @@ def test_several_bundles_with_everything_in_them_give_the_same_files(
     assert any(name.startswith("displaced/") for name in files)
 
 
-def test_a_bundle_that_runs_again_changes_nothing(
+def test_a_bundle_that_runs_twice_changes_nothing(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: collections.Counter[str] = collections.Counter()
@@ -284,7 +284,7 @@ def test_a_bundle_that_runs_again_changes_nothing(
     assert attempts["edges"] >= 3
 
 
-def test_a_part_that_no_receipt_names_is_not_read(
+def test_a_part_without_a_receipt_is_not_read(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strays = []
@@ -301,7 +301,7 @@ def test_a_part_that_no_receipt_names_is_not_read(
     assert strays
 
 
-def test_redirects_are_followed_as_far_and_no_further(tmp_path: Path) -> None:
+def test_redirects_are_followed_for_the_same_number_of_hops(tmp_path: Path) -> None:
     chain: list[Item] = [Redirect("enwiki", f"hop {n}", f"hop {n - 1}") for n in range(2, MAX_HOPS + 4)]
     chain += [
         Redirect("enwiki", "hop 1", "Article 1"),
@@ -323,7 +323,7 @@ def test_redirects_are_followed_as_far_and_no_further(tmp_path: Path) -> None:
         assert found[alias] == {None}, alias
 
 
-def test_a_bucket_of_boilerplate_is_linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boilerplate_makes_a_linear_number_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages: list[Item] = [article(page, f"{text_of(1)} tail {page} {page}") for page in range(120)]
     receipts: collections.Counter[str] = collections.Counter()
     read = BeamJob.read_receipts
@@ -339,17 +339,17 @@ def test_a_bucket_of_boilerplate_is_linear(tmp_path: Path, monkeypatch: pytest.M
     assert [row["status"] for row in table(files, "documents")].count("kept") == 1
 
 
-def test_nothing_to_resolve_is_an_empty_snapshot(tmp_path: Path) -> None:
+def test_no_documents_give_an_empty_snapshot(tmp_path: Path) -> None:
     files = assert_equal(tmp_path, stage(tmp_path / "stage", [], 1, nothing_settled))
     assert not any(table(files, name) for name in ("documents", "sources", "aliases", "bands", "owners"))
 
 
 @pytest.mark.parametrize("kind", ["doc_id", "source_id"])
-def test_two_keys_of_one_id_are_refused_by_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_keys_with_one_id_are_refused_and_named(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ids, kind, lambda *arguments: 42)
-    places = stage(tmp_path / "stage", [article(1, text_of(1)), article(2, text_of(2))], 2, nothing_settled)
+    staged = stage(tmp_path / "stage", [article(1, text_of(1)), article(2, text_of(2))], 2, nothing_settled)
     with pytest.raises(DamagedError, match=rf"{kind} .*wiki:enwiki:1.*wiki:enwiki:2"):
-        written(tmp_path, places, beam_engine.resolve)
+        written(tmp_path, staged, beam_engine.resolve)
 
 
 def failing(error: Exception) -> Callable[..., Any]:
@@ -360,30 +360,30 @@ def failing(error: Exception) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "words"),
+    ("error", "kind", "message"),
     [
         (DamagedError("a.parquet: torn; restore it"), DamagedError, r"^a\.parquet: torn; restore it$"),
         (ServiceError("the store is down"), ServiceError, "^the store is down$"),
         (ZeroDivisionError("a bug: it"), ServiceError, "^beam on local: ZeroDivisionError: a bug: it; .*again$"),
     ],
 )
-def test_what_fails_in_a_worker_is_said_in_its_words(
+def test_an_error_in_a_worker_keeps_its_message(
     error: Exception,
     kind: type[Exception],
-    words: str,
+    message: str,
     folders: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(steps, "write_block", failing(error))
-    with pytest.raises(kind, match=words) as caught:
+    with pytest.raises(kind, match=message) as caught:
         written(tmp_path, folders, beam_engine.resolve, workers=2)
     assert type(caught.value) is kind
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_text_that_a_cluster_makes_of_an_error_is_read() -> None:
+def test_errors_are_restored_from_the_traceback_of_a_cluster() -> None:
     trace = "Pipeline job-1 failed in state FAILED: java.lang.RuntimeException: Error received from SDK harness:\n"
     trace += "Traceback (most recent call last):\n  File 'x.py', line 1\n{} [while running 'verify/ParDo(Verify)']\n"
     ours = runners._translated(RuntimeError(trace.format("registry.errors.DamagedError: a: torn; restore it")), "flink")
@@ -423,7 +423,7 @@ def test_a_damaged_staged_file_is_named(folders: list[Path], tmp_path: Path) -> 
         pytest.param(names.Steps, marks=pytest.mark.slow),
     ],
 )
-def test_a_runner_that_loses_rows_is_found_out(
+def test_a_runner_that_loses_rows_is_detected(
     step: Any, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process, calls = step.process, []
@@ -440,9 +440,7 @@ def test_a_runner_that_loses_rows_is_found_out(
     assert len(calls) > 2
 
 
-def test_parts_that_are_lost_or_short_are_found_out(
-    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_part_is_detected(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = BeamJob.read_receipts
 
     def without_part(self: BeamJob, runner: str) -> None:
@@ -454,7 +452,7 @@ def test_parts_that_are_lost_or_short_are_found_out(
         written(tmp_path, folders, beam_engine.resolve)
 
 
-def test_a_job_that_left_nothing_is_found_out(
+def test_a_job_without_receipts_is_detected(
     folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runners, "run", lambda *arguments, **options: None)
@@ -463,7 +461,7 @@ def test_a_job_that_left_nothing_is_found_out(
 
 
 @pytest.mark.parametrize(
-    ("runner", "options", "words"),
+    ("runner", "options", "message"),
     [
         ("dask", (), "got 'dask', expected local, flink, spark, dataflow"),
         ("DirectRunner", (), "got 'DirectRunner'"),
@@ -476,7 +474,7 @@ def test_a_job_that_left_nothing_is_found_out(
     ],
 )
 def test_a_runner_that_is_not_allowed_is_refused_before_any_work(
-    runner: str, options: tuple[str, ...], words: str, tmp_path: Path
+    runner: str, options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     config = IngestConfig(wikipedia=(str(tmp_path / "not-even-looked-for"),))
     with pytest.raises(UsageError) as caught:
@@ -485,11 +483,11 @@ def test_a_runner_that_is_not_allowed_is_refused_before_any_work(
             registry_uri=tmp_path / "registry",
             engine=Engine(name="beam", runner=runner, runner_options=options),
         )
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "registry").exists()
 
 
-def test_engines_are_two_and_a_runner_needs_beam() -> None:
+def test_an_unknown_engine_and_a_runner_without_beam_are_refused() -> None:
     with pytest.raises(UsageError, match="got 'spark', expected duckdb or beam"):
         engines.Engine(name="spark")
     with pytest.raises(UsageError, match="add --engine beam"):
@@ -497,7 +495,7 @@ def test_engines_are_two_and_a_runner_needs_beam() -> None:
     assert engines.Engine(name="beam", runner="flink", runner_options=("--flink_master=h:1",)).runner == "flink"
 
 
-def test_options_of_a_cluster_are_handed_on_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_a_cluster_are_passed_on_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     from apache_beam.options.pipeline_options import FlinkRunnerOptions, SetupOptions, WorkerOptions
 
     monkeypatch.setattr(sys, "argv", ["nulls", "--flink_master=not-this:1"])
@@ -508,7 +506,7 @@ def test_options_of_a_cluster_are_handed_on_as_they_are(monkeypatch: pytest.Monk
     assert options.view_as(SetupOptions).save_main_session is False
 
 
-def test_without_beam_a_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_beam_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("pipelines.resolve.beam")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "apache_beam", None)
@@ -540,12 +538,12 @@ def test_an_ingest_and_its_child_have_the_same_ids_with_both_engines(tmp_path: P
     for engine in engines.ENGINES:
         reports = [
             ingest(
-                IngestConfig(wikipedia=(str(place),)),
+                IngestConfig(wikipedia=(str(dumps),)),
                 registry_uri=tmp_path / engine,
                 engine=Engine(name=engine),
                 workers=2,
             )
-            for place in (first, later)
+            for dumps in (first, later)
         ]
         found[engine] = [report.snapshot for report in reports]
         assert reports[0].shared_sources == 1
@@ -556,7 +554,7 @@ def test_an_ingest_and_its_child_have_the_same_ids_with_both_engines(tmp_path: P
     assert found["beam"][0] != found["beam"][1]
 
 
-def test_the_command_line_prints_json_and_nothing_of_beam(tmp_path: Path) -> None:
+def test_the_command_line_prints_json_and_no_output_of_beam(tmp_path: Path) -> None:
     dump_of(tmp_path / "dumps")
     command = [
         sys.executable,
@@ -582,7 +580,7 @@ def test_the_command_line_prints_json_and_nothing_of_beam(tmp_path: Path) -> Non
     assert "expected local, flink, spark, dataflow" in refused.stdout + refused.stderr
 
 
-def test_a_block_gives_back_the_shingles_of_its_texts(tmp_path: Path) -> None:
+def test_a_block_file_holds_the_shingles_of_its_texts(tmp_path: Path) -> None:
     rows, texts = np.array([3, 7, 1 << 40]), [text_of(1), "too short", text_of(2)]
     write_block(tmp_path / "block", rows, texts, ngram=5)
     first = (tmp_path / "block").read_bytes()

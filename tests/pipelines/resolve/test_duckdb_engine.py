@@ -52,9 +52,9 @@ def article(
     return document
 
 
-def stage(folder: Path, items: Iterable[Document | Redirect | WikiSite], number: int = 0) -> Path:
-    place = folder / staging.folder_name(number, f"{number:064x}")
-    with staging.StageWriter(place, number) as writer:
+def stage(folder: Path, items: Iterable[Document | Redirect | WikiSite], index: int = 0) -> Path:
+    staged = folder / staging.folder_name(index, f"{index:064x}")
+    with staging.StageWriter(staged, index) as writer:
         for item in items:
             if isinstance(item, Document):
                 kept = item.status is Status.KEPT
@@ -64,13 +64,13 @@ def stage(folder: Path, items: Iterable[Document | Redirect | WikiSite], number:
                 writer.redirect(item)
             else:
                 writer.site(item)
-    return place
+    return staged
 
 
 def resolved(
     folder: Path, items: list[Any], parts: int = 1, config: DedupConfig = CONFIG, threads: int = 1
 ) -> dict[str, Rows]:
-    """All tables of the snapshot, and the texts, of `items` spread over `parts` staged directories."""
+    """Resolve `items` spread over `parts` staged directories; return all tables of the snapshot, and the texts."""
     folders = [stage(folder / "stage", items[part::parts], part) for part in range(parts)]
     work = folder / "work"
     work.mkdir()
@@ -105,7 +105,7 @@ def corpus(seed: int) -> list[Document]:
 
 
 def expected(documents: list[Document]) -> dict[int, tuple[Any, ...]]:
-    """offset -> (status, source, reason, survivor) by the pure functions alone."""
+    """offset -> (status, source, reason, survivor), decided by the pure functions in memory."""
     rows = [staging.document_row(document) for document in documents]
     answer: dict[int, tuple[Any, ...]] = {i: (d.status, None, d.reason, None) for i, d in enumerate(documents)}
     by_doc = defaultdict(list)
@@ -154,7 +154,7 @@ def expected(documents: list[Document]) -> dict[int, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_an_engine_decides_as_the_pure_functions_do(seed: int, tmp_path: Path) -> None:
+def test_the_engine_decides_as_the_pure_functions_do(seed: int, tmp_path: Path) -> None:
     documents = corpus(seed)
     tables = resolved(tmp_path, list(documents), parts=3)
     found = {
@@ -219,7 +219,7 @@ def test_equal_text_in_two_wikis_is_kept_once_under_a_shared_source(tmp_path: Pa
     assert not tables["displaced"]
 
 
-def test_a_near_copy_elsewhere_is_displaced_and_one_at_home_is_only_recorded(tmp_path: Path) -> None:
+def test_a_near_copy_at_another_source_is_displaced_and_one_within_its_source_only_recorded(tmp_path: Path) -> None:
     text = text_of(1)
     copy = edited(text, 1, 1)
     home = [article(9, text_of(5, 300)), article(9, edited(text_of(5, 300), 2, 1))]
@@ -252,7 +252,7 @@ def test_a_displaced_group_of_equals_stays_one_text_under_its_owners(tmp_path: P
     assert len(tables["owners"]) == 5
 
 
-def test_failed_captures_replace_nothing_and_filtered_ones_do(tmp_path: Path) -> None:
+def test_failed_captures_supersede_nothing_and_filtered_ones_do(tmp_path: Path) -> None:
     items = [
         article(1, text_of(1), captured="2019", offset=1),
         article(1, "", captured="2021", offset=2, end=(Status.FAILED, "truncated")),
@@ -263,7 +263,7 @@ def test_failed_captures_replace_nothing_and_filtered_ones_do(tmp_path: Path) ->
     assert found == {1: Status.KEPT, 2: Status.FAILED, 3: Status.SUPERSEDED, 4: Status.FILTERED}
 
 
-def test_redirects_are_followed_across_files_and_end_where_there_is_nothing(tmp_path: Path) -> None:
+def test_redirects_are_followed_across_files_and_may_have_no_source(tmp_path: Path) -> None:
     redirects = {
         "Two hops": "One hop",
         "One hop": "Article 1",
@@ -290,14 +290,14 @@ def test_redirects_are_followed_across_files_and_end_where_there_is_nothing(tmp_
     assert all(row["scope"] in ("enwiki", "dewiki") for row in tables["aliases"])
 
 
-def test_two_keys_of_one_id_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_keys_with_one_id_are_refused_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ids, "doc_id", lambda key, locator: 42)
     items = [article(1, text_of(1)), article(2, text_of(2))]
     with pytest.raises(DamagedError, match=r"wiki:enwiki:1.*wiki:enwiki:2"):
         resolved(tmp_path, items)
 
 
-def test_a_bucket_of_boilerplate_is_linear(tmp_path: Path) -> None:
+def test_boilerplate_makes_a_linear_number_of_pairs(tmp_path: Path) -> None:
     items = [article(page, f"{text_of(1)} tail {page} {page}") for page in range(120)]
     with contextlib.closing(resolve([stage(tmp_path, items)], DedupConfig(bucket_limit=3), work=tmp_path)) as found:
         num_pairs = found.tables.count("pairs")
@@ -306,12 +306,12 @@ def test_a_bucket_of_boilerplate_is_linear(tmp_path: Path) -> None:
     assert statuses.count(Status.KEPT) == 1
 
 
-def test_nothing_to_resolve_is_an_empty_snapshot(tmp_path: Path) -> None:
+def test_no_documents_give_an_empty_snapshot(tmp_path: Path) -> None:
     tables = resolved(tmp_path, [])
     assert not any(itertools.chain.from_iterable(tables.values()))
 
 
 def test_a_registry_path_that_looks_like_a_pattern_is_a_path(tmp_path: Path) -> None:
-    place = tmp_path / "it's [a] *dir* with key=1"
-    place.mkdir()
-    assert len(resolved(place, [article(1, text_of(1))])["shards"]) == 1
+    folder = tmp_path / "it's [a] *dir* with key=1"
+    folder.mkdir()
+    assert len(resolved(folder, [article(1, text_of(1))])["shards"]) == 1

@@ -1,4 +1,4 @@
-"""Shards hold a source together, in order, whatever the memory; a sort of texts that do not fit it."""
+"""Shards keep a source together and in order; texts are sorted out of core."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from registry.snapshot import Registry, SnapshotWriter
 documents = st.lists(st.lists(st.integers(0, 60), min_size=1, max_size=6), max_size=12)  # sizes, by source
 
 
-def plan(sizes: list[list[int]], shard_bytes: int) -> tuple[list[int], list[Placement]]:
+def assigned(sizes: list[list[int]], shard_bytes: int) -> tuple[list[int], list[Placement]]:
     assigner = ShardAssigner(shard_bytes)
     shards, placements = [], []
     for source, own in enumerate(sizes):
@@ -33,10 +33,8 @@ def plan(sizes: list[list[int]], shard_bytes: int) -> tuple[list[int], list[Plac
 
 
 @given(documents, st.integers(1, 100))
-def test_every_document_has_one_place_and_shards_are_as_full_as_they_may_be(
-    sizes: list[list[int]], target: int
-) -> None:
-    shards, placements = plan(sizes, target)
+def test_placements_cover_every_document_once_and_no_shard_is_too_large(sizes: list[list[int]], target: int) -> None:
+    shards, placements = assigned(sizes, target)
     flat = [(source, size) for source, own in enumerate(sizes) for size in own]
     assert shards == sorted(shards)
     assert set(shards) == set(range(max(shards, default=-1) + 1))
@@ -52,7 +50,7 @@ def test_every_document_has_one_place_and_shards_are_as_full_as_they_may_be(
 
 @given(documents, st.integers(1, 100))
 def test_a_source_that_fits_a_shard_is_in_one(sizes: list[list[int]], target: int) -> None:
-    _, placements = plan(sizes, target)
+    _, placements = assigned(sizes, target)
     for source, own in enumerate(sizes):
         of_source = [p for p in placements if p.source_id == source]
         if sum(own) <= target:
@@ -63,7 +61,7 @@ def test_a_source_that_fits_a_shard_is_in_one(sizes: list[list[int]], target: in
 
 
 def test_a_shard_is_not_filled_over_its_target() -> None:
-    shards, _ = plan([[4, 4], [3], [9], [5, 5, 5], [1]], 10)
+    shards, _ = assigned([[4, 4], [3], [9], [5, 5, 5], [1]], 10)
     assert shards == [0, 0, 1, 2, 3, 3, 4, 4]
 
 
@@ -105,8 +103,8 @@ def test_shards_and_placements_agree_and_do_not_depend_on_batches(tmp_path: Path
     assert len(files) > 5
     stored = [tuple(row.values()) for file in files for row in pq.read_table(file).to_pylist()]
     assert stored == rows
-    for place in pq.read_table(placements).to_pylist():
-        part = pq.read_table(files[place["shard"]]).slice(place["row_start"], place["row_end"] - place["row_start"])
-        assert set(part["source_id"].to_pylist()) == {place["source_id"]}
+    for row in pq.read_table(placements).to_pylist():
+        part = pq.read_table(files[row["shard"]]).slice(row["row_start"], row["row_end"] - row["row_start"])
+        assert set(part["source_id"].to_pylist()) == {row["source_id"]}
     sizes = [sum(len(text) for text in pq.read_table(file)["text"].to_pylist()) for file in files]
     assert max(sizes) <= 4000
