@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all lint format docs clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -34,5 +34,8 @@ format: .venv ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv ## The documentation site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## Delete the environment and what the demo made
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv demo site .pytest_cache .mypy_cache .ruff_cache *.egg-info
