@@ -57,7 +57,7 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", 
 
 @dataclasses.dataclass(frozen=True)
 class Article:
-    """An extracted document; its title is case-folded, since "anarchism" and "Anarchism" are one title in two versions."""
+    """An extracted document; titles are case-folded, since "anarchism" and "Anarchism" are the same article."""
 
     wiki: str
     title: str

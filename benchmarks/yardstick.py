@@ -3,7 +3,7 @@
     python benchmarks/isolation.py ARTICLES --work DIR          (first: trains the models)
     python benchmarks/yardstick.py ARTICLES --work DIR [--held-out 12] [--draws 4000]
 
-For each model of `isolation.py`, sources that no model was trained on are drawn as the held-out baseline many times. One
+For each model of `isolation.py`, sources that no model was trained on are drawn as held-out baseline many times. One
 more of them is the case: calling it remembered is an error, and the test allows itself 5 %. Errors are also counted for
 the easiest quarter, where a test that takes easy for remembered errs most. Then the case is a source that the model was
 trained on, with the backbone alone: calling that remembered is the test's power, as far as the backbone remembers.
