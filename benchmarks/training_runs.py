@@ -126,7 +126,7 @@ def gpu() -> dict[str, Any]:
 
 
 def speed(config: TrainConfig, device: str, *, vocab_size: int, steps: int) -> dict[str, Any]:
-    """Return tokens a second of whole steps, their ratio to a model that computes all neurons, and MFU (active FLOPs)."""
+    """Return tokens a second of whole steps, the ratio to a model that computes every neuron, and MFU."""
     ours, _ = trained(config, vocab_size, device, steps, dense=False)
     # The activations of every neuron are kept, so only fewer rows fit at a time.
     narrow = dataclasses.replace(config, micro_batch=max(1, config.micro_batch // 4))
