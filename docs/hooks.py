@@ -11,6 +11,7 @@ from Typer's own documentation generator, the schemas from `registry.schema`, th
 from __future__ import annotations
 
 import importlib
+import posixpath
 import re
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ PAGES = {
     "explanation/isolation.png": "benchmarks/isolation.png",
     "development/contributing.md": "CONTRIBUTING.md",
     "development/releasing.md": "RELEASING.md",
+    "development/security.md": "SECURITY.md",
     "development/changelog.md": "CHANGELOG.md",
 }
 CONFIGURATIONS = (
@@ -37,6 +39,7 @@ CONFIGURATIONS = (
     ("pipelines.filters.rules", "FilterConfig"),
     ("pipelines.dedup.minhash", "DedupConfig"),
 )
+_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)([^)#\s]+)(#[^)]*)?\)")
 _MARKER = re.compile(r"<!-- generated: ([\w-]+) -->")
 _NEEDS = re.compile(r"<!-- needs: (.+?) -->\n(?=```console)")
 # The default is the number of cores of the machine that builds the site.
@@ -48,14 +51,15 @@ def on_files(files: Any, config: Any) -> Any:
     for page, source in PAGES.items():
         path = ROOT / source
         if path.suffix == ".md":
-            files.append(File.generated(config, page, content=_without_local_links(path.read_text(encoding="utf-8"))))
+            files.append(File.generated(config, page, content=path.read_text(encoding="utf-8")))
         else:
             files.append(File.generated(config, page, abs_src_path=str(path)))
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill in the generated parts of a page, and show what its commands need."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Fill in the generated parts of a page, lead its links to pages of the site, and show what its commands need."""
+    markdown = _with_site_links(markdown, page.file.src_uri)
     markdown = _MARKER.sub(lambda found: _GENERATED[found.group(1)](), markdown)
     return _NEEDS.sub(r"*Needs \1.*\n\n", markdown)
 
@@ -169,7 +173,15 @@ def _code(text: str) -> str:
     return f"`{' '.join(text.split())}`"  # a table's cell needs no escape of | within code
 
 
-def _without_local_links(text: str) -> str:
-    """Lead links to the site's pages; turn links to other files of the repository into plain words."""
-    text = re.sub(r"\]\((?:\.\./)?docs/", "](../", text)
-    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?://|\.\./|#)[^)]+\)", r"\1", text)
+def _with_site_links(markdown: str, uri: str) -> str:
+    """Lead links between files of the repository to pages of the site; a file without a page becomes plain words."""
+    page_of = {source: page for page, source in PAGES.items()}
+    folder = posixpath.dirname(PAGES.get(uri, f"docs/{uri}"))
+
+    def link(found: re.Match[str]) -> str:
+        text, target, anchor = found.groups(default="")
+        path = posixpath.normpath(posixpath.join(folder, target))
+        page = path.removeprefix("docs/") if path.startswith("docs/") else page_of.get(path)
+        return f"[{text}]({posixpath.relpath(page, posixpath.dirname(uri) or '.')}{anchor})" if page else text
+
+    return _LINK.sub(link, markdown)

@@ -71,6 +71,17 @@ def test_blocks_hold_commands_of_nulls_and_targets_of_make() -> None:
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
+def test_links_lead_to_files_of_the_repository() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks/RESULTS.md"]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) >= 30
+    assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
+
+
 def test_packages_are_marked_as_typed_and_the_marker_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     data = project["tool"]["setuptools"]["package-data"]

@@ -88,3 +88,10 @@ def test_python_examples_name_what_exists() -> None:
                 num_calls += 1
     assert len(examples) >= 5
     assert num_calls >= 6
+
+
+def test_reference_links_every_public_name() -> None:
+    for package in ("registry", "pipelines", "training", "orchestration"):
+        text = (ROOT / f"docs/reference/api/{package}.md").read_text(encoding="utf-8")
+        linked = set(re.findall(r"\[`(\w+)`\]\[", text))
+        assert linked == set(importlib.import_module(package).__all__)
