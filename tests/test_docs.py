@@ -95,6 +95,12 @@ def test_versions_agree() -> None:
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == project["version"]
 
 
+def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (rev,) = [repo["rev"] for repo in hooks if repo["repo"].endswith("/ruff-pre-commit")]
+    assert f"ruff=={rev.removeprefix('v')}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 def test_ci_tests_the_supported_versions_of_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     stated = {c.rpartition(" ")[2] for c in project["classifiers"] if re.fullmatch(r".*Python :: 3\.\d+", c)}
