@@ -4,7 +4,7 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all lint format docs clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -35,5 +35,8 @@ format: .venv ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv ## The documentation site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## Delete the environment and what the demo made
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv demo site .pytest_cache .mypy_cache .ruff_cache *.egg-info
