@@ -22,6 +22,7 @@ import re
 from typing import Any
 
 from pipelines.document import Document
+from pipelines.text.languages import detect_language
 from registry.errors import UsageError
 from registry.schema import Kind, Status
 
@@ -31,10 +32,6 @@ _WORD = re.compile(
     "\u0e01-\u0e2e\u0e80-\u0eae\u1000-\u102a\u1780-\u17b3]"
     "|[^\\W_]+"
 )
-
-
-_MAX_RANK = 1200  # of detect_fast: greater is "usually a false result" by its documentation
-_LANGUAGE_CHARS = 20_000  # of a text are looked at
 
 
 class FilterLevel(enum.StrEnum):
@@ -113,14 +110,6 @@ def _fineweb(document: Document) -> tuple[str, str] | None:
         return reason, "by FineWeb's rules for web pages"
     document.text = text
     return None
-
-
-def detect_language(text: str) -> str:
-    """The likeliest language of a text, as ISO 639-1 has it; "" where there is too little to tell."""
-    from resiliparse.parse.lang import detect_fast
-
-    code, _ = detect_fast(text[:_LANGUAGE_CHARS], cutoff=_MAX_RANK)
-    return "" if code == "unknown" else str(code)
 
 
 def apply(document: Document, config: FilterConfig) -> None:

@@ -11,7 +11,8 @@ from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetition
 from pipelines.document import Document
 from pipelines.filters import fineweb as rules
 from pipelines.filters.fineweb import FastTokenizer, fineweb
-from pipelines.filters.rules import FilterConfig, FilterLevel, apply, detect_language
+from pipelines.filters.rules import FilterConfig, FilterLevel, apply
+from pipelines.text.languages import detect_language
 from registry.errors import UsageError
 from registry.schema import Kind, Status
 
