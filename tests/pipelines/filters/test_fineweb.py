@@ -102,7 +102,7 @@ def test_languages_are_noted_and_kept_by_choice() -> None:
     ("wrong", "words"),
     [
         ({"languages": ("german",)}, "expected a code"),
-        ({"languages": ("de",), "level": FilterLevel.FINEWEB}, "English alone"),
+        ({"languages": ("de",), "level": FilterLevel.FINEWEB}, "English only"),
     ],
 )
 def test_bad_choices_are_refused(wrong: dict[str, object], words: str) -> None:

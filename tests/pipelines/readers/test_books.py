@@ -123,13 +123,13 @@ def test_every_form_of_the_markers(start: str, end: str) -> None:
     assert found
     edition, body = found
     assert normalise(body) == BODY
-    assert (edition.number, edition.title, edition.authors) == (11, "Alice in Wonderland", ("Lewis Carroll",))
+    assert (edition.gutenberg_number, edition.title, edition.authors) == (11, "Alice in Wonderland", ("Lewis Carroll",))
 
 
 def test_an_old_header_without_an_end() -> None:
     found = read_gutenberg(f"Project Gutenberg Etext of Alice\nby Lewis Carroll\n\nJanuary, 1991 [Etext #11]\n\n{BODY}")
     assert found
-    assert (found[0].number, found[0].title, found[0].authors) == (11, "Alice", ("Lewis Carroll",))
+    assert (found[0].gutenberg_number, found[0].title, found[0].authors) == (11, "Alice", ("Lewis Carroll",))
     assert normalise(found[1]) == BODY
 
 
@@ -159,10 +159,10 @@ def test_a_header_with_two_numbers_and_no_release_has_none() -> None:
     start = "\n*** START OF THE PROJECT GUTENBERG EBOOK ALICE ***\n\ntext"
     found = read_gutenberg(f"The Project Gutenberg eBook of Alice\n\nsee [eBook #11] and [eBook #12]{start}")
     assert found
-    assert found[0].number is None
+    assert found[0].gutenberg_number is None
     same = read_gutenberg(f"The Project Gutenberg eBook of Alice\n\nsee [eBook #11] and [EBook #11]{start}")
     assert same
-    assert same[0].number == 11
+    assert same[0].gutenberg_number == 11
 
 
 def test_a_title_over_several_lines(tmp_path: Path) -> None:
