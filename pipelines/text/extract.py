@@ -1,6 +1,6 @@
 """Turn a document's markup (wikitext, HTML, plain text) into clean text: `extract` chooses the function for the form.
 
-Cost: wikitext 12 MB/s (`pipelines.text.wikitext`); a web page 3 ms with resiliparse (main content, no boilerplate) and
+Cost: wikitext 9 MB/s (`pipelines.text.wikitext`); a web page 3 ms with resiliparse (main content, no boilerplate) and
 about 30 ms with trafilatura; plain text is only normalised.
 
     from pipelines.text.extract import wikitext_to_text

@@ -1,8 +1,8 @@
 """Split the bytes of a MediaWiki dump into `<page>` fragments, each with its offset.
 
 An XML parser over a whole dump stops at the first bad byte and cannot say where a page began. In a dump `<page>` and
-`</page>` occur only as tags, since text is escaped, so pages are cut out at these tags and parsed one by one: a bad
-page is lost alone, and reading continues at the next `<page>`. Cost: 500 MB/s; one page, at most `MAX_PAGE_BYTES`, in
+`</page>` occur only as tags, since text is escaped, so pages are cut out at these tags and parsed one by one: only a
+bad page is lost, and reading continues at the next `<page>`. Cost: 500 MB/s; one page, at most `MAX_PAGE_BYTES`, in
 memory.
 
     pages = PageSplitter(open_stream(file))

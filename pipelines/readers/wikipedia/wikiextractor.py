@@ -1,7 +1,7 @@
 """Read the output of WikiExtractor: `<doc id="12" url="..." title="Anarchism">` ... `</doc>`, or JSON lines.
 
 Such a file is text, not XML: a title can hold bare quotes, a text anything. So the file is cut at lines that begin with
-`<doc ` or end with `</doc>`, and each article is parsed by itself: a broken one is lost alone, and reading continues at
+`<doc ` or end with `</doc>`, and each article is parsed by itself: only a broken one is lost, and reading continues at
 the next. Newer releases of the tool escape `<`, `>`, `&` and quotes, and repeat the title as the text's first line;
 both are undone. Any compression. Cost: 18 MB/s, decompression not included; one article in memory.
 """
