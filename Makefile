@@ -1,9 +1,10 @@
 # Two commands matter: `make demo` shows the whole story, `make test` checks it. Each sets everything up by itself.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all lint format docs clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -20,10 +21,10 @@ demo: .venv ## The whole story on a real Wikipedia excerpt, about ten minutes; e
 	$(BIN)/nulls demo --dir demo
 
 test: .venv ## The tests, without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: .venv ## All tests
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_WORKERS) $(PYTEST_ARGS)
 
 lint: .venv ## Style and types
 	$(BIN)/ruff check .
@@ -34,5 +35,8 @@ format: .venv ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv ## The documentation site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean: ## Delete the environment and what the demo made
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv demo site .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,8 +1,8 @@
-"""Ingest a folder of dumps and look things up from a cold start: seconds, peak memory, and that nothing was lost.
+"""Ingest a folder of dumps, and look sources up from a cold start: seconds, peak memory, and whether anything was lost.
 
     python benchmarks/corpus.py FOLDER_OF_DUMPS [--json]
 
-Each figure is of a whole `nulls` process, its children included; lookups are the median of seven.
+Each figure is for a whole `nulls` process with its children; a lookup's is the median of seven.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 def timed(*arguments: str, ok: tuple[int, ...] = (0,)) -> tuple[Any, float]:
-    """The JSON answer of a `nulls` command, and its wall time in seconds."""
+    """Return the JSON answer of a `nulls` command, and its wall time in seconds."""
     started = time.monotonic()
     command = [sys.executable, "-m", "orchestration.cli.main", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -29,9 +29,9 @@ def timed(*arguments: str, ok: tuple[int, ...] = (0,)) -> tuple[Any, float]:
 
 
 def main(folder: str) -> dict[str, Any]:
-    """Runs the benchmark."""
-    with tempfile.TemporaryDirectory() as place:
-        registry = ("--registry", str(Path(place) / "registry"))
+    """Run the benchmark."""
+    with tempfile.TemporaryDirectory() as work:
+        registry = ("--registry", str(Path(work) / "registry"))
         report, seconds = timed("ingest", "--wikipedia", folder, "--workers", "2", *registry)
         peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         ends = report["kept"] + report["duplicate"] + report["superseded"]

@@ -1,8 +1,8 @@
-"""Wikitext to text, beside mwparserfromhell's `strip_code`, in one run over the Wikipedia excerpt that gensim carries.
+"""Convert wikitext to text, and compare with mwparserfromhell's `strip_code`, on the Wikipedia excerpt in gensim.
 
     python benchmarks/extract.py [--every N]
 
-CPU seconds of one core; the ratio is what counts, since machines differ.
+CPU seconds of one core. Both run in one process; the ratio is what counts, since machines differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipelines.text.extract import wikitext_to_text
 
 
 def cpu_seconds(convert: Callable[[str], str], texts: list[str]) -> float:
-    """CPU time to convert all of them."""
+    """Return the CPU time to convert all texts."""
     started = time.process_time()
     for text in texts:
         convert(text)
@@ -30,7 +30,7 @@ def cpu_seconds(convert: Callable[[str], str], texts: list[str]) -> float:
 
 
 def main(every: int) -> dict[str, Any]:
-    """Runs both over every n-th article."""
+    """Run both on every n-th article."""
     path = find_excerpt()
     texts = [item.markup for item in read_wikipedia(path, path.name) if isinstance(item, Document)][::every]
     ours = cpu_seconds(wikitext_to_text, texts)
@@ -47,5 +47,5 @@ def main(every: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th article")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use only every N-th article")
     print(json.dumps(main(parser.parse_args().every), indent=2))

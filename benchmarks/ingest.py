@@ -1,10 +1,10 @@
-"""A whole ingest of made web archives: memory at two sizes of input, and two workers against one.
+"""Ingest synthetic web archives: peak memory at two input sizes, and the speed of two workers over one.
 
     python benchmarks/ingest.py [--small MB] [--large MB] [--only memory|workers]
 
-Pages are of real sentences (`benchmarks/texts.py`), 20 kB of text in 36 kB of HTML, a fifth near copies of the one
-before; archives are plain, so that the size of the input is what is read. Memory is the peak of the largest process of
-the run, children included; times are of whole `nulls ingest` processes.
+Pages are made of real sentences (`benchmarks/texts.py`): 20 kB of text in 36 kB of HTML, a fifth of them near copies of
+the page before. Archives are not compressed, so the input's size is the number of bytes read. Memory is the peak of the
+largest process of the run, children included; times are of whole `nulls ingest` processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def page(text: str, chance: random.Random) -> bytes:
-    """Text as a page with about as much markup and boilerplate around it."""
+    """Return a page with this text, and about as much markup and boilerplate around it."""
     paragraphs = "".join(
         f'<p class="body-text c{i % 7}" data-id="{chance.random()}">{t}.</p>' for i, t in enumerate(text.split(". "))
     )
@@ -43,7 +43,7 @@ def page(text: str, chance: random.Random) -> bytes:
 
 
 def make(folder: Path, megabytes: int) -> int:
-    """Archives of about `megabytes` in all; returns their bytes."""
+    """Write archives of about `megabytes` in total, and return their size in bytes."""
     chance = random.Random(megabytes)
     total, number, before = 0, 0, ""
     while total < megabytes * 1_000_000:
@@ -64,7 +64,7 @@ def make(folder: Path, megabytes: int) -> int:
 
 
 def run(folder: Path, workers: int) -> tuple[dict[str, Any], float, int]:
-    """The report of an ingest, its seconds and the peak bytes of its largest process."""
+    """Return the report of an ingest, its seconds, and the peak memory in bytes of its largest process."""
     with tempfile.TemporaryDirectory() as registry:
         command = ["ingest", "--web", str(folder), "--registry", registry, "--workers", str(workers), "--json"]
         started = time.monotonic()
@@ -75,7 +75,7 @@ def run(folder: Path, workers: int) -> tuple[dict[str, Any], float, int]:
 
 
 def memory(small: int, large: int) -> dict[str, Any]:
-    """Peak memory at two sizes."""
+    """Measure peak memory at two input sizes."""
     found = {}
     for megabytes in (small, large):
         with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def memory(small: int, large: int) -> dict[str, Any]:
 
 
 def workers(megabytes: int) -> dict[str, Any]:
-    """One worker against two, in one run; the better of two tries each."""
+    """Compare one worker with two in one run; the better of two tries each."""
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), megabytes)
         seconds = {count: min(run(Path(folder), count)[1] for _ in range(2)) for count in (1, 2)}

@@ -1,16 +1,17 @@
-"""What isolation costs: closure against the loss on unseen text, beside a dense Llama of the active width.
+"""Measure what isolation costs: closure against the loss on unseen text, with a dense Llama of the active width.
 
     python benchmarks/isolation.py ARTICLES [--work DIR] [--only NAME]... [--plot FILE]
 
-Trains the same articles (the first characters of each, over a thousand sources) once for each variant: one shape, then
-one thing changed at a time. Every variant sees the same tokens in the same order. Measured for each are the losses of
-`measured` sources, on and off, and of `unseen` sources, which no variant saw, in the same states. Results are kept in
-DIR as they come, and a variant that is there is not trained again. `--plot` draws the frontier.
+Trains on the same articles (the first characters of each, over a thousand sources) once for each variant: a base
+configuration, and variants that change one setting each. Every variant sees the same tokens in the same order. The
+losses of `measured` sources are computed with sinks on and off, and those of `unseen` sources, which no variant was
+trained on, in the same states. Results are saved in DIR as they come, and a variant that is there is not trained again.
+`--plot` draws the frontier.
 
-    closure = (off - on) / (never trained - on), of means; "closest" is the sinks of the most similar other source.
+    closure = (off - on) / (never trained - on), of means; "closest" uses the sinks of the most similar other source.
 
-Two sets of texts differ in how hard they are, by as much as what a backbone keeps. So a dense model is trained without
-either set, `control`, and its losses say by how much the measured sources are easier by nature:
+Two sets of texts differ in how hard they are, by as much as a backbone remembers. So a dense model, `control`, is
+trained without either set, and its losses show by how much the measured sources are easier by nature:
 
     never trained = unseen + (control on measured - control on unseen)
 """
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from isolation_frontier import DENSE, plot, table
 
-# Beside this file lies one with the name of the package `training`, which has to be found before it.
+# training.py beside this file would hide the package `training`, so the repository comes first in the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.ingest import IngestConfig, ingest
@@ -92,22 +93,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The same tokens for every variant."""
+    """The tokens that every variant is trained on, and the roles of the sources."""
 
     cache: TokenCache
     unseen: list[int]
     """Sources that no model is trained on."""
     measured: list[int]
-    """Sources that every model is trained on but the control."""
+    """Sources that every model except the control is trained on."""
     trained: list[int]
-    """All that variants are trained on, measured ones among them."""
+    """All sources that variants are trained on, the measured ones included."""
     closest: dict[int, int]
-    """Of each unseen and each measured source: the most similar trained one."""
+    """For each unseen and each measured source, the most similar trained one."""
     tokenizer: Any
 
 
 def corpus(articles: Path, work: Path, *, num_chars: int, vocab_size: int) -> Corpus:
-    """Articles of at least `num_chars` characters, each cut to so many."""
+    """Ingest the articles of at least `num_chars` characters, cut each to that length, and draw the roles."""
     registry = work / "registry"
     ingest(IngestConfig(wikipedia=(str(articles),)), registry_uri=registry)
     snapshot = Registry.open(registry).snapshot(None)
@@ -152,7 +153,7 @@ def _tokens(snapshot: str, documents: dict[int, tuple[int, str]], tokenizer: Any
 
 
 def train(config: TrainConfig, data: Corpus, *, without: list[int], dense: bool) -> tuple[Any, float]:
-    """A trained model, and the mean loss of its last epoch; `dense` never switches a sink on."""
+    """Return a trained model, and the mean loss of its last epoch; with `dense` no sink is ever switched on."""
     torch.manual_seed(config.seed)
     model = build_model(config, data.tokenizer)
     net, optimizer = TokenLoss(model, torch.float32), build_optimizer(model, config.optim)
@@ -183,7 +184,7 @@ def train(config: TrainConfig, data: Corpus, *, without: list[int], dense: bool)
 
 
 def measure(model: Any, data: Corpus, *, context_length: int) -> dict[str, Any]:
-    """The loss of each measured and each unseen source by state, in nats a token."""
+    """Return the loss of each measured and each unseen source by state, in nats a token."""
     place = {int(source): index for index, source in enumerate(data.cache.source_id)}
 
     def losses(sources: list[int], sinks: Callable[[int], int | None]) -> list[float]:
@@ -197,7 +198,7 @@ def measure(model: Any, data: Corpus, *, context_length: int) -> dict[str, Any]:
 
 
 def run(name: str, data: Corpus, epochs: int | None) -> dict[str, Any]:
-    """One variant, trained and measured."""
+    """Train and measure one variant."""
     started = time.monotonic()
     config = TrainConfig.from_dict(_laid_over(BASE, VARIANTS[name]))
     if epochs is not None:
@@ -232,7 +233,7 @@ if __name__ == "__main__":
     parser.add_argument("articles", type=Path)
     parser.add_argument("--work", type=Path, default=Path("isolation"))
     parser.add_argument("--only", action="append", choices=list(VARIANTS))
-    parser.add_argument("--epochs", type=int, help="instead of the variant's own")
+    parser.add_argument("--epochs", type=int, help="replaces the variant's number of epochs")
     parser.add_argument("--chars", type=int, default=700)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""What `isolation.py` makes of its losses: the table of variants, and the frontier drawn.
+"""The table of variants and the plot of the frontier, from the losses that `isolation.py` measures.
 
-All means are over sources, each source's loss in nats a token; standard errors come from sources drawn again with
-replacement, measured and unseen apart.
+Means are over sources, of each source's loss in nats a token. Standard errors come from a bootstrap over sources, drawn
+separately for measured and unseen ones.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _NUM_DRAWS = 2000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """One variant in one off state."""
+    """One variant in one ablation (sinks off)."""
 
     on: float
     off: float
     never: float
-    """What the measured sources' loss would be, had they not been trained."""
+    """The loss that the measured sources would have, had they not been trained."""
     unseen: float
     unseen_stderr: float
     closure: float
@@ -32,7 +32,7 @@ class Point:
 
 
 def point(losses: dict[str, Any], control: dict[str, Any], state: str) -> Point:
-    """`losses` of a variant and of the control, as `isolation.measure` gives them."""
+    """Return a variant's point, from its losses and the control's, both as `isolation.measure` returns them."""
     on, off, unseen = (np.array(x) for x in (losses["on"], losses[state]["off"], losses[state]["unseen"]))
     easy, hard = np.array(control["backbone"]["off"]), np.array(control["backbone"]["unseen"])
     draws = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def point(losses: dict[str, Any], control: dict[str, Any], state: str) -> Point:
 
 
 def points(results: list[dict[str, Any]]) -> tuple[float, dict[str, dict[str, Point]]]:
-    """The dense model's loss on unseen text, and each variant's points by state; needs both dense models' results."""
+    """Return the dense model's loss on unseen text, and each variant's points by state; needs both dense models."""
     of = {result["name"]: result["losses"] for result in results}
     variants = [name for name in of if name not in DENSE]
     dense = float(np.mean(of["dense"]["backbone"]["unseen"]))
@@ -63,7 +63,7 @@ def points(results: list[dict[str, Any]]) -> tuple[float, dict[str, dict[str, Po
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table; a cell with a slash gives the backbone alone, then the closest source's sinks."""
+    """Return a Markdown table; a cell with a slash has the backbone alone, then the closest source's sinks."""
     dense, variants = points(results)
     lines = [
         "| variant | on | off | never trained | closure | unseen | unseen over dense |",
@@ -85,12 +85,12 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _dense_on(results: list[dict[str, Any]]) -> float:
-    """The dense model's loss on the measured sources, which it was trained on."""
+    """Return the dense model's loss on the measured sources, which it was trained on."""
     return float(np.mean(next(r for r in results if r["name"] == "dense")["losses"]["backbone"]["off"]))
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """The frontier: closure against the loss on unseen text, in both off states."""
+    """Draw closure against the loss on unseen text, in both ablations."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""Candidate pairs of 200,000 signatures, beside datasketch's MinHashLSH, in one run.
+"""Find the candidate pairs of 200,000 signatures, and compare with datasketch's MinHashLSH in the same run.
 
     python benchmarks/pairs.py [--count N]
 
-Both get the same signatures (14 bands of 8 hashes; a quarter are near copies of another), and give every pair that
-shares a band. Ours is the join of an ingest (`pipelines.resolve.duckdb.queries.PAIRS`) in DuckDB on one thread; datasketch inserts
-every signature and queries each. Wall seconds; the pairs must be the same.
+Both get the same signatures (14 bands of 8 hashes; a quarter are near copies of another), and return every pair that
+shares a band. Ours is an ingest's join (`pipelines.resolve.duckdb.queries.PAIRS`) in DuckDB on one thread; datasketch
+inserts every signature and queries each. Wall seconds; the pairs must be the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK = 1024  # signatures hashed at once: their intermediate results stay in a
 
 
 def signatures(count: int) -> npt.NDArray[np.uint32]:
-    """[count, 112]: three quarters are random, a quarter repeat one of these with 5 to 40 % of the hashes changed."""
+    """Return [count, 112]: three quarters random, a quarter repeating one of these with 5 to 40 % of hashes changed."""
     chance = np.random.default_rng(0)
     found = chance.integers(0, 1 << 32, (count, CONFIG.num_permutations), dtype=np.uint32)
     for copy in range(count - count // 4, count):
@@ -40,7 +40,7 @@ def signatures(count: int) -> npt.NDArray[np.uint32]:
 
 
 def ours(values: npt.NDArray[np.uint32]) -> tuple[float, set[tuple[int, int]]]:
-    """Seconds from signatures to pairs, and the pairs."""
+    """Return the seconds from signatures to pairs, and the pairs."""
     started = time.perf_counter()
     hashes = np.concatenate([bands(values[i : i + _CHUNK], CONFIG) for i in range(0, len(values), _CHUNK)])
     count = len(values)
@@ -60,7 +60,7 @@ def ours(values: npt.NDArray[np.uint32]) -> tuple[float, set[tuple[int, int]]]:
 
 
 def theirs(values: npt.NDArray[np.uint32]) -> tuple[float, set[tuple[int, int]]]:
-    """The same of datasketch; making its objects is not counted."""
+    """Return the same for datasketch; the time to create its objects is not counted."""
     objects = [MinHash(hashvalues=row.astype(np.uint64), seed=1, scheme="legacy") for row in values]
     started = time.perf_counter()
     index = MinHashLSH(num_perm=CONFIG.num_permutations, params=(CONFIG.num_bands, CONFIG.rows_per_band))
@@ -71,7 +71,7 @@ def theirs(values: npt.NDArray[np.uint32]) -> tuple[float, set[tuple[int, int]]]
 
 
 def main(count: int) -> dict[str, Any]:
-    """Runs both."""
+    """Run both."""
     values = signatures(count)
     seconds, pairs = ours(values)
     peer_seconds, peer_pairs = theirs(values)
@@ -87,5 +87,5 @@ def main(count: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=200_000, metavar="N", help="of signatures")
+    parser.add_argument("--count", type=int, default=200_000, metavar="N", help="number of signatures")
     print(json.dumps(main(parser.parse_args().count), indent=2))

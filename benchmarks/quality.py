@@ -1,20 +1,20 @@
-"""Quality of deduplication: the same Wikipedia articles in several versions, each version a wiki of its own.
+"""Measure the quality of deduplication on several versions of the same Wikipedia articles.
 
     python benchmarks/quality.py FOLDER_OF_DATA
 
 Reads the dumps and extracted articles of the English Wikipedia in FOLDER (`wikipedia/enwiki-sample-*` of 2016,
 `wikipedia/enwik8*` of 2006, `articles/wikiextractor-2013*`) and ingests them in one run, each version under a wiki name
-of its own: else an article would be one document in several captures. What was decided is held against true Jaccard
-similarities over word 5-grams of the texts as extracted, computed here with Python's sets and nothing of
-`pipelines.dedup.minhash`. An index of shingles gives those of every pair that shares one, so nothing is sampled:
+of its own; otherwise an article would be one document in several captures. The decisions are compared with true Jaccard
+similarities over word 5-grams of the extracted texts, which are computed here with Python's sets, without
+`pipelines.dedup.minhash`. An index of shingles finds every pair that shares one, so nothing is sampled:
 
-    pairs            by true Jaccard, and how many of them were found: ended in one cluster (one is the other's
-                     survivor, or both have the same); across versions, those of equal title also by themselves
-    recall           of the pairs with Jaccard >= 0.8; with its lower bound (95 %) where all were found
+    pairs            by true Jaccard, and how many of them were found: both documents ended in one cluster (one is the
+                     other's survivor, or they share one); pairs of equal title across versions are also listed alone
+    recall           of the pairs with Jaccard >= 0.8; with its lower bound (95 %) if all were found
     false merges     pairs in one cluster with Jaccard < 0.5: must be 0
-    within           removed documents at or over the threshold (0.75) of their survivor: must be all
+    within           removed documents whose Jaccard to their survivor is at least the threshold (0.75): must be all
 
-Half a minute on two cores; 1.1 GB, most of it the sets of tuples.
+Cost: half a minute on two cores; 1.1 GB, most of it the sets of tuples.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Pair: TypeAlias = tuple[int, int]
 
 _NGRAM = 5
 _THRESHOLD = 0.75
-_NEAR, _FAR = 0.8, 0.5  # pairs that should be found, and that should not
+_NEAR, _FAR = 0.8, 0.5  # pairs from 0.8 on should be found; pairs under 0.5 should not
 _EDGES = (0.0, 0.25, _FAR, _THRESHOLD, _NEAR, 0.9, 1.0)
 _UNSEEN = "Cf"  # soft hyphens, joiners
 _BETWEEN = "PZC"  # punctuation, separators, control characters
@@ -57,7 +57,7 @@ _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "THAI", "LAO", "KHMER", 
 
 @dataclasses.dataclass(frozen=True)
 class Article:
-    """A document as it was extracted; title folded, so that "anarchism" of one version is "Anarchism" of another."""
+    """An extracted document; titles are case-folded, since "anarchism" and "Anarchism" are the same article."""
 
     wiki: str
     title: str
@@ -65,7 +65,7 @@ class Article:
 
 
 def versions(folder: Path, target: Path) -> list[Path]:
-    """The inputs, written to `target` so that each says that it is of a wiki of its own.
+    """Write the inputs to `target`, each changed to name a wiki of its own, and return their paths.
 
     Raises:
         SystemExit: there are fewer than three versions in `folder`.
@@ -91,7 +91,7 @@ def versions(folder: Path, target: Path) -> list[Path]:
 
 
 def _renamed_dump(path: Path, target: Path, wiki: str) -> Path:
-    """The dump with `wiki` as its <dbname>, which comes before <base>; old dumps have only the latter."""
+    """Write the dump with `wiki` as its <dbname>, which outranks <base>; old dumps have only <base>."""
     data = re.sub(rb"<dbname>[^<]*</dbname>", b"", _read(path))
     data, count = re.subn(rb"<siteinfo>", rb"\g<0><dbname>" + wiki.encode() + rb"</dbname>", data, count=1)
     assert count, f"{path}: no <siteinfo>"
@@ -106,7 +106,7 @@ def _read(path: Path) -> bytes:
 
 
 def shingles(text: str) -> Shingles:
-    """Word 5-grams after NFKC and case folding; what parts words is punctuation, blanks and control characters."""
+    """Return word 5-grams after NFKC and case folding; punctuation, blanks and control characters separate words."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     words = "".join(map(_seen, folded)).split()
     return frozenset(zip(*(words[i:] for i in range(_NGRAM)), strict=False))
@@ -123,32 +123,32 @@ def _seen(character: str) -> str:
 
 
 def extracted(paths: Iterable[Path]) -> dict[tuple[int, str], Article]:
-    """(document id, SHA-256 of its text) -> what it is, of every document that is not filtered."""
+    """Return every document that is not filtered, by (document id, SHA-256 of its text)."""
     found = {}
     step = Clean(StageConfig())
     for path in paths:
         for item in step.run(read_articles(path, path.name)):
             if isinstance(item, Document) and item.status is Status.KEPT and item.key and item.title:
-                place = doc_id(item.key, item.locator), hashlib.sha256(item.text.encode()).hexdigest()
-                found[place] = Article(item.key.split(":")[1], item.title.casefold(), shingles(item.text))
+                identity = doc_id(item.key, item.locator), hashlib.sha256(item.text.encode()).hexdigest()
+                found[identity] = Article(item.key.split(":")[1], item.title.casefold(), shingles(item.text))
     return found
 
 
 def similarities(articles: dict[int, Article]) -> dict[Pair, float]:
-    """True Jaccard of every pair that shares a shingle."""
+    """Return the true Jaccard similarity of every pair that shares a shingle."""
     holders = collections.defaultdict[tuple[str, ...], list[int]](list)
-    for number in sorted(articles):
-        for shingle in articles[number].shingles:
-            holders[shingle].append(number)
+    for doc in sorted(articles):
+        for shingle in articles[doc].shingles:
+            holders[shingle].append(doc)
     common = collections.Counter[Pair]()
-    for numbers in holders.values():
-        common.update(itertools.combinations(numbers, 2))
-    size = {number: len(article.shingles) for number, article in articles.items()}
+    for docs in holders.values():
+        common.update(itertools.combinations(docs, 2))
+    size = {doc: len(article.shingles) for doc, article in articles.items()}
     return {(a, b): count / (size[a] + size[b] - count) for (a, b), count in common.items()}
 
 
 def by_band(values: dict[Pair, float], found: set[Pair]) -> dict[str, dict[str, int]]:
-    """ "0.80 to 0.90" (exclusive) -> how many pairs there are, and how many of them were found."""
+    """Return how many pairs there are and how many were found, by band of Jaccard ("0.80 to 0.90", exclusive)."""
     bands = {f"{low:.2f} to {high:.2f}": (low, high) for low, high in itertools.pairwise(_EDGES)}
     bands["1.00"] = (1.0, 2.0)
     table = {}
@@ -159,7 +159,7 @@ def by_band(values: dict[Pair, float], found: set[Pair]) -> dict[str, dict[str, 
 
 
 def recall(values: dict[Pair, float], found: set[Pair]) -> dict[str, Any]:
-    """Of the pairs that should be found; the bound is one-sided, exact (Clopper and Pearson) where none was missed."""
+    """Return the recall of near pairs; its bound is one-sided and exact (Clopper and Pearson) where none was missed."""
     near = {pair for pair, value in values.items() if value >= _NEAR}
     whole = bool(near) and near <= found
     return {
@@ -171,7 +171,7 @@ def recall(values: dict[Pair, float], found: set[Pair]) -> dict[str, Any]:
 
 
 def measure(rows: list[dict[str, Any]], texts: dict[tuple[int, str], Article]) -> dict[str, Any]:
-    """Holds the rows of `documents` that were compared with each other against the true similarities."""
+    """Compare the decisions on these rows of `documents` with the true similarities."""
     articles = {row["doc_id"]: texts[row["doc_id"], row["text_sha256"]] for row in rows}
     values = similarities(articles)
     clusters = collections.defaultdict[int, list[int]](list)
@@ -181,7 +181,7 @@ def measure(rows: list[dict[str, Any]], texts: dict[tuple[int, str], Article]) -
     across = {pair: value for pair, value in values.items() if len({articles[n].wiki for n in pair}) == 2}
     titled = {pair: value for pair, value in across.items() if len({articles[n].title for n in pair}) == 1}
     near = [sorted(articles[n].wiki for n in pair) for pair, value in across.items() if value >= _NEAR]
-    # Equal texts of fewer words than a shingle have none, and are near by their hash.
+    # Texts of fewer words than a shingle have no shingles; equal ones are found by their hash.
     removed = [row for row in rows if row["survivor_id"] and articles[row["doc_id"]].shingles]
     to_survivor = [values.get(_pair(row["doc_id"], row["survivor_id"]), 0.0) for row in removed]
     return {
@@ -206,10 +206,10 @@ def _pair(one: int, two: int) -> Pair:
 
 
 def main(folder: str) -> dict[str, Any]:
-    """Ingests, and compares."""
-    with tempfile.TemporaryDirectory() as place:
-        paths = versions(Path(folder), Path(place))
-        registry = Path(place) / "registry"
+    """Ingest, and compare."""
+    with tempfile.TemporaryDirectory() as work:
+        paths = versions(Path(folder), Path(work))
+        registry = Path(work) / "registry"
         report = ingest(IngestConfig(wikipedia=tuple(map(str, paths))), registry_uri=registry, workers=2)
         rows = Registry.open(registry).snapshot().table("documents").to_pylist()
         texts = extracted(paths)

@@ -1,10 +1,10 @@
-"""MinHash signatures of 50,000 texts of 4 kB on one core, beside datatrove's, in one run.
+"""Compute MinHash signatures of 50,000 texts of 4 kB on one core, and compare with datatrove's in the same run.
 
     python benchmarks/signatures.py [--count N]
 
-datatrove's step is measured twice, on fewer texts since it is slower: with a word tokenizer that is one regular
+datatrove's step is measured twice, on fewer texts since it is slower: with a word tokenizer made of one regular
 expression (`pipelines.filters.fineweb.FastTokenizer`), and with its default (spaCy; needs `pip install spacy`).
-Both compute 14 x 8 hashes over word 5-grams; ours gives the hash for equal texts as well. CPU seconds.
+Both compute 14 x 8 hashes over word 5-grams; ours also computes the hash that finds equal texts. CPU seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipelines.filters.fineweb import FastTokenizer
 
 
 def rate(compute: Callable[[str], object], documents: list[str]) -> float:
-    """Documents a CPU second, after a few that warm caches up."""
+    """Return documents per CPU second, after a few that warm up caches."""
     for text in documents[:20]:
         compute(text)
     started = time.process_time()
@@ -35,13 +35,13 @@ def rate(compute: Callable[[str], object], documents: list[str]) -> float:
 
 
 def datatrove(folder: str, **options: Any) -> Callable[[str], object]:
-    """datatrove's signature of one text."""
+    """Return a function that computes datatrove's signature of one text."""
     step = MinhashDedupSignature(folder, **options)
     return lambda text: step.get_signature(step.get_shingles(text))
 
 
 def main(count: int) -> dict[str, Any]:
-    """Runs all of them."""
+    """Run all of them."""
     documents = texts.make(count)
     config = DedupConfig()
     with tempfile.TemporaryDirectory() as folder:
@@ -65,5 +65,5 @@ def main(count: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=50_000, metavar="N", help="of texts")
+    parser.add_argument("--count", type=int, default=50_000, metavar="N", help="number of texts")
     print(json.dumps(main(parser.parse_args().count), indent=2))

@@ -1,4 +1,4 @@
-"""Texts of any number and size for the benchmarks: shuffled sentences of the Wikipedia excerpt that gensim carries."""
+"""Texts of any number and size for the benchmarks: shuffled sentences of the Wikipedia excerpt in gensim."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.text.extract import wikitext_to_text
 
 @functools.cache
 def sentences() -> list[str]:
-    """All sentences of the excerpt, 45,000 of them."""
+    """Return all 45,000 sentences of the excerpt."""
     path = find_excerpt()
     texts = (
         wikitext_to_text(str(item.markup)) for item in read_wikipedia(path, path.name) if isinstance(item, Document)
@@ -23,7 +23,7 @@ def sentences() -> list[str]:
 
 
 def make(count: int, num_bytes: int = 4000, seed: int = 0) -> list[str]:
-    """`count` texts of about `num_bytes` bytes each."""
+    """Return `count` texts of about `num_bytes` bytes each."""
     chance = random.Random(seed)
     pool = sentences()
     texts = []

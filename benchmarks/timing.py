@@ -1,4 +1,4 @@
-"""Seconds of variants that take turns, so that what else the machine does meets all of them alike."""
+"""Timing of variants that take turns, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 def interleaved(
     variants: dict[str, Callable[[], object]], turns: int, clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of each variant in each turn, after one turn that does not count."""
+    """Return the seconds of each variant in each turn, after one turn that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(turns + 1):
         for name, run in variants.items():
@@ -22,10 +22,10 @@ def interleaved(
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """The median, over the turns, of one variant's seconds over another's."""
+    """Return the median over the turns of one variant's seconds divided by another's."""
     return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 3)
 
 
 def milliseconds(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each variant."""
+    """Return the median of each variant in milliseconds."""
     return {f"{name}_ms": round(1e3 * statistics.median(values), 1) for name, values in seconds.items()}

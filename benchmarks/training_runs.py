@@ -1,4 +1,4 @@
-"""Runs through the training loop on one and two processes, and `paper-1b` on a GPU: parts of `training.py`."""
+"""The parts `workers` and `gpu` of `training.py`: the training loop on one and two processes, `paper-1b` on a GPU."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _VOCABULARY = 49152
 
 
 def corpus(root: Path, num_articles: int) -> Snapshot:
-    """A snapshot of articles of about 9 kB, as the demo's, written through the registry."""
+    """Commit a snapshot of articles of about 9 kB, the size of the demo's."""
     registry = Registry.open(root, create=True)
     writer = SnapshotWriter(registry, root / "staging")
     articles = {f"wiki:bench:{i}": text for i, text in enumerate(texts.make(num_articles, 9000))}
@@ -58,7 +58,7 @@ def corpus(root: Path, num_articles: int) -> Snapshot:
 
 
 def prepared(folder: Path, config: TrainConfig, num_articles: int) -> Job:
-    """What the driver hands to workers."""
+    """Return the job that a driver would hand to its workers."""
     snapshot = corpus(folder / "registry", num_articles)
     tokenizer = train_tokenizer(sample_texts(snapshot, excluded=[], max_bytes=10**9), config.vocab_size)
     tokenizer.save_pretrained(str(folder / "run" / "tokenizer"))
@@ -67,10 +67,10 @@ def prepared(folder: Path, config: TrainConfig, num_articles: int) -> Job:
 
 
 def train_rank(rank: int, world_size: int, plain_job: dict[str, Any], attempt: str, device: str) -> None:
-    """One process of a run: on one thread, or on one GPU."""
+    """Run one process of a run, on one thread or on one GPU."""
     torch.set_num_threads(1)
     job = dataclasses.replace(Job.from_plain(plain_job), attempt=attempt)
-    # Each run is a new one, with its own folder, over the same tokens.
+    # Each attempt is a run of its own, in its own folder, over the same token cache.
     job = dataclasses.replace(job, run_dir=job.run_dir / attempt)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{job.run_dir}/group", rank=rank, world_size=world_size)
@@ -83,7 +83,7 @@ def train_rank(rank: int, world_size: int, plain_job: dict[str, Any], attempt: s
 
 
 def steps_of(job: Job, world_size: int, attempt: str, device: str = "cpu") -> list[dict[str, Any]]:
-    """What the training loop told of each step of a run, the first five left out."""
+    """Return what the training loop reported of each step of a run, without the first five."""
     run_dir = job.run_dir / attempt
     run_dir.mkdir()
     (run_dir / "tokenizer").symlink_to(job.run_dir / "tokenizer")
@@ -93,7 +93,7 @@ def steps_of(job: Job, world_size: int, attempt: str, device: str = "cpu") -> li
 
 
 def workers(num_articles: int = 60, turns: int = 2) -> dict[str, Any]:
-    """The demo's preset for one epoch: `ratio`, tokens a second of two processes over those of one."""
+    """Train the demo's preset for one epoch: `ratio` is tokens a second with two processes over those with one."""
     config = TrainConfig.preset("demo", epochs=1, watch_every=0, checkpoint_every=10_000, keep_checkpoints=1)
     found: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -107,16 +107,16 @@ def workers(num_articles: int = 60, turns: int = 2) -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """`paper-1b`, aligned, in bfloat16, rows of 1024: tokens/s beside all neurons masked, MFU, loss beside float32.
+    """Measure `paper-1b-aligned` in bfloat16, rows of 1024: tokens/s over all neurons masked, MFU, loss over float32.
 
-    Those are of bare steps, layers compiled; `loop` is of the training loop, with its packing, prefetching and log.
+    These figures are for bare steps with compiled layers; `loop` is the training loop with packing, prefetch and log.
     """
     if not torch.cuda.is_available():
         return {"skipped": "no CUDA device here; run this part on a machine that has one"}
     config = TrainConfig.preset(
         _PAPER, epochs=1, context_length=1024, rows_per_step=64, micro_batch=16, dtype="bfloat16", compile=True
     )
-    # The loop first: it is a process of its own, and finds no memory once this one has taken some.
+    # The loop runs first: it is a process of its own, and this one would take the GPU memory that it needs.
     loop = looped(config, "cuda", num_articles=2000)
     return {
         **speed(config, "cuda", vocab_size=_VOCABULARY, steps=20),
@@ -126,9 +126,9 @@ def gpu() -> dict[str, Any]:
 
 
 def speed(config: TrainConfig, device: str, *, vocab_size: int, steps: int) -> dict[str, Any]:
-    """Tokens a second of whole steps, over those of a model that computes every neuron, and MFU on active FLOPs."""
+    """Return tokens a second of whole steps, the ratio to a model that computes every neuron, and MFU."""
     ours, _ = trained(config, vocab_size, device, steps, dense=False)
-    # Every neuron's activations are kept, so fewer rows at a time.
+    # The activations of every neuron are kept, so only fewer rows fit at a time.
     narrow = dataclasses.replace(config, micro_batch=max(1, config.micro_batch // 4))
     dense, _ = trained(narrow, vocab_size, device, max(4, steps // 4), dense=True)
     # A token attends to half of its document on average, and to itself.
@@ -143,7 +143,7 @@ def speed(config: TrainConfig, device: str, *, vocab_size: int, steps: int) -> d
 
 
 def loss_gap(config: TrainConfig, device: str, *, vocab_size: int, rows: int, steps: int) -> dict[str, Any]:
-    """The loss over the last tenth of the steps, over that of the same updates in float32 with every neuron masked."""
+    """Compare the loss in the last tenth of the steps with that of the same updates in float32, every neuron masked."""
     config = dataclasses.replace(config, rows_per_step=rows, micro_batch=rows)
     exact = dataclasses.replace(config, dtype="float32", micro_batch=max(1, rows // 4), compile=False)
     _, losses = trained(config, vocab_size, device, steps, dense=False)
@@ -153,7 +153,7 @@ def loss_gap(config: TrainConfig, device: str, *, vocab_size: int, rows: int, st
 
 
 def looped(config: TrainConfig, device: str, *, num_articles: int) -> dict[str, Any]:
-    """An epoch of the training loop on one device: `loader_share` is of the time of all its steps."""
+    """Run an epoch of the training loop on one device; `loader_share` is the share of time that steps wait for data."""
     config = dataclasses.replace(config, watch_every=0, checkpoint_every=10**6, keep_checkpoints=1)
     with tempfile.TemporaryDirectory() as folder:
         steps = steps_of(prepared(Path(folder), config, num_articles), 1, "loop", device)
@@ -168,7 +168,7 @@ def looped(config: TrainConfig, device: str, *, num_articles: int) -> dict[str, 
 
 
 def trained(config: TrainConfig, vocab_size: int, device: str, steps: int, *, dense: bool) -> tuple[float, list[float]]:
-    """Tokens a second (median, the first fifth of the steps left out: they compile), and the loss of each step."""
+    """Return tokens a second (median, without the first fifth of the steps, which compile) and each step's loss."""
     model = nulls(config.model, vocab_size, dense=dense).to(device)
     model.set_attn_implementation(choose_attention(device))
     wrap_layers(model, config)
@@ -191,7 +191,7 @@ def trained(config: TrainConfig, vocab_size: int, device: str, steps: int, *, de
 
 
 def one_step(loss: nn.Module, optimizer: Any, inputs: tuple[Tensor, ...], micro_batch: int) -> float:
-    """A whole step in micro-batches; the mean loss in nats."""
+    """Run a whole step in micro-batches, and return the mean loss in nats."""
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=inputs[0].device)
     for part in zip(*(torch.split(x, micro_batch) for x in inputs), strict=True):

@@ -1,4 +1,4 @@
-"""The sinks of one layer, whole steps of a model and its rivals, and of growing pools: parts of `training.py`."""
+"""The parts `sinks`, `step` and `pool` of `training.py`: one MLP, whole steps beside peers, growing pools."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VOCABULARY = 49152
 
 
 def sinks(turns: int = 7) -> dict[str, Any]:
-    """The MLP of one layer: `dense_over_sinks`, `sinks_over_backbone`."""
+    """Time the MLP of one layer: `dense_over_sinks`, `sinks_over_backbone`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     width, num_tokens, layout = 576, 2048, SinkLayout(num_backbone=512, num_pool=8192, num_sinks=128)
@@ -63,7 +63,7 @@ def sinks(turns: int = 7) -> dict[str, Any]:
 
 
 class DenseMLP(NullsMLP):
-    """Every neuron of the pool, times the mask: what the reference implementation does."""
+    """An MLP that computes every neuron of the pool and masks it, as the reference implementation does."""
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None) -> Tensor:
         backbone_BTD = super().forward(hidden_BTD)
@@ -72,7 +72,7 @@ class DenseMLP(NullsMLP):
         pool = self.sink_gate, self.sink_up, self.sink_down
         hidden_TD = hidden_BTD.flatten(0, 1)
         device = hidden_TD.device.type
-        # In the dtype that products come in, or the mask would turn them into float32.
+        # The mask has the dtype of the products; otherwise it would turn them into float32.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
         shape = len(sink_plan.source_ids_G), len(pool[0])
         mask_GP = hidden_TD.new_zeros(shape, dtype=dtype).scatter_(1, sink_plan.sinks_LGK[0], 1)
@@ -84,7 +84,7 @@ class DenseMLP(NullsMLP):
 
 
 def nulls(shape: ModelConfig, vocab_size: int, *, dense: bool = False) -> NullsForCausalLM:
-    """A model of a shape; `dense`: that computes every neuron."""
+    """Return a model of this shape; with `dense`, one that computes every neuron."""
     torch.manual_seed(0)
     config = NullsConfig(
         num_pool=shape.num_pool,
@@ -100,7 +100,7 @@ def nulls(shape: ModelConfig, vocab_size: int, *, dense: bool = False) -> NullsF
 
 
 def llama_shape(shape: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """What transformers' Llama and ours have in common."""
+    """Return the settings that transformers' Llama and ours share."""
     return {
         "vocab_size": vocab_size,
         "hidden_size": shape.hidden_size,
@@ -117,7 +117,7 @@ def llama_shape(shape: ModelConfig, vocab_size: int) -> dict[str, Any]:
 
 
 class LlamaLoss(nn.Module):
-    """A Llama's loss over the same rows, attending over all of a row."""
+    """The loss of a Llama on the same rows; its attention covers the whole row."""
 
     def __init__(self, shape: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class LlamaLoss(nn.Module):
 def batch(
     vocab_size: int, rows: int, tokens: int, device: str = "cpu", seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows packed with documents of 128 tokens, each of a source of its own: inputs, labels, documents, sources."""
+    """Return rows packed with documents of 128 tokens, each of its own source: inputs, labels, documents, sources."""
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(0, vocab_size, (rows, tokens), generator=generator)
     labels_BT = ids_BT.roll(-1, 1)
@@ -144,7 +144,7 @@ def batch(
 
 
 def stepper(loss: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], None]:
-    """A whole step, to be called again and again."""
+    """Return a function that runs one whole step."""
     optimizer = build_optimizer(loss, OptimConfig())
 
     def step() -> None:
@@ -157,13 +157,13 @@ def stepper(loss: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], None]:
 
 
 def of_rows(model: NullsForCausalLM) -> TokenLoss:
-    """As the loop trains it on CPUs."""
+    """Return the loss as the training loop computes it on CPUs, with sparse gradients of the pool."""
     use_row_gradients(model)
     return TokenLoss(model, torch.float32)
 
 
 def step(turns: int = 3) -> dict[str, Any]:
-    """A step of `small`: `dense_over_step`, `step_over_llama`."""
+    """Time a step of `small`: `dense_over_step`, `step_over_llama`."""
     torch.set_num_threads(1)
     shape, inputs = TrainConfig.preset("small").model, batch(_VOCABULARY, 2, 512)
     variants = {
@@ -171,7 +171,7 @@ def step(turns: int = 3) -> dict[str, Any]:
         "llama": stepper(LlamaLoss(shape, _VOCABULARY), inputs),
     }
     seconds = interleaved(variants, turns)
-    # After the others and without them: it takes 14 GB alone.
+    # Last, when the others are freed: it needs 14 GB.
     variants.clear()
     dense_loss = TokenLoss(nulls(shape, _VOCABULARY, dense=True), torch.float32)
     dense = interleaved({"dense": stepper(dense_loss, inputs)}, max(1, turns - 1))
@@ -183,7 +183,7 @@ def step(turns: int = 3) -> dict[str, Any]:
 
 
 def pool(turns: int = 5) -> dict[str, Any]:
-    """A step of two layers of `small`, with a vocabulary too small to hide them: `growth` of its time with the pool."""
+    """Time a step of two layers of `small`: `growth` with the pool. The vocabulary is too small to hide it."""
     torch.set_num_threads(1)
     small = dataclasses.replace(TrainConfig.preset("small").model, num_layers=2)
     inputs = batch(4096, 2, 512)

@@ -1,10 +1,10 @@
-"""Web archives to filtered text, beside datatrove's WarcReader and Trafilatura, in one run, one core each.
+"""Turn web archives into filtered text, and compare with datatrove's WarcReader and Trafilatura, one core each.
 
     python benchmarks/web.py FOLDER_OF_WARC_FILES [--every N] [--filters none|light|fineweb]
 
-Ours reads, extracts, tells the language and filters (`pipelines.stage.steps`'s steps up to the fingerprint); theirs reads and
-extracts, and with `--filters fineweb` applies the same rules, which are datatrove's, to every page. CPU seconds, and
-the pages that are kept. Needs `pip install trafilatura faust-cchardet python-magic`.
+Ours reads, extracts, detects the language and filters (the steps of `pipelines.stage.steps` before the signature).
+Theirs reads and extracts, and with `--filters fineweb` applies the same rules, which are datatrove's, to every page.
+Measured are CPU seconds and pages kept. Needs `pip install trafilatura faust-cchardet python-magic`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from registry.schema import Status
 
 
 def ours(paths: list[Path], level: FilterLevel) -> tuple[float, int]:
-    """CPU seconds, and pages kept."""
+    """Return CPU seconds, and pages kept."""
     step = Clean(StageConfig(filters=FilterConfig(level=level)))
     started = time.process_time()
     kept = 0
@@ -39,7 +39,7 @@ def ours(paths: list[Path], level: FilterLevel) -> tuple[float, int]:
 
 
 def theirs(paths: list[Path], level: FilterLevel) -> tuple[float, int]:
-    """CPU seconds, and pages kept; extraction is called in this process, which saves datatrove's process per page."""
+    """Return the same for datatrove; extraction runs in this process, which saves its process per page."""
     extractor = Trafilatura()
     extractor.extract("<p>imports its library</p>")
     started = time.process_time()
@@ -52,7 +52,7 @@ def theirs(paths: list[Path], level: FilterLevel) -> tuple[float, int]:
 
 
 def main(folder: str, every: int, level: FilterLevel) -> dict[str, Any]:
-    """Runs both over every n-th archive."""
+    """Run both on every n-th archive."""
     paths = sorted(Path(folder).glob("*.warc.gz"))[::every]
     if not paths:
         raise SystemExit(f"no *.warc.gz in {folder}")
@@ -75,7 +75,7 @@ def main(folder: str, every: int, level: FilterLevel) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th archive")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use only every N-th archive")
     parser.add_argument("--filters", type=FilterLevel, default=FilterLevel.LIGHT, metavar="LEVEL")
     arguments = parser.parse_args()
     print(json.dumps(main(arguments.folder, arguments.every, arguments.filters), indent=2))

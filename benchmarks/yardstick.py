@@ -1,12 +1,12 @@
-"""Whether evidence tells a remembered text from an easy one: with and without allowing for how hard a text is.
+"""Test whether evidence tells a remembered text from an easy one, with and without the regression on difficulty.
 
     python benchmarks/isolation.py ARTICLES --work DIR          (first: trains the models)
     python benchmarks/yardstick.py ARTICLES --work DIR [--held-out 12] [--draws 4000]
 
-For each model of `isolation.py`, sources that no model was trained on are drawn as the held-out ones, again and again.
-One more of them is the case: calling it remembered is an error, and 5 % of all is what the test allows itself. The same
-for the easiest quarter of them, where a test that takes easy for remembered errs most. Then a source that the model was
-trained on, in the backbone-only state: calling that remembered is power, as far as the backbone does remember.
+For each model of `isolation.py`, sources that no model was trained on are drawn as held-out baseline many times. One
+more of them is the case: calling it remembered is an error, and the test allows itself 5 %. Errors are also counted for
+the easiest quarter, where a test that takes easy for remembered errs most. Then the case is a source that the model was
+trained on, with the backbone alone: calling that remembered is the test's power, as far as the backbone remembers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from training.evaluate.statistics import SIGNIFICANCE, expected
 
 
 def difficulties(data: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """Of the unseen and of the measured sources, counted in what is left."""
-    place = {int(source): index for index, source in enumerate(data.cache.source_id)}
+    """Return how hard the unseen and the measured sources are, by word pairs counted in the other sources."""
+    index_of = {int(source): index for index, source in enumerate(data.cache.source_id)}
 
     def documents(sources: list[int]) -> list[list[int]]:
-        return [data.cache.document(place[source]).tolist() for source in sources]
+        return [data.cache.document(index_of[source]).tolist() for source in sources]
 
     others = sorted(set(data.trained) - set(data.measured))
     bigrams = Bigrams.count(documents(others), len(data.tokenizer))
@@ -38,7 +38,7 @@ def difficulties(data: Corpus) -> tuple[np.ndarray, np.ndarray]:
 def rates(
     unseen: np.ndarray, trained: np.ndarray, hard_U: np.ndarray, hard_M: np.ndarray, heldout: int, draws: int
 ) -> dict[str, list[float]]:
-    """Shares called remembered, by the mean alone and by the regression: of unseen, easy unseen and trained sources."""
+    """Return shares called remembered, by mean and by regression, of unseen, easy unseen and trained sources."""
     rng = np.random.default_rng(0)
     easy = set(np.argsort(hard_U)[: len(hard_U) // 4].tolist())
     called: dict[str, list[list[bool]]] = {"unseen": [], "easy": [], "trained": []}

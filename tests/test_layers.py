@@ -10,7 +10,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ MAY_IMPORT = {
 }
 HEAVY = {"torch", "ray", "apache_beam", "duckdb", "mlflow", "datatrove", "transformers", "pandas", "boto3", "botocore"}
 _LOADERS = {"import_module", "__import__", "find_spec", "run_module", "resolve_name"}
+MOST_MODULES = 14  # in a folder, beside its `__init__`: what a stranger can still read at a glance
 _MODULE = re.compile(r"[A-Za-z_][\w.]*")
 
 
@@ -134,6 +135,74 @@ def loaded_by(statements: str) -> set[str]:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def all_modules() -> dict[str, str]:
+    """Module name -> source, of every file in every package."""
+    return {name: text for package in MAY_IMPORT for name, text in sources(package).items()}
+
+
+def module_imports(source: str, module: str, known: Collection[str]) -> set[str]:
+    """The modules among `known` that `source` of `module` imports, lazily or for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & set(known)
+            found |= {node.module} if names - set(known) else set()
+    return (found & set(known)) - {module}
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one module, each sorted."""
+    reached = {node: _reachable(graph, node) for node in graph}
+    found = {tuple(sorted(other for other in reached[node] if node in reached[other])) for node in graph}
+    return [list(group) for group in sorted(found) if len(group) > 1]
+
+
+def _reachable(graph: Mapping[str, Collection[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for target in graph[waiting.pop()]:
+            if target not in seen:
+                seen.add(target)
+                waiting.append(target)
+    return seen
+
+
+def test_no_circle_of_imports_at_module_level_or_lazy() -> None:
+    modules = all_modules()
+    # The public surface of a package names its modules for types; it imports them when they are used.
+    graph = {
+        name: set() if name in MAY_IMPORT else module_imports(text, name, modules) for name, text in modules.items()
+    }
+    assert sum(map(len, graph.values())) > 400, "hardly an import was found: nothing was checked"
+    assert circles(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    known = ["p.a", "p.b", "p.c"]
+    texts = {
+        "p.a": "def f():\n    from p import b",
+        "p.b": "if TYPE_CHECKING:\n    from p.c import name",
+        "p.c": "import p.a",
+    }
+    graph = {name: module_imports(text, name, known) for name, text in texts.items()}
+    assert circles(graph) == [known]
+    assert circles(graph | {"p.c": set()}) == []
+
+
+@pytest.mark.parametrize("package", [*MAY_IMPORT, "tests"])
+def test_no_room_is_flat(package: str) -> None:
+    rooms: dict[str, int] = {}
+    for file in (ROOT / package).rglob("*.py"):
+        if file.name != "__init__.py":
+            rooms[str(file.parent.relative_to(ROOT))] = rooms.get(str(file.parent.relative_to(ROOT)), 0) + 1
+    assert rooms
+    assert {room: count for room, count in rooms.items() if count > MOST_MODULES} == {}
 
 
 def test_the_registry_alone_loads_nothing_heavy() -> None:

@@ -1,14 +1,14 @@
-"""The quality rules that FineWeb keeps web pages by, as datatrove has them, over words that a regular expression finds.
+"""FineWeb's quality rules for web pages, as implemented by datatrove, with a faster tokenizer.
 
 In FineWeb's order (https://arxiv.org/abs/2406.17557, https://github.com/huggingface/datatrove, examples/fineweb.py):
 
     gopher-*    repetition, then quality (https://arxiv.org/abs/2112.11446, table A1 and section A.1.1)
-    c4-*        lines of boilerplate go, pages with too few sentences (https://arxiv.org/abs/1910.10683, section 2.2);
-                pages may lack final punctuation, as in FineWeb
+    c4-*        lines of boilerplate are removed, pages with too few sentences dropped
+                (https://arxiv.org/abs/1910.10683, section 2.2); lines may lack final punctuation, as in FineWeb
     fineweb-*   share of lines that end a sentence, that are short, that are repeated
 
-The rules are datatrove's own classes, with the thresholds of `QualityConfig`; their default tokenizer (spaCy, 47
-documents a second) is replaced by two regular expressions: the rules only count words and sentences.
+The rules are datatrove's own classes, with the thresholds of `QualityConfig`. Their default tokenizer (spaCy, 47
+documents a second) is replaced by two regular expressions, since the rules only count words and sentences.
 Cost: 8 ms for a page of 6 kB, most of it the nine n-gram rules.
 """
 
@@ -33,18 +33,18 @@ _SENTENCE = re.compile(r"[^.!?。！？…]*[.!?。！？…]+[\"'”’)\]]*\s*
 
 
 class FastTokenizer(WordTokenizer):  # type: ignore[misc]
-    """Words and sentences by regular expressions: 10 MB of text a second."""
+    """A tokenizer for words and sentences by regular expressions: 10 MB of text a second."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        """Words and runs of punctuation, in order. The same text is often asked for several times in a row."""
+        """Return words and runs of punctuation, in order; cached, since several rules ask for the same text."""
         return _words(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
-        """Sentences without the blanks around them."""
+        """Return the sentences without the blanks around them."""
         return [text[start:end].strip() for start, end in self.span_tokenize(text)]
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        """Sentences as (start, end)."""
+        """Return the sentences as (start, end) offsets."""
         return [match.span() for match in _SENTENCE.finditer(text)]
 
 
@@ -55,25 +55,25 @@ def _words(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """Every threshold, as FineWeb has it; part of what a snapshot is made from where the rules hold.
+    """The thresholds of all rules, by default FineWeb's. They shape a snapshot where the rules apply.
 
     Attributes:
-        max_duplicate_line_share, max_duplicate_paragraph_share: of lines and paragraphs that were there before (Gopher,
-            table A1), by number, and by characters for the two after.
-        max_top_ngram_share: (n, share of the characters that the most frequent n-gram may have) (Gopher, table A1).
+        max_duplicate_line_share, max_duplicate_paragraph_share: share of repeated lines and paragraphs, by number
+            (Gopher, table A1); the next two fields are the same by characters.
+        max_top_ngram_share: (n, share of the characters in the most frequent n-gram) (Gopher, table A1).
         max_duplicate_ngram_share: (n, share of the characters in repeated n-grams) (Gopher, table A1).
-        min_words, max_words: of a page (Gopher, A.1.1), as are the next six.
+        min_words, max_words: words of a page (Gopher, A.1.1, which the fields up to `min_stop_words` are from as well).
         min_mean_word_length, max_mean_word_length: in characters.
-        max_symbol_share: of "#" and of ellipses, to words.
-        max_bullet_line_share, max_ellipsis_line_share: of lines that begin, or end, so.
-        min_alphabetic_word_share: of words with a letter.
-        min_stop_words: distinct ones of the, be, to, of, and, that, have, with.
-        min_sentences, min_words_per_line, max_word_length: of a page, a line, a word (C4, section 2.2); lines that have
-            too few or too long words, or speak of Javascript, cookies or terms of use, are taken out.
-        min_ended_line_share: of lines that end a sentence (FineWeb, section 3.6), as are the next three.
-        max_short_line_share, short_line_chars: of lines of at most so many characters.
-        max_duplicate_char_share: of characters in lines that were there before.
-        max_line_breaks_per_word: a list has more.
+        max_symbol_share: number of "#", and of ellipses, per word.
+        max_bullet_line_share, max_ellipsis_line_share: share of lines that begin with a bullet, end with an ellipsis.
+        min_alphabetic_word_share: share of words with a letter.
+        min_stop_words: number of distinct words among the, be, to, of, and, that, have, with.
+        min_sentences, min_words_per_line, max_word_length: of a page, a line, a word (C4, section 2.2); lines with too
+            few or too long words, or about Javascript, cookies or terms of use, are removed.
+        min_ended_line_share: share of lines that end a sentence (FineWeb, section 3.6, as the fields below).
+        max_short_line_share, short_line_chars: share of lines of at most `short_line_chars` characters.
+        max_duplicate_char_share: share of characters in repeated lines.
+        max_line_breaks_per_word: number of line breaks per word; a list has more.
     """
 
     max_duplicate_line_share: float = 0.30
@@ -157,7 +157,7 @@ def _rules(config: QualityConfig) -> tuple[_Rule, ...]:
 
 
 def fineweb(text: str, config: QualityConfig = FINEWEB) -> tuple[str, str | None]:
-    """The text without lines of boilerplate, and the reason to drop it ("gopher-dup-line-frac"), or None to keep it."""
+    """Return the text without boilerplate lines, and the reason to drop it ("gopher-dup-line-frac") or None."""
     document = Datatrove(text=text, id="")
     for rule in _rules(config):
         verdict = rule.judge(document)
@@ -167,12 +167,12 @@ def fineweb(text: str, config: QualityConfig = FINEWEB) -> tuple[str, str | None
 
 
 def _reason(prefix: str, verdict: bool | tuple[bool, str]) -> str:
-    words = verdict[1] if isinstance(verdict, tuple) else "quality"
-    return f"{prefix}-{words.removeprefix(prefix + '_').replace('_', '-')}"
+    rule = verdict[1] if isinstance(verdict, tuple) else "quality"
+    return f"{prefix}-{rule.removeprefix(prefix + '_').replace('_', '-')}"
 
 
 def shaping(config: QualityConfig = FINEWEB) -> dict[str, Any]:
-    """What the rules' verdicts depend on beside the text: thresholds, and the release whose classes judge."""
+    """Return all that the rules' verdicts depend on besides the text: thresholds, and datatrove's release."""
     thresholds = {
         name: [list(pair) for pair in value] if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(config).items()

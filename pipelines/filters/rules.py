@@ -1,17 +1,17 @@
-"""A document -> keep it, or drop it with a reason. What is dropped stays on record and can be looked up.
+"""Decide whether a document is kept, or dropped with a reason. Dropped documents stay on record and can be looked up.
 
     empty            at every level: no text is left after extraction
-    disambiguation   from LIGHT on: a page that lists what its title can mean, by its own template
+    disambiguation   from LIGHT on: a page that lists the meanings of its title, by its own template
     short            from LIGHT on: fewer than `min_words` words. 10, where C4 asks for 3 sentences and Gopher for 50
-                     words: a stub of one sentence is still a source that someone can ask to take out
+                     words: a stub of one sentence is still a source that someone can ask to remove
     language         in none of `languages`, if any are given
-    gopher-*, c4-*, fineweb-*   FINEWEB, of web pages: `pipelines.filters.fineweb`
+    gopher-*, c4-*, fineweb-*   at FINEWEB, web pages only: `pipelines.filters.fineweb`
     not-wikitext     a page of another content model, such as Wikidata's items; set by the reader, as are the reasons
                      for which a web record is no page (`pipelines.document.NO_CAPTURE`)
 
-The language is resiliparse's guess (`detect_fast`, offline), noted whether or not it is filtered by; FineWeb's rules
-are for English, so that level keeps English alone. Cost: 0.1 ms a document for the language; `pipelines.filters.fineweb` has
-that of the rest.
+The language is detected by resiliparse and recorded whether or not documents are filtered by it. FineWeb's rules are
+for English, so that level keeps only English. Cost: 0.1 ms a document for the language, and that of
+`pipelines.filters.fineweb` at FINEWEB.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import re
 from typing import Any
 
 from pipelines.document import Document
+from pipelines.text.languages import detect_language
 from registry.errors import UsageError
 from registry.schema import Kind, Status
 
@@ -33,12 +34,8 @@ _WORD = re.compile(
 )
 
 
-_MAX_RANK = 1200  # of detect_fast: greater is "usually a false result" by its documentation
-_LANGUAGE_CHARS = 20_000  # of a text are looked at
-
-
 class FilterLevel(enum.StrEnum):
-    """How much is dropped."""
+    """How much is dropped, from `empty` documents only (NONE) to all of FineWeb's rules."""
 
     NONE = "none"
     LIGHT = "light"
@@ -47,13 +44,13 @@ class FilterLevel(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which documents are dropped. Part of what a snapshot is made from, and so of its digest.
+    """The rules that drop documents. They shape a snapshot, and so are part of its digest.
 
     Attributes:
-        level: which rules hold.
-        languages: ISO 639-1 codes of those that are kept; empty for all.
+        level: set of rules that apply.
+        languages: ISO 639-1 codes of the languages that are kept; empty for all.
         min_words: a document with fewer words is dropped; 0 keeps all that have any text.
-        keep_disambiguation: keep pages that only list what a title can mean.
+        keep_disambiguation: whether pages that only list the meanings of a title are kept.
     """
 
     level: FilterLevel = FilterLevel.LIGHT
@@ -69,12 +66,12 @@ class FilterConfig:
             raise UsageError(f"--language {unknown[0]}: expected a code of ISO 639, such as en")
         if self.level is FilterLevel.FINEWEB and set(self.languages) - {"en"}:
             raise UsageError(
-                f"--filters fineweb has rules for English alone, not for {', '.join(self.languages)}; "
+                f"--filters fineweb has rules for English only, not for {', '.join(self.languages)}; "
                 "use --filters light with other languages"
             )
 
     def shaping(self) -> dict[str, Any]:
-        """What a snapshot depends on, of it; with the thresholds of the rules that hold."""
+        """Return the settings that a snapshot depends on, with the thresholds of the rules that apply."""
         found = dataclasses.asdict(self) | {"languages": list(self.languages)}
         if self.level is FilterLevel.FINEWEB:
             from pipelines.filters import fineweb
@@ -84,22 +81,22 @@ class FilterConfig:
 
     @property
     def kept_languages(self) -> tuple[str, ...]:
-        """`languages`, and what the level implies."""
+        """The languages that are kept: `languages`, or English where the level implies it."""
         return ("en",) if self.level is FilterLevel.FINEWEB else self.languages
 
 
 def judge(document: Document, config: FilterConfig) -> tuple[str, str] | None:
-    """Why `document`, whose text is extracted, should be dropped: reason and detail; None to keep it."""
+    """Return reason and detail for which `document`, after text extraction, is dropped; None to keep it."""
     is_judged = config.level is not FilterLevel.NONE
     if is_judged and document.is_disambiguation and not config.keep_disambiguation:
-        return "disambiguation", "a page that lists what its title can mean"
+        return "disambiguation", "a page that lists the meanings of its title"
     if not document.text.strip():
         return "empty", "no text is left after extraction"
     num_words = count_words(document.text, limit=config.min_words) if is_judged else config.min_words
     if num_words < config.min_words:
         return "short", f"{num_words} words, expected {config.min_words} or more"
     if config.kept_languages and document.language not in config.kept_languages:
-        return "language", f"{document.language or 'unknown'}, kept are {', '.join(config.kept_languages)}"
+        return "language", f"{document.language or 'unknown'}, kept: {', '.join(config.kept_languages)}"
     if config.level is FilterLevel.FINEWEB and document.kind is Kind.WEB:
         return _fineweb(document)
     return None
@@ -115,16 +112,8 @@ def _fineweb(document: Document) -> tuple[str, str] | None:
     return None
 
 
-def detect_language(text: str) -> str:
-    """The likeliest language of a text, as ISO 639-1 has it; "" where there is too little to tell."""
-    from resiliparse.parse.lang import detect_fast
-
-    code, _ = detect_fast(text[:_LANGUAGE_CHARS], cutoff=_MAX_RANK)
-    return "" if code == "unknown" else str(code)
-
-
 def apply(document: Document, config: FilterConfig) -> None:
-    """Ends `document` FILTERED if it is to be dropped; one that has ended already is left as it is."""
+    """Detect the language of `document` and end it FILTERED if a rule drops it; one that has ended is left as it is."""
     if document.status is not Status.KEPT:
         return
     document.language = document.language or detect_language(document.text)
@@ -134,7 +123,7 @@ def apply(document: Document, config: FilterConfig) -> None:
 
 
 def count_words(text: str, *, limit: int) -> int:
-    """The number of words in `text`, but not more than `limit`: counting stops there."""
+    """Return the number of words in `text`, at most `limit`, where counting stops."""
     num_words = 0
     for _ in _WORD.finditer(text):
         if num_words >= limit:

@@ -1,14 +1,16 @@
-"""A file -> its decompressed bytes, in constant memory, giving all that can be read of a damaged one.
+"""Decompress a file in constant memory, yielding all bytes that can be read of a damaged one.
 
-gzip (any number of members), bzip2 (multistream, as Wikipedia's dumps are), xz (concatenated) and plain files, told by
-their first bytes, not by name; UTF-16 and UTF-32 text, and whatever an XML declaration names, become UTF-8.
+The format is recognised by the first bytes, not by name: gzip (any number of members), bzip2 (multistream, as in
+Wikipedia's dumps), xz (concatenated) or plain. Text in UTF-16, UTF-32, or the encoding that an XML declaration names is
+converted to UTF-8.
+
 The standard library's file objects drop decompressed bytes when the data after them is bad, and stop at the first
-damage. Here the incremental decoders are driven directly: a truncated file gives every byte that was decodable, a
-corrupt one all but the last `_STEP_BYTES`, and after damage reading goes on at the next bzip2 or xz stream.
+damage. Here the incremental decoders are called directly: a truncated file yields every byte that can be decoded, a
+corrupt one all but the last `_STEP_BYTES`, and after damage reading continues at the next bzip2 or xz stream.
 A bzip2 block that fails its checksum is withheld: its bytes look like text and are not. gzip and xz have one checksum,
-at the end, so there damage is reported after the bytes, not instead of them.
-Cost: bzip2 and xz as the decoders alone (17 and 63 MB/s of text), gzip at half their speed (110 MB/s), since a step is
-bounded; 5 MB of memory, for a bomb too.
+at the end, so there the damage is reported after the bytes, not instead of them.
+Cost: bzip2 and xz run as fast as their decoders (17 and 63 MB/s of text), gzip at half its decoder's speed (110 MB/s),
+since each step is bounded; 5 MB of memory, even for a decompression bomb.
 
     for chunk in open_stream(file): ...
 """
@@ -29,12 +31,12 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 from registry.errors import InputError, RecordError
 
-_READ_BYTES = 1 << 15  # of the file, at once
-_CHUNK_BYTES = 1 << 16  # about what the caller gets at once
-_MAX_BLOCK_BYTES = 2 << 20  # of a bzip2 block, withheld until its checksum held; 900 kB unless it is a bomb
-_STEP_BYTES = 1 << 10  # asked of a decoder at once: what a failing call loses at most
+_READ_BYTES = 1 << 15  # read from the file at once
+_CHUNK_BYTES = 1 << 16  # approximate size of a chunk for the caller
+_MAX_BLOCK_BYTES = 2 << 20  # a bzip2 block, withheld until its checksum passes; 900 kB unless it is a bomb
+_STEP_BYTES = 1 << 10  # asked of a decoder at once, and so the most that a failing call loses
 _SNIFF_BYTES = 1 << 10  # enough for a byte-order mark and an XML declaration
-_MAGIC_BYTES = 10  # the longest of the patterns below
+_MAGIC_BYTES = 10  # the longest of the magics and restart patterns below
 
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -49,7 +51,7 @@ _DECLARATION = re.compile(rb"""\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0
 
 
 class _Decoder(Protocol):
-    """What bz2's and lzma's decompressors have in common."""
+    """The interface that bz2's and lzma's decompressors share."""
 
     @property
     def eof(self) -> bool: ...
@@ -59,7 +61,7 @@ class _Decoder(Protocol):
 
 
 class _GzipDecoder:
-    """zlib's decompressor, which leaves input over for the caller to keep, as a `_Decoder`."""
+    """zlib's decompressor as a `_Decoder`: it keeps the unconsumed input itself."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
@@ -81,11 +83,11 @@ class _Codec:
     """A compression format.
 
     Attributes:
-        name: for messages.
-        magic: how a file of it begins.
-        decoder: makes a decoder of one stream.
-        restart: how to recognise a later stream of a file after damage; None if too short to be safe (gzip: 3 bytes).
-        checks_blocks: a checksum follows each block's data (bzip2), so bytes that fail it can be withheld.
+        name: name in messages.
+        magic: first bytes of a file.
+        decoder: returns a decoder for one stream.
+        restart: pattern that finds the next stream after damage; None if it is too short to be safe (gzip: 3 bytes).
+        checks_blocks: whether a checksum follows each block (bzip2), so that a block that fails it can be withheld.
     """
 
     name: str
@@ -96,13 +98,13 @@ class _Codec:
 
     @property
     def hold_bytes(self) -> int:
-        """What is gathered at most before it is given."""
+        """The most bytes that are gathered before they are yielded."""
         return _MAX_BLOCK_BYTES if self.checks_blocks else _CHUNK_BYTES
 
 
 _CODECS = (
     _Codec(name="gzip", magic=b"\x1f\x8b\x08", decoder=_GzipDecoder, restart=None),
-    # A bzip2 stream opens with its level and a block's magic (pi), or the end's (sqrt pi) if it is empty.
+    # A bzip2 stream begins with its level and a block's magic (pi), or the end's (sqrt pi) if it is empty.
     _Codec(
         name="bzip2",
         magic=b"BZh",
@@ -123,8 +125,8 @@ _DECODER_ERRORS = (OSError, ValueError, EOFError, zlib.error, lzma.LZMAError)
 class ByteStream(Iterator[bytes]):
     """Decompressed chunks of a file, none empty.
 
-    A place that cannot be read raises RecordError (`truncated-stream`, `corrupt-stream`) when the iteration reaches
-    it, after all bytes before it. Iterating on gives what follows the damage, if anything can be read there.
+    Damage raises RecordError (`truncated-stream`, `corrupt-stream`) when the iteration reaches it, after all bytes
+    before it. Calling `next` again yields the bytes after the damage, as far as they can be read.
     """
 
     def __init__(self, items: Iterator[bytes | RecordError]) -> None:
@@ -137,12 +139,12 @@ class ByteStream(Iterator[bytes]):
         return item
 
 
-Source: TypeAlias = str | Path | BinaryIO  # of a reader: a path, or a seekable binary file at its start
+Source: TypeAlias = str | Path | BinaryIO  # input of a reader: a path, or a seekable binary file at its start
 
 
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[BinaryIO]:
-    """Context: `source` as a seekable binary file; closed at the end if it is opened here."""
+    """Open `source` as a seekable binary file; a file that the caller opened is not closed at the end."""
     if isinstance(source, (str, Path)):
         with open(source, "rb") as file:
             yield file
@@ -151,7 +153,7 @@ def opened(source: Source) -> Iterator[BinaryIO]:
 
 
 def open_stream(file: BinaryIO) -> ByteStream:
-    """The decompressed bytes of `file`, from where it stands, as UTF-8 if it is text in another encoding.
+    """Return the decompressed bytes of `file` from its position on, as UTF-8 if it is text in another encoding.
 
     Raises:
         InputError: on iteration, if an XML declaration names an encoding that Python does not know.
@@ -170,16 +172,16 @@ def _plain(file: BinaryIO, head: bytes) -> Iterator[bytes]:
 
 
 class _Pieces:
-    """A compressed file in pieces, with a way back to what a decoder did not use or could not read."""
+    """A compressed file in pieces, which can go back to input that a decoder did not use or could not read."""
 
     def __init__(self, file: BinaryIO, head: bytes) -> None:
         self._file = file
         self._next = head
-        self._recent = b""  # the last piece taken, and before it the end of the pieces before
-        self._is_at_start = True  # `_recent` begins where the current stream does
+        self._recent = b""  # the last piece taken, preceded by the end of the piece before it
+        self._is_at_start = True  # `_recent` begins where the current stream begins
 
     def take(self) -> bytes:
-        """The next piece; empty at the end."""
+        """Return the next piece; empty at the end."""
         piece = self._next or self._file.read(_READ_BYTES)
         self._next = b""
         self._is_at_start &= len(self._recent) < _MAGIC_BYTES
@@ -187,7 +189,7 @@ class _Pieces:
         return piece
 
     def start_stream(self, leftover: bytes = b"") -> bool:
-        """Goes to the next stream, past `leftover` of the last decoder's input and any padding; False at the end."""
+        """Go to the next stream, past padding; False at the end. `leftover` is the last decoder's unused input."""
         self._recent = b""
         self._is_at_start = True
         self._next = (leftover or self._next).lstrip(b"\0")
@@ -196,7 +198,7 @@ class _Pieces:
         return bool(self._next)
 
     def restart(self, pattern: re.Pattern[bytes]) -> bool:
-        """Goes to the next stream that begins as `pattern` says, past the current one; False if there is none."""
+        """Go to the next stream that begins with `pattern`, past the current one; return False if there is none."""
         while not (match := pattern.search(self._recent, int(self._is_at_start))):
             if not self.take():
                 return False
@@ -204,20 +206,20 @@ class _Pieces:
 
 
 def _decompressed(pieces: _Pieces, codec: _Codec) -> Iterator[bytes | RecordError]:
-    """Every stream of a file one after another, with one error for each hole."""
+    """Yield the bytes of all streams of a file in order, and one error for each damaged stretch."""
     more = pieces.start_stream()
     while more:
         decoder = codec.decoder()
         try:
-            yield from _one_stream(pieces, codec, decoder)
+            yield from _decode_stream(pieces, codec, decoder)
             more = pieces.start_stream(decoder.unused_data)
         except RecordError as error:
             yield RecordError(error.reason, f"{codec.name}: {error.detail}")
             more = codec.restart is not None and pieces.restart(codec.restart)
 
 
-def _one_stream(pieces: _Pieces, codec: _Codec, decoder: _Decoder) -> Iterator[bytes]:
-    """What `decoder` makes of the file, in chunks. Before damage is raised, all that can be trusted is given."""
+def _decode_stream(pieces: _Pieces, codec: _Codec, decoder: _Decoder) -> Iterator[bytes]:
+    """Yield one stream in chunks. Before damage is raised, all bytes that can be trusted are yielded."""
     steps: list[bytes] = []
     num_bytes = 0
     failure = None
@@ -225,7 +227,7 @@ def _one_stream(pieces: _Pieces, codec: _Codec, decoder: _Decoder) -> Iterator[b
         for step in _steps(pieces, decoder):
             steps.append(step)
             num_bytes += len(step)
-            is_checked = len(step) < _STEP_BYTES  # the decoder wants input, so it is at the end of a block
+            is_checked = len(step) < _STEP_BYTES  # the decoder needs input, so it is at the end of a block
             if is_checked or num_bytes >= codec.hold_bytes:
                 yield from _joined(steps)
                 steps, num_bytes = [], 0
@@ -244,7 +246,7 @@ def _joined(steps: list[bytes]) -> Iterator[bytes]:
 
 
 def _steps(pieces: _Pieces, decoder: _Decoder) -> Iterator[bytes]:
-    """Outputs of at most `_STEP_BYTES`. A decoder that gives less than it was asked for wants the next piece."""
+    """Yield outputs of at most `_STEP_BYTES`. A decoder that returns less than that needs the next piece."""
     step = b""
     while not decoder.eof:
         piece = b"" if len(step) == _STEP_BYTES else pieces.take()
@@ -258,7 +260,7 @@ def _steps(pieces: _Pieces, decoder: _Decoder) -> Iterator[bytes]:
 
 
 def _in_utf8(items: Iterator[bytes | RecordError]) -> Iterator[bytes | RecordError]:
-    """The same bytes, in UTF-8 if their start says that they are in something else."""
+    """Yield the same bytes, converted to UTF-8 if their start shows another encoding."""
     start: list[bytes | RecordError] = []
     head = b""
     for item in items:
@@ -274,10 +276,10 @@ def _in_utf8(items: Iterator[bytes | RecordError]) -> Iterator[bytes | RecordErr
 
 
 def _encoding(head: bytes) -> str:
-    """The codec that a text beginning with `head` is in.
+    """Return the encoding of a text that begins with `head`.
 
     Raises:
-        InputError: its XML declaration names an unknown one.
+        InputError: its XML declaration names an unknown encoding.
     """
     for mark, encoding in _BOMS:
         if head.startswith(mark):
@@ -295,7 +297,7 @@ def _encoding(head: bytes) -> str:
 
 
 def _transcoded(items: Iterator[bytes | RecordError], encoding: str) -> Iterator[bytes | RecordError]:
-    """Bytes in `encoding` as UTF-8; what is invalid becomes invalid UTF-8, so that it costs its page and no more."""
+    """Convert bytes from `encoding` to UTF-8; invalid ones become invalid UTF-8, so that only their page is lost."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass" if encoding[:4] == "utf-" else "replace")
     for item in items:
         if isinstance(item, RecordError):

@@ -1,9 +1,8 @@
-"""Is a page a disambiguation page, one that only lists what a title can mean?
+"""Recognise disambiguation pages, which only list the meanings of a title and are no text to learn from.
 
-Such a page is no text to learn from. MediaWiki knows it by a template that holds `__DISAMBIG__`; which templates do is
-each wiki's choice, and a dump does not carry them beside the page, so the name decides (`pipelines.text.mediawiki_words`).
-Hatnotes, which send a reader *to* such a page ("{{nota disambigua}}", "{{dablink}}"), do not make one.
-Cost: 0.1 ms an article.
+MediaWiki marks such a page by a template that holds `__DISAMBIG__`. Each wiki chooses these templates, and a page in a
+dump does not show what its templates hold, so their names decide (`pipelines.text.mediawiki_words`). Hatnotes, which
+link *to* such a page ("{{nota disambigua}}", "{{dablink}}"), do not mark one. Cost: 0.1 ms an article.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 from pipelines.text.mediawiki_words import DISAMBIGUATION_TEMPLATES, DISAMBIGUATION_WORDS
 from pipelines.text.wikitext import without_comments
 
-# English has one for each kind of thing: "Airport disambiguation", "Human name disambiguation", ...
+# English has a template for each kind of thing: "Airport disambiguation", "Human name disambiguation", ...
 _SUFFIXES = (" disambiguation", " disambig", " dab")
 _NOT_PREFIXES = ("r ", "redirect", "incomplete ", "link ", "for ")
 _TEMPLATE_NAME = re.compile(r"\{\{\s*+([^{}|<>\[\]\n]{1,80}+)(?=[|}\n])")
@@ -30,7 +29,7 @@ def is_disambiguation(markup: str, scope: str = "") -> bool:
 
 
 def is_disambiguation_title(title: str) -> bool:
-    """Whether a title says so ("Athene (disambiguation)"): all that a form without wikitext has to go by."""
+    """Whether a title ends in such a note ("Athene (disambiguation)"); used where a form has no wikitext."""
     bare, parenthesis, word = title.rstrip().rpartition(" (")
     return bool(bare and parenthesis) and word.removesuffix(")").casefold() in DISAMBIGUATION_WORDS
 

@@ -1,9 +1,10 @@
-"""What a reader found -> clean text. One function for each form, and one door to them.
+"""Turn a document's markup (wikitext, HTML, plain text) into clean text: `extract` chooses the function for the form.
 
-A page in wikitext costs 12 MB/s (`pipelines.text.wikitext`), a web page 3 ms with resiliparse (main content, no boilerplate)
-and about 30 ms with trafilatura; text is only normalised.
+Cost: wikitext 9 MB/s (`pipelines.text.wikitext`); a web page 3 ms with resiliparse (main content, no boilerplate) and
+about 30 ms with trafilatura; plain text is only normalised.
 
-    python -c "from pipelines.text.extract import wikitext_to_text as t; print(t('[[Douglas Adams|Adams]] wrote it.{{cn}}'))"
+    from pipelines.text.extract import wikitext_to_text
+    print(wikitext_to_text("[[Douglas Adams|Adams]] wrote it.{{cn}}"))
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from registry.schema import Status
 
 __all__ = ["HtmlExtractor", "decode", "extract", "full_text", "html_to_text", "normalise", "wikitext_to_text"]
 
-# libraries' costs grow with depth squared: 10,000 levels take seconds, 100,000 minutes. Browsers stop at 512.
+# The libraries' time grows with depth squared: 10,000 levels take seconds, 100,000 minutes. Browsers stop at 512.
 MAX_DEPTH = 2_000
-_COUNT_DEPTH_FROM = 10_000  # tags; a page of fewer is never slow
-# Elements that stay open until they are closed; those left out are void, or close one another.
+_COUNT_DEPTH_FROM = 10_000  # tags; a page with fewer is never slow
+# Elements that stay open until they are closed; the elements left out are void, or close one another.
 _NESTING_TAG = re.compile(
     r"<(/?)(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr|p|li|td|th|tr|tbody|thead|tfoot"
     r"|dt|dd|option|optgroup|h[1-6]|html|head|body|script|style)\b)[a-z]",
     re.IGNORECASE,
 )
-# "<a id='x'/>": HTML takes it for an open tag, and "<title/>" for one that holds the whole page.
+# HTML takes "<a id='x'/>" for a start tag, and so "<title/>" for a title that holds the whole page.
 _CLOSED_TAG = re.compile(
     r"<(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)([A-Za-z][\w:.-]*+)"
     r"""((?:[^<>"'/]|"[^"<]*"|'[^'<]*'|/(?!>))*+)/>"""
@@ -41,28 +42,28 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\ufff
 
 
 class HtmlExtractor(enum.StrEnum):
-    """What makes text of HTML."""
+    """The library that extracts text from HTML."""
 
     RESILIPARSE = "resiliparse"
     TRAFILATURA = "trafilatura"
 
     def version(self) -> str:
-        """Its name and release: another release can give other text.
+        """Return the library's name and release, since another release can extract other text.
 
         Raises:
-            UsageError: it is not installed.
+            UsageError: the library is not installed.
         """
         try:
             return f"{self.value} {importlib.metadata.version(self.value)}"
         except importlib.metadata.PackageNotFoundError:
-            raise UsageError(f"{self.value} is not installed; `pip install 'nulls[{self.value}]'` brings it") from None
+            raise UsageError(f"{self.value} is not installed; run `pip install 'nulls[{self.value}]'`") from None
 
 
 def extract(document: Document, html: HtmlExtractor = HtmlExtractor.RESILIPARSE) -> None:
-    """Fills `document.text` from its markup, which is then dropped. A document that has ended is left as it is.
+    """Set `document.text` from its markup and drop the markup. A document that has ended gets no text.
 
     Raises:
-        RecordError: `too-deep`, of HTML.
+        RecordError: `too-deep`, for HTML nested too deeply.
     """
     markup, document.markup = document.markup, ""
     if document.status is not Status.KEPT:
@@ -80,12 +81,12 @@ def extract(document: Document, html: HtmlExtractor = HtmlExtractor.RESILIPARSE)
 
 
 def decode(payload: bytes, charset: str = "", *, is_html: bool = True) -> str:
-    """Bytes -> text: by a byte-order mark, as UTF-8 if they are that, as the transport said, a meta tag, or detection.
+    """Decode bytes by byte-order mark, else as UTF-8 if valid, else by `charset`, meta tag or detection, in that order.
 
     Args:
-        payload: of one page.
-        charset: as the HTTP header says it; ignored if it is no encoding, or does not fit the bytes.
-        is_html: whether a meta tag can say it.
+        payload: bytes of one page or text.
+        charset: encoding that the HTTP header states; ignored if unknown, or if the bytes are invalid in it.
+        is_html: whether a meta tag is looked for.
     """
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 
@@ -103,7 +104,7 @@ def decode(payload: bytes, charset: str = "", *, is_html: bool = True) -> str:
 
 
 def html_to_text(html: str, extractor: HtmlExtractor = HtmlExtractor.RESILIPARSE) -> tuple[str | None, str]:
-    """A page's title and its main content; "" where none can be told from boilerplate.
+    """Return a page's title and its main content; "" if everything looks like boilerplate.
 
     Raises:
         RecordError: `too-deep`.
@@ -122,10 +123,10 @@ def html_to_text(html: str, extractor: HtmlExtractor = HtmlExtractor.RESILIPARSE
 
 
 def full_text(xhtml: str) -> str:
-    """All text of a chapter of a book, boilerplate or not: one that is marked up as navigation is the book's as well.
+    """Return all text of a book's chapter, boilerplate included: text marked up as navigation belongs to the book.
 
     Args:
-        xhtml: XHTML or HTML; it is parsed as HTML, so what XML may close in one tag ("<title/>") is spelled out first.
+        xhtml: XHTML or HTML; it is parsed as HTML, so XML's self-closed tags ("<title/>") are written out first.
 
     Raises:
         RecordError: `too-deep`.
@@ -140,9 +141,9 @@ def full_text(xhtml: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Text without control characters and surrogates, blanks folded, at most one empty line in a row."""
+    """Return text without control characters and surrogates, blanks folded, at most one empty line in a row."""
     text = _CONTROLS.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = "\n".join(" ".join(line.split()) for line in text.split("\n"))  # a third of what an expression costs
+    text = "\n".join(" ".join(line.split()) for line in text.split("\n"))  # a third of the time of a regular expression
     return _EMPTY_LINES.sub("\n\n", text).strip()
 
 

@@ -1,4 +1,4 @@
-"""MediaWiki's words in the languages of Wikipedia: what a page's markup cannot be understood without.
+"""MediaWiki's words in the languages of Wikipedia: namespaces, redirects, disambiguation templates, language codes.
 
 From MediaWiki's message files (`languages/messages/Messages*.php`, namespace names with their aliases, and the magic
 word `redirect`) and the wikis' own `MediaWiki:Disambiguationspage`. All in lower case, with spaces for underscores.
@@ -12,7 +12,7 @@ def _words(table: str) -> frozenset[str]:
     return frozenset(word for part in table.replace("\n", ",").split(",") if (word := part.strip()))
 
 
-# Prefixes of links that show a picture, a film or a sound: the link and its caption are no text.
+# Prefixes of links that show a picture, a film or a sound; such a link and its caption are no text.
 FILE_NAMESPACES = _words("""
     afbeelding, archivi, archivie, archivo, archivu, arkivo, arquivo, attēls, beeld, belld, berkas, bestand
     bestân, bild, bilde, bildo, biliþ, billede, comhad, dataja, datei, datoteka, datotéka, dealbh, delwedd
@@ -55,7 +55,7 @@ REDIRECT_WORDS = _words("""
     넘겨주기
 """)
 
-# Templates that make a page a disambiguation page; "nl/dp" does on nlwiki only: elsewhere the name is another's.
+# Templates that mark a disambiguation page; "nl/dp" only on nlwiki, since elsewhere "dp" is another template.
 DISAMBIGUATION_TEMPLATES = _words("""
     2lcdisambig, 3ccdisambig, 4ccdisambig, 5ccdisambig, aimai, anlam ayrım, anlam ayrımı, apartigilo
     argipen, arrondissements homonymes, asefham, aðgreining, aýrıq, begriepskläärenge, begriffskloorung
@@ -93,7 +93,7 @@ DISAMBIGUATION_TEMPLATES = _words("""
 """)
 
 # Codes of Wikipedias (meta.wikimedia.org/wiki/List_of_Wikipedias, and their old ones): prefixes of interlanguage links.
-# A list, since "CSI:" and "Re:" begin articles' titles.
+# Listed one by one, since "CSI:" and "Re:" begin articles' titles.
 LANGUAGES = _words("""
     aa, ab, ace, ady, af, ak, als, alt, am, ami, an, ang, ann, anp, ar, arc, ary, arz, as, ast, atj, av, avk
     awa, ay, az, azb, ba, ban, bar, bat-smg, bbc, bcl, bdr, be, be-tarask, be-x-old, bew, bg, bh, bi, bjn
@@ -114,7 +114,7 @@ LANGUAGES = _words("""
     zh-classical, zh-cn, zh-min-nan, zh-tw, zh-yue, zu
 """)
 
-# What wikis put in parentheses after the title of a page that lists what the title can mean.
+# Notes in parentheses at the end of a disambiguation page's title.
 DISAMBIGUATION_WORDS = _words("""
     andre betydninger, anlam ayrımı, begriffsklärung, desambiguació, desambiguación, desambiguação, dezambiguizare
     disambigua, disambiguasi, disambiguation, doorverwijspagina, egyértelműsítő lap, flertydig, flertydig side

@@ -1,9 +1,9 @@
-"""Wikitext -> the text a reader sees as prose: no templates, tables, references, files, or other apparatus.
+"""Extract the prose of a page from wikitext, without templates, tables, references, files and other apparatus.
 
-A pass for each kind of markup, outermost first, each one scan by a compiled pattern with a stack where things nest: a
-page costs time linear in its length, whatever is in it. What is unbalanced costs its own brackets and not what follows,
-since only what was closed is cut out. Cost: 9 MB/s a core, 11x mwparserfromhell's `strip_code`, with which it agrees on
-99 % of words (tests/pipelines/text/test_extract.py measures both).
+There is one pass for each kind of markup, outermost first; a pass is one scan with a compiled pattern, and a stack
+where markup nests, so the time is linear in a page's length whatever the page holds. Unbalanced markup loses only its
+own brackets, not the text after them, since only closed spans are cut out. Cost: 9 MB/s a core, 11x mwparserfromhell's
+`strip_code`, with which it agrees on 99 % of words (tests/pipelines/text/test_extract.py measures both).
 
     comments -> elements (<ref>, <math>, ...) -> templates and tables -> links -> tags -> lines, headings, lists
 """
@@ -30,10 +30,10 @@ _SHIELD = {ord(char): chr(0xFDD0 + number) for number, char in enumerate("[]{}|<
 _UNSHIELD = {ord(shielded): chr(char) for char, shielded in _SHIELD.items()}
 _SHIELDED = re.compile("[\ufdd0-\ufdef]")
 
-# Alternatives begin with a literal each: the compiled pattern then skips to those characters, five times as fast.
+# Each alternative begins with a literal, so that the compiled pattern skips to those characters, five times as fast.
 _BRACES = re.compile(r"\{\{+|\}\}+|\{\||\|\}(?!\})|</?table\b[^<>]*>", re.IGNORECASE)
-_MAX_BRACES = 40  # in a row: templates that begin at one place; MediaWiki expands none deeper
-_TABLE_BREAK = re.compile(r"\n[ \t]*+\n|\n=|\Z")  # where a table that is never closed is taken to end
+_MAX_BRACES = 40  # braces in a row: nested templates at one position; MediaWiki expands none deeper
+_TABLE_BREAK = re.compile(r"\n[ \t]*+\n|\n=|\Z")  # end of a table that is never closed
 
 _EXTERNAL_LINK = re.compile(
     r"\[(?:(?:https?:|ftps?:|irc:|news:|gopher:)?//|mailto:)[^\s\[\]<>]*+"
@@ -61,24 +61,24 @@ _INLINE_TAG = re.compile(
 _QUOTES = re.compile(r"'{2,}")
 _BEHAVIOUR_SWITCH = re.compile(r"__[^\W_a-z]{3,40}(?:_[^\W_a-z]{1,40}){0,4}__")
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-# What the removal of templates leaves in a sentence: "( , )", "(; 1879)", "Berlin , which".
+# Remains of removed templates in a sentence: "( , )", "(; 1879)", "Berlin , which".
 _EMPTY_BRACKETS = re.compile(r" ?[(（][\s,;:，、；]*+[)）]")
 _OPENING_REMAINS = re.compile(r"(?<=[(（])[\s,;，；]++")
 _SPACE_BEFORE = re.compile(r" (?=[,)）])")
 _WORD = re.compile(r"\w")
 _LIST_MARKS = "*#:;"
-_NO_LEVEL = 7  # deeper than any heading: a line of text
+_NO_LEVEL = 7  # a line of text, which is deeper than any heading
 
 
 def wikitext_to_text(markup: str) -> str:
-    """The prose of a page in wikitext.
+    """Return the prose of a page in wikitext.
 
     Paragraphs are separated by an empty line; headings and list items are lines of their own, without their marks; a
-    section left with no text loses its heading. Never fails; linear in the length of `markup`.
+    section left without text loses its heading. Never fails; linear in the length of `markup`.
     """
     text = without_comments(markup)
     text = _without_elements(text)
-    text = _QUOTES.sub(_quotes, text)  # before what stands between quotes can go: "''{{lang|ar|...}}''"
+    text = _QUOTES.sub(_quotes, text)  # before templates, which can leave nothing between quotes: "''{{lang|ar|...}}''"
     text = _without_braces(text)
     text = _with_link_labels(text)
     text = _without_inline_markup(text)
@@ -87,7 +87,7 @@ def wikitext_to_text(markup: str) -> str:
 
 
 def without_comments(text: str) -> str:
-    """Wikitext without its comments; one that fills a line goes with the line, as in MediaWiki."""
+    """Return wikitext without comments; a comment that fills a line is removed with the line, as in MediaWiki."""
     pieces = []
     start = 0
     while (opened := text.find("<!--", start)) >= 0 and (closed := text.find("-->", opened + 4)) >= 0:
@@ -100,7 +100,7 @@ def without_comments(text: str) -> str:
 
 
 def _without_elements(text: str) -> str:
-    """Cuts out `_DROPPED` elements, makes the content of `_LITERAL` ones plain text."""
+    """Remove `_DROPPED` elements; shield the content of `_LITERAL` elements, so that it stays plain text."""
     tags = list(_ELEMENT.finditer(text))
     ends = _matching_ends(tags)
     pieces = []
@@ -120,7 +120,7 @@ def _without_elements(text: str) -> str:
 
 
 def _matching_ends(tags: list[re.Match[str]]) -> dict[int, int]:
-    """Start tag -> end tag, by index. One followed by another start of its kind was not closed: they do not nest."""
+    """Map start tags to end tags, by index. As they do not nest, a start tag before another of its kind is unclosed."""
     ends = {}
     following: dict[str, int] = {}
     for index in range(len(tags) - 1, -1, -1):
@@ -137,12 +137,12 @@ def _matching_ends(tags: list[re.Match[str]]) -> dict[int, int]:
 
 
 class _Open(NamedTuple):
-    """A template or table that is not closed yet.
+    """A template or table that is not closed so far.
 
     Attributes:
         kind: the mark that closes it.
-        start, end: of its opening mark.
-        num_spans: how many spans had been found before it.
+        start, end: range of its opening mark.
+        num_spans: number of spans found before it.
     """
 
     kind: str
@@ -152,7 +152,7 @@ class _Open(NamedTuple):
 
 
 class _Braces:
-    """Finds what templates and tables span. A closing mark closes the nearest open thing of its kind, and all in it."""
+    """The spans of templates and tables. A closing mark closes the nearest open span of its kind, and all in it."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -161,9 +161,10 @@ class _Braces:
         self._spans: list[tuple[int, int]] = []
         for match in _BRACES.finditer(text):
             self._meet(match)
-        self._leave_open()
+        self._drop_unclosed()
 
     def outside(self) -> Iterator[str]:
+        """Yield the text between the spans."""
         position = 0
         for start, end in sorted(self._spans):
             if start > position:
@@ -193,7 +194,7 @@ class _Braces:
                 self._close("|}", start, end)
 
     def _is_at_line_start(self, position: int) -> bool:
-        """Behind nothing but blanks and indentation, where a table's mark must be."""
+        """Whether only blanks and indentation precede `position` in its line, as a table's mark needs."""
         while position and self._text[position - 1] in " \t:":
             position -= 1
         return not position or self._text[position - 1] == "\n"
@@ -214,8 +215,8 @@ class _Braces:
         del self._spans[opened.num_spans :]
         self._spans.append((opened.start, end))
 
-    def _leave_open(self) -> None:
-        """Of what was never closed a template loses its braces, a table the lines up to the next paragraph."""
+    def _drop_unclosed(self) -> None:
+        """Drop the braces of templates never closed, and the lines of such tables up to the next paragraph."""
         covered = 0
         for opened in self._open:
             end = opened.end
@@ -230,7 +231,7 @@ def _without_braces(text: str) -> str:
 
 
 def _with_link_labels(text: str) -> str:
-    """Links as their labels; links to files, to categories and to other languages are gone."""
+    """Replace links by their labels; remove links to files, to categories and to other languages."""
     text = _EXTERNAL_LINK.sub(lambda match: (match[1] or "").strip(), text)
     pieces: list[str] = []
     opened: list[int] = []  # where in `pieces` each open link begins
@@ -254,7 +255,7 @@ def _replace_tail(pieces: list[str], start: int, function: Callable[[str], str])
 
 
 def _label(link: str) -> str:
-    """What a reader sees of `[[link]]`."""
+    """Return the text that `[[link]]` shows."""
     target, bar, label = link.partition("|")
     if "\n" in target.strip():
         return link
@@ -271,7 +272,7 @@ def _label(link: str) -> str:
 
 
 def _unclosed(rest: str) -> str:
-    """What follows brackets that are never closed: a file's first line is its options and caption."""
+    """Return the text after brackets never closed; a file's first line is its options and caption, and is removed."""
     prefix, colon, _ = rest.partition(":")
     is_file = colon and prefix.strip().lower() in FILE_NAMESPACES
     return rest.partition("\n")[2] if is_file else rest
@@ -288,7 +289,7 @@ def _without_inline_markup(text: str) -> str:
 
 
 def _variant(match: re.Match[str]) -> str:
-    """The first of `-{zh-hans:A; zh-hant:B}-`; nothing of a rule that is only declared (`-{H|...}-`, `-{T|...}-`)."""
+    """Return the first of `-{zh-hans:A; zh-hant:B}-`; "" for a rule only declared (`-{H|...}-`, `-{T|...}-`)."""
     flags, bar, rules = match[1].rpartition("|")
     if bar and flags.strip() in ("H", "T", "-"):
         return ""
@@ -297,13 +298,13 @@ def _variant(match: re.Match[str]) -> str:
 
 
 def _quotes(match: re.Match[str]) -> str:
-    """Quote marks for bold and italics: four are an apostrophe and bold, more than five the same."""
+    """Remove quotes for bold and italics; four are an apostrophe and bold, of more than five the excess is text."""
     length = len(match[0])
     return "'" * (length - 5) if length > 5 else "'" if length == 4 else ""
 
 
 def _decoded(match: re.Match[str]) -> str:
-    """An entity's character, which is no markup; a control character is a blank."""
+    """Return an entity's character, shielded from being read as markup; a blank for a control character."""
     text = html.unescape(match[0])
     return " " if unicodedata.category(text[:1] or "\0") == "Cc" else text.translate(_SHIELD)
 
@@ -318,7 +319,7 @@ _BLANK = _Line("")
 
 def _line(raw: str) -> _Line:
     text = " ".join(raw.split())
-    if not _WORD.search(text) or text[0] == "|":  # "|": of a table or a template whose other end is elsewhere
+    if not _WORD.search(text) or text[0] == "|":  # "|": rest of an unclosed table or template
         return _BLANK
     if text[0] == "=" and text[-1] == "=" and len(text) > 2:
         level = min(len(text) - len(text.lstrip("=")), len(text) - len(text.rstrip("=")), (len(text) - 1) // 2, 6)
@@ -329,7 +330,7 @@ def _line(raw: str) -> _Line:
 
 
 def _mended(line: str) -> str:
-    """`line` without what the removal of templates leaves between brackets and before commas."""
+    """Return `line` without the remains of removed templates in brackets and before commas."""
     if "(" in line or "（" in line:
         line = _OPENING_REMAINS.sub("", _EMPTY_BRACKETS.sub("", line))
     if " ," in line or " )" in line:
@@ -338,9 +339,9 @@ def _mended(line: str) -> str:
 
 
 def _without_empty_sections(lines: list[_Line]) -> list[str]:
-    """The text of `lines` but for headings with nothing under them; one empty line at most between two others."""
+    """Return the text of `lines` without headings of empty sections, and with at most one empty line in a row."""
     kept: list[str] = []
-    level_below = 0  # of the line that was kept last, from the end
+    level_below = 0  # of the line kept last, counted from the end
     for line in reversed(lines):
         if not line.text:
             if kept and kept[-1]:

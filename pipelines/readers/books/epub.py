@@ -1,13 +1,14 @@
-"""An EPUB (2 or 3) -> what its package says, and the text of its chapters in reading order.
+"""Read an EPUB (2 or 3): the metadata of its package, and the text of its chapters in reading order.
 
     zip -> META-INF/container.xml -> package (OPF): metadata, manifest, spine -> XHTML -> text
 
-Nothing is written to disk, so no path in the archive can lead anywhere; every member is read up to a limit, whatever
-size its header claims; XML is parsed without DTD, entities or network. A book is whole or it failed: a chapter that is
-missing or bad costs the book, by name, rather than leave a hole in it that nobody sees. Cost: 3 MB of XHTML a second,
-the book's text and one chapter in memory.
+Nothing is written to disk, so a path in the archive cannot point outside of it; every member is read up to a limit,
+whatever size its header claims; XML is parsed without DTD, entities or network. A book is whole or it failed: one
+missing or bad chapter fails the book, and is named, since a gap in a text would go unnoticed. Cost: 3 MB of XHTML a
+second; the book's text and one chapter in memory.
 
-    edition, text = read_epub(file)
+    book = read_epub(file)
+    book.edition.title, book.text
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from pipelines.text.languages import language_code
 from registry import identity
 from registry.errors import RecordError
 
-MAX_TEXT_BYTES = 64 << 20  # of all chapters: as for a book in plain text (books.MAX_BOOK_BYTES)
-MAX_CHAPTER_BYTES = 32 << 20  # half of it: a book in one chapter
+MAX_TEXT_BYTES = 64 << 20  # of all chapters, as of a plain text (`book.MAX_BOOK_BYTES`)
+MAX_CHAPTER_BYTES = 32 << 20  # half of that, for a book in one chapter
 MAX_PACKAGE_BYTES = 8 << 20  # the largest dictionaries list 20,000 files in 3 MB
-MAX_DIRECTORY_BYTES = 16 << 20  # of the zip's own list: 200,000 entries, 100 MB once parsed
+MAX_DIRECTORY_BYTES = 16 << 20  # of the zip's list of members: 200,000 entries, 100 MB when parsed
 MAX_CHAPTERS = 50_000
 
 _CONTAINER = "META-INF/container.xml"
 _ENCRYPTION = "META-INF/encryption.xml"
-# Fonts are garbled by these, which is no protection of the text.
-_FONTS_ONLY = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
+# Algorithms that obfuscate fonts only: the text is not protected.
+_FONT_OBFUSCATION = ("http://www.idpf.org/2008/embedding", "http://ns.adobe.com/pdf/enc#RC")
 _TEXT_TYPES = ("application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/x-dtbook+xml")
 _OPF = "{http://www.idpf.org/2007/opf}"
 _DECLARED = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([A-Za-z0-9._-]{1,40})["']""")
@@ -49,7 +50,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplemen
 
 @dataclasses.dataclass(kw_only=True)
 class Epub:
-    """A book as far as it could be read: `text` is whole unless `failure` says why it is not."""
+    """A book as far as it could be read: `text` is empty if `failure` says why the book is not whole."""
 
     edition: Edition
     text: str = ""
@@ -64,13 +65,13 @@ class _Item:
 
 
 def read_epub(file: BinaryIO) -> Epub:
-    """Reads an EPUB.
+    """Read an EPUB.
 
     Args:
         file: seekable.
 
     Raises:
-        RecordError: nothing can be told of the book: `not-a-book` (a zip of something else), `corrupt-zip`,
+        RecordError: not even the metadata could be read: `not-a-book` (a zip of something else), `corrupt-zip`,
             `too-large`, `malformed-book`, `encrypted`.
     """
     archive = _Archive(file)
@@ -78,14 +79,14 @@ def read_epub(file: BinaryIO) -> Epub:
     package = _xml(archive.read(path, MAX_PACKAGE_BYTES), path)
     book = Epub(edition=_edition(package))
     try:
-        book.text = _text(archive, package, path)
+        book.text = _book_text(archive, package, path)
     except RecordError as error:
         book.failure = error
     return book
 
 
 class _Archive:
-    """A zip whose members are read whole, up to a limit."""
+    """A zip archive whose members are read whole, up to a limit."""
 
     def __init__(self, file: BinaryIO) -> None:
         _check_directory(file)
@@ -97,7 +98,7 @@ class _Archive:
         self._folded = {name.casefold(): real for name, real in self._names.items()}
 
     def find(self, path: str) -> str | None:
-        """The member at `path`, which may be percent-encoded or in another case than the archive has it."""
+        """Return the name of the member at `path`, which may be percent-encoded or in another case; None if missing."""
         for name in (_clean(path), _clean(unquote(path))):
             found = self._names.get(name) or self._folded.get(name.casefold())
             if found:
@@ -105,7 +106,7 @@ class _Archive:
         return None
 
     def read(self, path: str, limit: int) -> bytes:
-        """A member's bytes.
+        """Return a member's bytes.
 
         Raises:
             RecordError: `missing-file`, `too-large`, `encrypted`, `corrupt-zip`.
@@ -116,8 +117,9 @@ class _Archive:
         info = self._zip.getinfo(name)
         if info.flag_bits & 1:
             raise RecordError("encrypted", f"{name} needs a password")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # all that EPUB has; others inflate
-            raise RecordError("corrupt-zip", f"{name}: compression {info.compress_type} is none of EPUB's")  # unbounded
+        # EPUB allows these two; zipfile decompresses the others without bound.
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise RecordError("corrupt-zip", f"{name}: compression {info.compress_type} is none of EPUB's")
         try:
             with self._zip.open(info) as member:
                 data = member.read(limit + 1)
@@ -129,14 +131,14 @@ class _Archive:
 
 
 def _check_directory(file: BinaryIO) -> None:
-    """Holds the size of the zip's list of members against what may be parsed; it is at the end of the file."""
+    """Check the size of the zip's list of members, stated at the end of the file, before it is parsed."""
     size = file.seek(0, 2)
     file.seek(max(0, size - (1 << 16) - _END_OF_DIRECTORY.size))
     tail = file.read()
-    place = tail.rfind(b"PK\5\6")
-    if place < 0 or len(tail) - place < _END_OF_DIRECTORY.size:
-        raise RecordError("corrupt-zip", "the archive has no end: the file is cut off, or is no zip")
-    num_bytes = _END_OF_DIRECTORY.unpack_from(tail, place)[5]
+    position = tail.rfind(b"PK\5\6")
+    if position < 0 or len(tail) - position < _END_OF_DIRECTORY.size:
+        raise RecordError("corrupt-zip", "the archive has no end record: the file is cut off, or is no zip")
+    num_bytes = _END_OF_DIRECTORY.unpack_from(tail, position)[5]
     if num_bytes > MAX_DIRECTORY_BYTES:
         raise RecordError("too-large", f"a list of members of {num_bytes} bytes")
 
@@ -151,18 +153,18 @@ def _package_path(archive: _Archive) -> str:
     raise RecordError("malformed-book", f"{_CONTAINER} names no package")
 
 
-def _text(archive: _Archive, package: etree._Element, package_path: str) -> str:
-    """The text of every chapter in reading order.
+def _book_text(archive: _Archive, package: etree._Element, package_path: str) -> str:
+    """Return the text of all chapters in reading order.
 
     Raises:
-        RecordError: why the book is not whole.
+        RecordError: a chapter is missing, bad, encrypted or too large.
     """
     paths = [item.path for item in _chapters(package, package_path)]
     locked = _locked(archive)
     budget, parts = MAX_TEXT_BYTES, []
     for path in paths:
         if archive.find(path) in locked:
-            raise RecordError("encrypted", f"{path} is protected (DRM); give a copy without")
+            raise RecordError("encrypted", f"{path} is protected (DRM); give a copy without DRM")
         data = archive.read(path, MAX_CHAPTER_BYTES)
         budget -= len(data)
         if budget < 0:
@@ -173,7 +175,7 @@ def _text(archive: _Archive, package: etree._Element, package_path: str) -> str:
 
 def _chapter_text(data: bytes, path: str) -> str:
     if b"\0" in data[:1024] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise RecordError("bad-chapter", f"{path} is no XHTML but binary")
+        raise RecordError("bad-chapter", f"{path} is binary, not XHTML")
     declared = _DECLARED.search(data[:1024])
     try:
         return full_text(decode(data, declared[1].decode("ascii") if declared else ""))
@@ -182,10 +184,10 @@ def _chapter_text(data: bytes, path: str) -> str:
 
 
 def _chapters(package: etree._Element, package_path: str) -> list[_Item]:
-    """The spine: what is read from cover to cover; no tables of contents, nothing beside the reading order."""
+    """Return the spine's chapters in reading order, without tables of contents and auxiliary content."""
     items = _manifest(package, package_path)
     contents = {
-        _resolve(package_path, reference.get("href", ""))
+        _path_in_archive(package_path, reference.get("href", ""))
         for reference in _named(package, "reference")
         if reference.get("type", "").lower() == "toc" and "#" not in reference.get("href", "")
     }
@@ -209,7 +211,7 @@ def _chapters(package: etree._Element, package_path: str) -> list[_Item]:
 def _manifest(package: etree._Element, package_path: str) -> dict[str, _Item]:
     return {
         element.get("id", ""): _Item(
-            path=_resolve(package_path, element.get("href", "")),
+            path=_path_in_archive(package_path, element.get("href", "")),
             media_type=element.get("media-type", "").strip().lower(),
             is_contents="nav" in element.get("properties", "").split(),
         )
@@ -218,13 +220,13 @@ def _manifest(package: etree._Element, package_path: str) -> dict[str, _Item]:
 
 
 def _locked(archive: _Archive) -> set[str | None]:
-    """The members that are encrypted with more than a font's disguise."""
+    """Return the encrypted members, those not counted that only obfuscate a font."""
     if archive.find(_ENCRYPTION) is None:
         return set()
     locked = set()
     for data in _named(_xml(archive.read(_ENCRYPTION, MAX_PACKAGE_BYTES), _ENCRYPTION), "EncryptedData"):
         methods = [element.get("Algorithm", "") for element in _named(data, "EncryptionMethod")]
-        if not (methods and all(method in _FONTS_ONLY for method in methods[:1])):
+        if not (methods and all(method in _FONT_OBFUSCATION for method in methods[:1])):
             locked |= {archive.find(element.get("URI", "")) for element in _named(data, "CipherReference")}
     return locked - {None}
 
@@ -234,16 +236,16 @@ def _edition(package: etree._Element) -> Edition:
     main, others = _titles(package, about)
     authors, forms = _authors(package, about)
     identifiers = _identifiers(package)
-    isbns = [isbn for words in identifiers if (isbn := identity.canonical_isbn(words))]
-    numbers = [number for words in identifiers if "//" in words and (number := identity.gutenberg_number(words))]
-    links = [words for words in identifiers if re.match(r"https?://\S+$", words)]
-    languages = [code for element in _named(package, "language") if (code := language_code(_words(element)))]
+    isbns = [isbn for text in identifiers if (isbn := identity.canonical_isbn(text))]
+    numbers = [number for text in identifiers if "//" in text and (number := identity.gutenberg_number(text))]
+    links = [text for text in identifiers if re.match(r"https?://\S+$", text)]
+    languages = [code for element in _named(package, "language") if (code := language_code(_text_of(element)))]
     return Edition(
         title=main,
         titles=others,
         authors=tuple(dict.fromkeys(authors + forms)),
         joint=joint_name(authors),
-        number=next(iter(numbers), None),
+        gutenberg_number=next(iter(numbers), None),
         isbns=tuple(dict.fromkeys(isbns)),
         language=next(iter(languages), ""),
         published=_modified(package),
@@ -252,57 +254,57 @@ def _edition(package: etree._Element) -> Edition:
 
 
 def _refinements(package: etree._Element) -> dict[tuple[str, str], list[str]]:
-    """(id, property) -> values, of EPUB 3's `<meta refines="#id" property="role">aut</meta>`."""
+    """Return (id, property) -> values, from EPUB 3's `<meta refines="#id" property="role">aut</meta>`."""
     found: dict[tuple[str, str], list[str]] = {}
     for element in _named(package, "meta"):
         if element.get("refines"):
             key = element.get("refines", "").lstrip("#"), element.get("property", "")
-            found.setdefault(key, []).append(_words(element))
+            found.setdefault(key, []).append(_text_of(element))
     return found
 
 
 def _titles(package: etree._Element, about: dict[tuple[str, str], list[str]]) -> tuple[str | None, tuple[str, ...]]:
-    """The main title, and the longer ones; a subtitle alone is no name of the book."""
+    """Return the main title and the expanded ones; a subtitle by itself is no name of the book."""
     titles = {"main": list[str](), "": list[str](), "expanded": list[str]()}
     for element in _named(package, "title"):
         kind = next(iter(about.get((element.get("id", ""), "title-type"), [])), "")
-        if kind in titles and _words(element):
-            titles[kind].append(_words(element))
+        if kind in titles and _text_of(element):
+            titles[kind].append(_text_of(element))
     ranked = titles["main"] + titles[""] + titles["expanded"]
     main = next(iter(ranked), None)
     return main, tuple(title for title in titles["expanded"] if title != main)
 
 
 def _authors(package: etree._Element, about: dict[tuple[str, str], list[str]]) -> tuple[list[str], list[str]]:
-    """Names of the authors, and the forms to file them as ("Carroll, Lewis"); a creator without a role is one."""
+    """Return the authors' names, and the forms they are filed as ("Carroll, Lewis"); a creator without role counts."""
     names, forms = list[str](), list[str]()
     for element in _named(package, "creator"):
-        number = element.get("id", "")
-        roles = about.get((number, "role"), []) or [role for role in (element.get(f"{_OPF}role"),) if role]
-        if _words(element) and (not roles or "aut" in [role.lower() for role in roles]):
-            names.append(_words(element))
-            filed = [*about.get((number, "file-as"), []), element.get(f"{_OPF}file-as", "")]
+        element_id = element.get("id", "")
+        roles = about.get((element_id, "role"), []) or [role for role in (element.get(f"{_OPF}role"),) if role]
+        if _text_of(element) and (not roles or "aut" in [role.lower() for role in roles]):
+            names.append(_text_of(element))
+            filed = [*about.get((element_id, "file-as"), []), element.get(f"{_OPF}file-as", "")]
             forms += [" ".join(form.split()) for form in filed if form.strip()]
     return names, forms
 
 
 def _identifiers(package: etree._Element) -> list[str]:
-    """The identifiers, that of `unique-identifier` first; one with the scheme ISBN says so in its words."""
+    """Return the identifiers that can be an ISBN or a URL, that of `unique-identifier` first."""
     unique = package.get("unique-identifier")
     elements = sorted(_named(package, "identifier"), key=lambda element: element.get("id") != unique)
     found = []
     for element in elements:
-        words = _words(element)
+        text = _text_of(element)
         scheme = element.get(f"{_OPF}scheme", element.get("scheme", "")).strip().lower()
-        is_named = scheme in ("", "isbn") or "isbn" in words.lower()
-        found.append(words if is_named or "//" in words else "")
-    return [words for words in found if words]
+        is_named = scheme in ("", "isbn") or "isbn" in text.lower()
+        found.append(text if is_named or "//" in text else "")
+    return [text for text in found if text]
 
 
 def _modified(package: etree._Element) -> str:
     for element in _named(package, "meta"):
-        if element.get("property") == "dcterms:modified" and _DATE.fullmatch(_words(element)):
-            return _words(element) if "T" in _words(element) else f"{_words(element)}T00:00:00Z"
+        if element.get("property") == "dcterms:modified" and _DATE.fullmatch(_text_of(element)):
+            return _text_of(element) if "T" in _text_of(element) else f"{_text_of(element)}T00:00:00Z"
     return ""
 
 
@@ -318,21 +320,21 @@ def _xml(data: bytes, path: str) -> etree._Element:
 
 
 def _named(root: etree._Element, name: str) -> list[etree._Element]:
-    """Every element of that name below `root`, in whatever namespace a producer put it."""
+    """Return every element of that name below `root`, in any namespace, since producers differ."""
     return list(root.iterfind(f".//{{*}}{name}"))
 
 
-def _words(element: etree._Element) -> str:
+def _text_of(element: etree._Element) -> str:
     return " ".join(str(element.xpath("string()")).split())
 
 
-def _resolve(package_path: str, href: str) -> str:
-    """Where `href` of the package leads within the archive; never out of it."""
+def _path_in_archive(package_path: str, href: str) -> str:
+    """Return the path within the archive that `href` of the package points to; never one outside of it."""
     return _clean(posixpath.join(posixpath.dirname(package_path), _path_of(href)))
 
 
 def _path_of(href: str) -> str:
-    """A relative reference without query and fragment; as it is if it is none."""
+    """Return a relative reference without query and fragment; unchanged if it cannot be parsed."""
     try:
         return urlsplit(href).path or href
     except ValueError:

@@ -1,9 +1,9 @@
-"""A text of Project Gutenberg -> what its header says, and the book alone: no header, licence, credits.
+"""Split a text of Project Gutenberg into its header's facts and the book, without header, licence and credits.
 
-Three generations of headers, told by what they end with: "*** START OF THE PROJECT GUTENBERG EBOOK ... ***" (since
-2003, also THIS for THE, or without blanks), "*END*THE SMALL PRINT! ..." (since 1991), and a few lines with no end
-("January, 1991  [Etext #11]"). What the header says counts nowhere else: a number in brackets in the text is not the
-book's. Pure, and linear in the text.
+Three generations of headers are recognised by their last line: "*** START OF THE PROJECT GUTENBERG EBOOK ... ***"
+(since 2003, also with THIS for THE, or without blanks), "*END*THE SMALL PRINT! ..." (since 1991), and a few lines with
+no end mark ("January, 1991  [Etext #11]"). Facts are taken only from the header: a number in brackets in the text is
+not the book's. No I/O; the time is linear in the text.
 
     edition, body = read_gutenberg(text)
 """
@@ -15,16 +15,16 @@ import re
 from pipelines.readers.books.edition import Edition, joint_name
 from pipelines.text.languages import language_code
 
-_HEADER_CHARS = 60_000  # a header with the small print has 15,000
-_FIRST_CHARS = 1_500  # within which a header names the project
-_OLD_HEADER_CHARS = 3_000  # of one without an end
-_TRAILER_CHARS = 60_000  # the licence has 19,000
-_LAST_LINE_CHARS = 1_000  # "End of Project Gutenberg's ..." can go over some lines
-_CREDIT_CHARS = 3_000  # a paragraph of credits; a longer one is the book
+_HEADER_CHARS = 60_000  # longest header; one with the small print has 15,000
+_FIRST_CHARS = 1_500  # start of a text, where a header names the project
+_OLD_HEADER_CHARS = 3_000  # longest header without an end mark
+_TRAILER_CHARS = 60_000  # longest trailer; the licence has 19,000
+_LAST_LINE_CHARS = 1_000  # "End of Project Gutenberg's ..." can take several lines
+_CREDIT_CHARS = 3_000  # longest paragraph of credits; a longer one belongs to the book
 _MAX_CREDITS = 8
 
 _PROJECT = re.compile(r"project\s+gutenberg", re.IGNORECASE)
-_START = re.compile(  # a long title goes on over some lines, until the asterisks
+_START = re.compile(  # a long title takes several lines, up to the asterisks
     r"^[ \t]*\*+[ \t]*START OF TH(?:E|IS) PROJECT GUTENBERG(?:[ \t]+e-?(?:book|text)\b,?)?"
     r"(?:([^\n*]*(?:\n(?![ \t]*\n)[^\n*]*){0,3})\*{2}[^\n]*|[^\n]*)",
     re.IGNORECASE | re.MULTILINE,
@@ -63,10 +63,10 @@ _RULE = re.compile(r"[\s*+=_|~-]+")
 
 
 def read_gutenberg(text: str) -> tuple[Edition, str] | None:
-    """A text's header, and its body; None if it is not of Project Gutenberg.
+    """Return the facts of a text's header, and its body; None if the text is not Project Gutenberg's.
 
     Args:
-        text: with its line ends as "\\n" and its indentation, which tells what goes on from the line before.
+        text: with line ends as "\\n", and with its indentation, which marks continued lines.
     """
     if not _PROJECT.search(text, 0, _FIRST_CHARS):
         return None
@@ -81,7 +81,7 @@ def read_gutenberg(text: str) -> tuple[Edition, str] | None:
 
 
 def without_credits(text: str) -> str:
-    """`text`, which is normalised, from where the book begins: past "Produced by ..." and notes of the transcriber."""
+    """Return normalised `text` without the credits before the book: "Produced by ..." and transcriber's notes."""
     rest = text
     for _ in range(_MAX_CREDITS):
         first, _, after = rest.partition("\n\n")
@@ -95,7 +95,7 @@ def without_credits(text: str) -> str:
 
 
 def _header_end(text: str) -> tuple[int, int] | None:
-    """Where the header ends, and where the book begins; None if there is no header."""
+    """Return the end of the header and the start of the book; None if there is no header."""
     start = _START.search(text, 0, _HEADER_CHARS)
     if start:
         end = start.end()
@@ -114,7 +114,7 @@ def _header_end(text: str) -> tuple[int, int] | None:
 
 
 def _body_end(text: str, start: int) -> int:
-    """Where the book ends: at the last marker, else at the line or the licence that comes after it."""
+    """Return the end of the book: at the last end marker, else at the closing line or the licence."""
     ends = [match.start() for match in _END.finditer(text, start)]
     if ends:
         return ends[-1]
@@ -137,14 +137,14 @@ def _edition(header: str, marker: re.Match[str] | None) -> Edition:
         title=" ".join(fields.get("title", "").split()) or title,
         authors=tuple(authors),
         joint=joint_name(authors),
-        number=_number(header, fields),
+        gutenberg_number=_ebook_number(header, fields),
         language=language_code(fields.get("language", "")),
         published=_published(header, fields),
     )
 
 
 def _fields(header: str) -> dict[str, str]:
-    """By name in lower case; a field goes on over the lines that are indented, and the first of a name counts."""
+    """Return the fields by name in lower case; indented lines continue a field, and the first of a name counts."""
     fields: dict[str, str] = {}
     name = ""
     for line in header.split("\n"):
@@ -161,7 +161,7 @@ def _fields(header: str) -> dict[str, str]:
 
 
 def _names(value: str) -> list[str]:
-    """A name a line, unless a line ends in the middle of one."""
+    """Return the names, one per line; a line that ends in a comma, "&" or "and" continues on the next."""
     lines: list[str] = []
     for line in value.split("\n"):
         if lines and re.search(r"(?:,|&|\band)$", lines[-1]):
@@ -172,7 +172,7 @@ def _names(value: str) -> list[str]:
 
 
 def _title_of_first_line(header: str) -> tuple[str | None, str]:
-    """The title and author in "The Project Gutenberg Etext of TITLE, by AUTHOR"."""
+    """Return title and author of the line "The Project Gutenberg Etext of TITLE, by AUTHOR"."""
     start = next(iter(re.finditer(r"\S", header)), None)
     match = _FIRST_LINE.match(header, start.start()) if start else None
     if not match:
@@ -184,8 +184,8 @@ def _title_of_first_line(header: str) -> tuple[str | None, str]:
     return title.strip(" *,.") or None, (author or match["by"] or "").strip(" *,.#")
 
 
-def _number(header: str, fields: dict[str, str]) -> int | None:
-    """The book's number: of its release, else of a line of its own, else the only one that the header has."""
+def _ebook_number(header: str, fields: dict[str, str]) -> int | None:
+    """Return the book's number: from its release date, else from a line of its own, else the header's only number."""
     for value in (fields.get("release date", ""), fields.get("posting date", "")):
         if match := _NUMBER.search(value):
             return int(match[1])
@@ -197,7 +197,7 @@ def _number(header: str, fields: dict[str, str]) -> int | None:
 
 
 def _published(header: str, fields: dict[str, str]) -> str:
-    """When the text was last changed, else when it was released; "" if no day is given."""
+    """Return the date when the text was last changed, else released; "" if no day is stated."""
     updated = _UPDATED.search(header)
     for value in (updated[1] if updated else "", fields.get("release date", "")):
         match = _DATE.search(value)

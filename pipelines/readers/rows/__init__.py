@@ -1,1 +1,4 @@
-"""Text that others extracted, as rows of Parquet, to documents."""
+"""Readers of text that others extracted, as rows of a table.
+
+parquet.py   Parquet of Wikipedia's articles, as Hugging Face's wikimedia/wikipedia
+"""

@@ -1,9 +1,9 @@
-"""A Parquet file of articles -> documents: Hugging Face's `wikimedia/wikipedia`, columns id, url, title and text.
+"""Read a Parquet file of articles: Hugging Face's `wikimedia/wikipedia`, with the columns id, url, title and text.
 
-Read row group by row group, some rows at a time, so that memory does not grow with the file (a page of a column is
-the least that can be read). A document's offset is its row in the file, counted from 0, and its length 0: rows have
-no place in bytes. A row group that is damaged is one failure at the row where it broke; reading goes on at the next
-group. Cost: 60 MB of text a second, 30 MB of memory.
+The file is read one row group after another, 64 rows at a time, so that memory does not grow with the file (the least
+that can be read is one page of a column). A document's offset is its row in the file, counted from 0, and its length is
+0, since a row has no byte range. A damaged row group is one failure, at the row where it broke; reading continues at
+the next group. Cost: 60 MB of text a second, 30 MB of memory.
 
     pq.read_table("train-00000-of-00041.parquet").slice(offset, 1)   # the row that a document came from
 """
@@ -18,24 +18,25 @@ import pyarrow.parquet as pq
 
 from pipelines.document import Document, WikiSite
 from pipelines.readers.streams import Source
-from pipelines.readers.wikipedia.articles import article, failed_article, wiki_of
+from pipelines.readers.wikipedia.article_document import article, each_wiki_once, failed_article, wiki_of
 from pipelines.readers.wikipedia.page_splitter import MAX_PAGE_BYTES
 from registry.errors import InputError, RecordError
 
 _COLUMNS = ("id", "url", "title", "text")
 _BATCH_ROWS = 64  # an article has 3 kB, the longest 500 kB
 _BUFFER_BYTES = 1 << 20
+_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)  # raised by pyarrow for bad bytes
 
 
 def read_rows(source: Source, name: str) -> Iterator[Document | WikiSite]:
-    """Reads a Parquet file of articles: each wiki before its first article.
+    """Read a Parquet file of articles; a wiki is yielded before its first article.
 
     Args:
         source: the file.
-        name: what documents call the input.
+        name: the input's name in documents.
 
     Raises:
-        InputError: it has other columns.
+        InputError: a column is missing or has another type.
     """
     try:
         file = pq.ParquetFile(
@@ -47,20 +48,11 @@ def read_rows(source: Source, name: str) -> Iterator[Document | WikiSite]:
         return
     with file:
         _check_columns(schema, name)
-        sites = set[WikiSite]()
-        for item in _rows(file, name):
-            if not isinstance(item, WikiSite):
-                yield item
-            elif item not in sites:
-                sites.add(item)
-                yield item
-
-
-_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+        yield from each_wiki_once(_articles(file, name))
 
 
 def _damage(error: BaseException, where: str) -> RecordError:
-    """What a reader of Parquet raises for bad bytes, as a bad record; a disk that cannot be read is something else."""
+    """Return pyarrow's error for bad bytes as a RecordError; raise an error of the disk (it has an errno) unchanged."""
     if isinstance(error, OSError) and error.errno:
         raise error
     return RecordError("corrupt-rows", f"{where}: {' '.join(str(error).split())[:300]}")
@@ -85,7 +77,7 @@ def _is_readable(kind: pa.DataType, column: str) -> bool:
     return is_text or (column == "id" and pa.types.is_integer(kind))
 
 
-def _rows(file: pq.ParquetFile, name: str) -> Iterator[Document | WikiSite]:
+def _articles(file: pq.ParquetFile, name: str) -> Iterator[Document | WikiSite]:
     start = 0
     for group in range(file.num_row_groups):
         row = start
@@ -96,12 +88,12 @@ def _rows(file: pq.ParquetFile, name: str) -> Iterator[Document | WikiSite]:
                     yield from _read_row(fields, name, row)
                     row += 1
         except _DAMAGE as error:
-            what = f"row group {group}, rows {row} to {start - 1}"
-            yield failed_article(_damage(error, what), name, row)
+            where = f"row group {group}, rows {row} to {start - 1}"
+            yield failed_article(_damage(error, where), name, row)
 
 
 def _fields(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """The rows, with text as bytes: Arrow does not check that it is UTF-8."""
+    """Return the rows, with text as bytes, since Arrow does not check that it is UTF-8."""
     columns = {}
     for column in _COLUMNS:
         values = batch.column(column)
@@ -127,7 +119,7 @@ def _read_row(fields: dict[str, Any], name: str, row: int) -> Iterator[Document 
 
 def _text(value: Any, column: str) -> str:
     if value is None:
-        raise RecordError("malformed-page", f"a row without {column}")
+        raise RecordError("malformed-page", f"the row has no {column}")
     try:
         return value.decode() if isinstance(value, bytes) else str(value)
     except UnicodeDecodeError as error:

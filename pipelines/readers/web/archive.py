@@ -1,18 +1,18 @@
-"""A web archive (WARC, WET, ARC) -> documents: every capture of a page, and every other answer with why it is none.
+"""Read a web archive (WARC, WET, ARC) as documents: captures of pages, and other answers with the reason to drop them.
 
-What a record ends as:
+The outcome of a record, by its type:
 
-    response, resource, conversion   a capture: kept so far, if it is HTML or plain text that a server answered 200 with
-                                     (or the archive's own text of it), and its URL names a source
-    the same                         filtered: http-status, redirect, media-type, not-http (DNS, notes of the crawler)
-    revisit                          filtered: nothing had changed; the capture that it refers to stays the newest
+    response, resource, conversion   a capture: kept at this stage, if it is HTML or plain text answered with status 200
+                                     (or the archive's own text of a page), and its URL names a source
+    the same types, otherwise        filtered: http-status, redirect, media-type, not-http (DNS, notes of the crawler)
+    revisit                          filtered: the page had not changed; the capture it refers to stays the newest
     continuation, later segments     filtered: segment
-    request                          none, unless nothing else of its URL is in the file: filtered, no-response
-    warcinfo, metadata, others       none: they describe records
-    what cannot be read              failed, with its offset and, if its head could be read, its URL
+    request                          no document, unless the file has nothing else of its URL: filtered, no-response
+    warcinfo, metadata, others       no document: they describe records
+    unreadable                       failed, with its offset and, if its head could be read, its URL
 
-Offsets and lengths are those that CDX indexes use: of the record's own gzip member in the file as it lies
-(`dd`, then `zcat`), or of the decompressed content where it has none (`Document.input_stored`).
+Offsets and lengths are those of CDX indexes: of the record's own gzip member in the file as stored (`dd`, then `zcat`),
+or of the decompressed content where it has none (`Document.input_stored`).
 Cost: 4 ms for a page, nearly all of it extraction (`pipelines.text.extract`).
 
     python -c "from pipelines.readers.web.archive import read_archive; print(*read_archive('crawl.warc.gz', 'crawl'))"
@@ -36,12 +36,12 @@ from registry.identity import WebSource, canonical_url, web_key
 from registry.schema import Kind, Status
 
 _CAPTURES = ("response", "resource", "conversion")
-_MAX_WAITING = 100_000  # requests whose answer has not come: beyond that the oldest are let go
-_MAX_HELD = 10_000  # failures before the first record: beyond that it is an archive, however bad
+_MAX_WAITING = 100_000  # requests without an answer so far; beyond this the oldest are forgotten
+_MAX_HELD = 10_000  # failures before the first record; beyond this the file counts as an archive
 
 _WEB_URL = re.compile(r"https?://", re.IGNORECASE)
 _HTML_TYPES = ("text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml")
-_UNSAID_TYPES = ("", "application/octet-stream", "application/http", "unknown/unknown", "no-type", "*/*", "unk")
+_UNSTATED_TYPES = ("", "application/octet-stream", "application/http", "unknown/unknown", "no-type", "*/*", "unk")
 _HTML_START = re.compile(
     rb"[\s\xef\xbb\xbf]*(?:<!--.{0,2000}?-->\s*)*<(?:!doctype\s+html|html|head|body|title)\b", re.I | re.S
 )
@@ -50,15 +50,15 @@ _ARC_DATE = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)?(\d\d)?(\d\d)?\d*")
 
 
 def read_archive(source: Source, name: str, web_source: WebSource = WebSource.DOMAIN) -> Iterator[Document]:
-    """Reads an archive, in the order of the file.
+    """Read an archive, in the order of the file.
 
     Args:
         source: the file.
-        name: what documents call the input.
-        web_source: what a web source is.
+        name: the input's name in documents.
+        web_source: the part of a URL that names its source: registrable domain, host or page.
 
     Raises:
-        InputError: nothing in it is a record.
+        InputError: the file holds no record.
     """
     with opened(source) as file:
         archive = _Archive(name, web_source)
@@ -68,7 +68,7 @@ def read_archive(source: Source, name: str, web_source: WebSource = WebSource.DO
 
 
 def _checked(records: Iterator[Record], name: str) -> Iterator[Record]:
-    """The records, once it is sure that there is one."""
+    """Yield the records, once one of them shows that the file is a web archive."""
     held: list[Record] = []
     try:
         for record in records:
@@ -81,20 +81,20 @@ def _checked(records: Iterator[Record], name: str) -> Iterator[Record]:
     if any(record.head or (record.failure and record.failure.reason != "bad-record") for record in held):
         yield from held
         return
-    words = held[0].failure.detail if held and held[0].failure else "expected a record, found nothing"
-    raise InputError(f"{name} is no web archive: {words}; give a WARC, WET or ARC file")
+    found = held[0].failure.detail if held and held[0].failure else "expected a record, found nothing"
+    raise InputError(f"{name} is no web archive: {found}; give a WARC, WET or ARC file")
 
 
 class _Archive:
-    """One file on its way."""
+    """The state of reading one file: requests wait here for their answers."""
 
     def __init__(self, name: str, web_source: WebSource) -> None:
         self._name, self._web_source = name, web_source
-        self._waiting: dict[int, Document] = {}  # requests without an answer yet, by document id
+        self._waiting: dict[int, Document] = {}  # requests without an answer so far, by doc_id
         self._answered: dict[int, None] = {}
 
     def read(self, record: Record) -> Iterator[Document]:
-        """What a record comes to."""
+        """Yield the document of a record, if it becomes one."""
         kind = record.head.get("warc-type", "").lower()
         if record.failure:
             if kind in ("", "revisit", *_CAPTURES):
@@ -113,9 +113,9 @@ class _Archive:
             yield document
 
     def unanswered(self) -> Iterator[Document]:
-        """The requests that the file holds no answer to."""
+        """Yield the requests to which the file holds no answer."""
         for document in self._waiting.values():
-            document.end(Status.FILTERED, "no-response", "a request without its answer")
+            document.end(Status.FILTERED, "no-response", "a request without an answer in this file")
             yield document
 
     def _document(self, record: Record) -> Document:
@@ -145,7 +145,7 @@ class _Archive:
         return document
 
     def _fill(self, document: Document, record: Record, kind: str) -> None:
-        """Gives `document` its markup, or its end."""
+        """Set the markup of `document`, or end it with a reason."""
         if document.status is not Status.KEPT:
             return
         if document.url is None:
@@ -166,24 +166,24 @@ class _Archive:
         document = self._document(record)
         if document.key is None:
             return
-        number = ids.doc_id(document.key, document.locator)
-        if number not in self._answered:
-            self._waiting[number] = document
+        doc_id = ids.doc_id(document.key, document.locator)
+        if doc_id not in self._answered:
+            self._waiting[doc_id] = document
         if len(self._waiting) > _MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
 
     def _answer(self, document: Document) -> None:
         if document.key is None:
             return
-        number = ids.doc_id(document.key, document.locator)
-        self._answered[number] = None
-        self._waiting.pop(number, None)
+        doc_id = ids.doc_id(document.key, document.locator)
+        self._answered[doc_id] = None
+        self._waiting.pop(doc_id, None)
         if len(self._answered) > _MAX_WAITING:
             del self._answered[next(iter(self._answered))]
 
 
 def _response(record: Record) -> Response:
-    """The HTTP message of a record; of one that has none, its body under the record's own media type."""
+    """Return the HTTP message of a record; where it has none, its body under the record's own media type."""
     found = parse_response(record.body)
     if found.status is None:
         return Response(
@@ -201,20 +201,20 @@ def _fill_from_response(document: Document, response: Response, record: Record) 
     else:
         form = _form(document, response)
         if form is None:
-            document.end(Status.FILTERED, "media-type", response.media_type or "not said")
+            document.end(Status.FILTERED, "media-type", response.media_type or "not stated")
         else:
             _check_size(record)
             document.form, document.charset, document.markup = form, response.charset, response.payload()
 
 
 def _form(document: Document, response: Response) -> Form | None:
-    """What the payload is, by its media type, else by how it begins; None if it is no text."""
+    """Return the payload's form, by its media type, else by its first bytes; None if it is no text."""
     if response.media_type in _HTML_TYPES:
         return Form.HTML
     if response.media_type == "text/plain":
         path = urlsplit(document.locator).path
         return None if path == "/robots.txt" else Form.TEXT
-    if response.media_type in _UNSAID_TYPES:
+    if response.media_type in _UNSTATED_TYPES:
         with contextlib.suppress(RecordError):
             return Form.HTML if _HTML_START.match(response.payload()[:4096]) else None
     return None
@@ -226,7 +226,7 @@ def _check_size(record: Record) -> None:
 
 
 def _date(text: str) -> str:
-    """ISO 8601 in UTC, as far as the archive says it; "" if it is no date."""
+    """Return a date as ISO 8601 in UTC, to the precision that the archive states; "" if `text` is no date."""
     text = text.strip()
     arc = _ARC_DATE.fullmatch(text)
     if arc:

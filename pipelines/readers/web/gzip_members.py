@@ -1,7 +1,7 @@
-"""The decompressed bytes of a web archive: gzip member by gzip member or zstd frame by frame, with a look ahead.
+"""Decompress a web archive one gzip member or zstd frame at a time, and read the bytes with lookahead.
 
-A member is read on its own, so that a record's bytes in the file are known, and damage to one costs that one. What a
-member inflates to is given in steps of 1 MiB at most, whatever its bytes say.
+Each member is decompressed by itself, so that a record's byte range in the file is known, and damage to a member loses
+only that one. A member is decompressed in steps of at most 1 MiB, so that a decompression bomb needs no more memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import zstandard
 from registry.errors import RecordError
 
 READ_BYTES = 64 << 10
-LINE_LIMIT = 64 << 10
+LINE_LIMIT = 64 << 10  # longest line that is looked at whole
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
-_STEP_BYTES = 1 << 20  # of output asked for at once
-_ZSTD_PIECE = 512  # of input fed at once: a block of 4 bytes can hold 128 KiB, and the library has no limit to give
+_STEP_BYTES = 1 << 20  # output asked for at once
+_ZSTD_PIECE = 512  # input fed at once: a block of 4 bytes can hold 128 KiB, and the library takes no limit
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 
 
@@ -32,11 +32,11 @@ class _Decoder(Protocol):
 
 
 class Member:
-    """The decompressed pieces of one gzip member or zstd frame. Iterating raises RecordError where it is damaged.
+    """The decompressed pieces of one gzip member or zstd frame. Iteration raises RecordError at damage.
 
     Attributes:
-        position: of the file, up to which it was read.
-        end: after its last byte; None until it was read to its end.
+        position: offset in the file up to which the member was read.
+        end: offset in the file after the member's last byte; None until it was read to its end.
     """
 
     def __init__(self, file: BinaryIO, start: int, magic: bytes) -> None:
@@ -95,7 +95,11 @@ class Member:
 
 
 class Stream:
-    """Bytes in pieces, with a look ahead. RecordErrors of the pieces come out where they were met."""
+    """Bytes that come in pieces, with lookahead. A RecordError of the pieces is raised where reading meets it.
+
+    Attributes:
+        position: offset of the next byte.
+    """
 
     def __init__(self, pieces: Iterable[bytes], position: int = 0) -> None:
         self._pieces = iter(pieces)
@@ -104,7 +108,7 @@ class Stream:
         self.position = position
 
     def _fill(self, size: int) -> bool:
-        """Has `size` bytes ready; False if the stream ends before."""
+        """Buffer at least `size` unread bytes; return False if the stream ends before."""
         while len(self._buffer) - self._at < size:
             piece = next(self._pieces, b"")
             if not piece:
@@ -115,7 +119,7 @@ class Stream:
         return True
 
     def peek_line(self) -> bytes:
-        """The next line, `LINE_LIMIT` bytes of it at most."""
+        """Return the next line, at most `LINE_LIMIT` bytes of it, without consuming it."""
         size = 256
         while self._fill(size) and size < LINE_LIMIT:
             if self._buffer.find(b"\n", self._at, self._at + size) >= 0:
@@ -125,7 +129,7 @@ class Stream:
         return bytes(self._buffer[self._at : self._at + LINE_LIMIT if end < 0 else end + 1])
 
     def take_block(self) -> bytes:
-        """The lines up to the next empty one, and that one; "" if there is none within `LINE_LIMIT` bytes."""
+        """Return the lines up to and with the next empty one; b"" if there is none within `LINE_LIMIT` bytes."""
         size = 1024
         while True:
             is_whole = not self._fill(size)
@@ -137,7 +141,7 @@ class Stream:
             size *= 4
 
     def skip_blank_lines(self) -> bool:
-        """Goes to the next byte that ends no line; False if there is none."""
+        """Skip line ends; return False at the end of the stream."""
         while self._fill(1):
             if self._buffer[self._at] not in b"\r\n":
                 return True
@@ -145,14 +149,14 @@ class Stream:
         return False
 
     def take(self, size: int) -> bytes:
-        """The next `size` bytes; fewer at the end."""
+        """Return the next `size` bytes; fewer at the end."""
         self._fill(size)
         taken = bytes(self._buffer[self._at : self._at + size])
         self._advance(len(taken))
         return taken
 
     def skip(self, size: int) -> int:
-        """Passes over `size` bytes; returns over how many it could."""
+        """Skip `size` bytes; return how many there were."""
         left = size
         while left and self._fill(1):
             step = min(left, len(self._buffer) - self._at)
@@ -161,15 +165,15 @@ class Stream:
         return size - left
 
     def unread(self, data: bytes) -> None:
-        """Goes back to before `data`, which was taken last."""
+        """Go back to before `data`, which was taken last."""
         self._buffer[self._at : self._at] = data
         self.position -= len(data)
 
     def skip_to(self, start: re.Pattern[bytes], limit: int) -> bool:
-        """Goes to the next line that begins as `start` says, past the one where it stands; False if there is none.
+        """Skip the current line, then go to the next one that matches `start`; return False if there is none.
 
         Raises:
-            RecordError: `too-large`, after `limit` bytes.
+            RecordError: `too-large`, if no such line begins within `limit` bytes.
         """
         first = self.position
         self._advance(len(self.peek_line()))

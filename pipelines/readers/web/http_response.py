@@ -1,8 +1,8 @@
-"""An HTTP response as an archive holds it -> status, fields and payload, however it is encoded.
+"""Parse an HTTP response in an archive into status, fields and decoded payload.
 
-Archives hold what servers sent, and some hold what a browser made of it under the server's fields; so an encoding that
-the bytes do not have is passed over, and a payload that ends early is kept as far as it goes. What a payload inflates
-to is bounded. Cost: that of zlib, brotli or zstd.
+Archives hold the bytes that servers sent; some hold the payload that a browser decoded, under the server's fields. So a
+content encoding that the bytes do not have is ignored. A payload that ends early is kept up to there. The decoded size
+is bounded. Cost: that of zlib, brotli or zstd.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import zstandard
 
 from registry.errors import RecordError
 
-MAX_PAYLOAD_BYTES = 16 << 20  # a parsed page takes ten times its size; the largest that people wrote are 5 MB
+MAX_PAYLOAD_BYTES = 16 << 20  # parsing takes ten times a page's size; the largest pages written by people have 5 MB
 _MAX_FIELDS_BYTES = 256 << 10
 _STEP_BYTES = 1 << 20
-_PIECE_BYTES = 512  # see `pipelines.readers.web.gzip_members`
+_PIECE_BYTES = 512  # see `_ZSTD_PIECE` of `pipelines.readers.web.gzip_members`
 
 _STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+(\d{3})")
 _FIELDS_END = re.compile(rb"\r?\n\r?\n")
@@ -29,12 +29,12 @@ _CHUNK_LINE = re.compile(rb"[ \t]*([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\r\n]{0,1000})?\
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Response:
-    """A response.
+    """A parsed HTTP response.
 
     Attributes:
-        status: None if the record is no HTTP message, but the payload alone.
+        status: status code; None if the record is no HTTP message, but only a payload.
         fields: names in lower case -> values; the first of several.
-        content: what follows the fields, as it was sent.
+        content: the bytes after the fields, as they were sent.
     """
 
     status: int | None
@@ -42,10 +42,10 @@ class Response:
     content: bytes
 
     def payload(self) -> bytes:
-        """The content without chunks and compression.
+        """Return the content with chunked transfer and compression undone.
 
         Raises:
-            RecordError: `content-encoding`, if nothing can be made of it; `too-large`.
+            RecordError: `content-encoding`, if none of it can be decoded; `too-large`.
         """
         data = self.content
         if "chunked" in self.fields.get("transfer-encoding", "").lower():
@@ -60,18 +60,18 @@ class Response:
 
     @property
     def media_type(self) -> str:
-        """`text/html`, in lower case and without parameters; "" if it is not said."""
+        """Media type in lower case, without parameters (`text/html`); "" if not stated."""
         return self.fields.get("content-type", "").partition(";")[0].strip().lower()
 
     @property
     def charset(self) -> str:
-        """As the content type says it; "" if it does not."""
+        """Charset that the content type states; "" if it states none."""
         match = re.search(r"charset\s*=\s*[\"']?([^\s\"';,]+)", self.fields.get("content-type", ""), re.IGNORECASE)
         return match[1] if match else ""
 
 
 def parse_response(body: bytes) -> Response:
-    """A record's body, which is an HTTP response if it begins like one."""
+    """Parse a record's body as an HTTP response; a body that does not begin like one is only a payload."""
     status = _STATUS_LINE.match(body)
     if not status:
         return Response(status=None, fields={}, content=body)
@@ -85,7 +85,7 @@ def parse_response(body: bytes) -> Response:
 
 
 def _dechunked(data: bytes) -> bytes:
-    """The chunks' content as far as they go; `data` itself if it does not begin with one."""
+    """Return the content of the chunks, up to where they end; `data` itself if it does not begin with a chunk."""
     parts: list[bytes] = []
     at = 0
     while match := _CHUNK_LINE.match(data, at):
@@ -116,16 +116,16 @@ def _decoded(data: bytes, coding: str) -> bytes:
 
 
 def _looks_like_text(data: bytes) -> bool:
-    """Whether someone decoded it before: no compressed stream has 64 bytes without a control character."""
+    """Whether `data` was decoded before: no compressed stream has 64 bytes without a control character."""
     return not re.search(rb"[\x00-\x08\x0e-\x1f]", data[:64])
 
 
 def _inflate(data: bytes) -> Iterator[bytes]:
-    yield from _zlib_steps(data, 32 + zlib.MAX_WBITS)  # gzip or zlib, as the data says
+    yield from _zlib_steps(data, 32 + zlib.MAX_WBITS)  # gzip or zlib, detected from the data
 
 
 def _deflate(data: bytes) -> Iterator[bytes]:
-    """zlib's format by the standard, and the bare stream that some servers send."""
+    """Decode zlib's format, which the standard means, or the bare deflate stream that some servers send."""
     is_zlib = len(data) > 1 and data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
     yield from _zlib_steps(data, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
 

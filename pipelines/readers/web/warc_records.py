@@ -1,14 +1,16 @@
-"""A WARC or ARC file -> its records, each with the very bytes that it takes up; what is damaged costs itself alone.
+"""Split a WARC or ARC file into records, with the exact byte range of each; only damaged records are lost.
 
-    file -> members (gzip members, zstd frames; a plain file is one) -> records -> head and body
+    file -> gzip members or zstd frames (a plain file counts as one) -> records -> head and body
 
-Why not FastWARC: it takes a record with bare line feeds for an empty one and passes over all that follows (archives of
-3, 5 and 7 captures among the tests' data give none), ends at the first malformed header, and knows no ARC; warcio
-raises at what it cannot read and cannot go on either. Both are the oracles of the tests, on files that they can read.
+Why not FastWARC: it takes a record with bare line feeds for an empty one and skips everything after it (archives of 3,
+5 and 7 captures among the tests' data yield none), stops at the first malformed header, and does not read ARC; warcio
+raises at a record that it cannot read and cannot continue either. Both are oracles of the tests, on files that they
+can read.
 
-Going on after damage: within a stream at the next line that can begin a record, between members at the next bytes that
-begin one and decompress to the beginning of a record. A record's body is held whole up to `MAX_BODY_BYTES`, the rest is
-passed over, so memory is bounded whatever a file says or inflates to. Cost: 200 MB of decompressed bytes a second.
+After damage reading continues, within a stream, at the next line that can begin a record; between members, at the next
+bytes that begin a member and decompress to the beginning of a record. A record's body is held up to `MAX_BODY_BYTES`
+and the rest is skipped, so memory is bounded whatever a file claims or inflates to. Cost: 200 MB of decompressed bytes
+a second.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ from registry.errors import InputError, RecordError
 
 MAX_BODY_BYTES = 32 << 20  # a page is 0.1 MB, Common Crawl cuts at 5 MB; a video need not be held
 MAX_HEAD_BYTES = 256 << 10
-MAX_MEMBER_BYTES = 4 << 30  # passed over in search of a record; a bomb inflates without end
+MAX_MEMBER_BYTES = 4 << 30  # skipped in search of a record, at most; a bomb inflates without end
 
 _WARC_LINE = re.compile(rb"WARC/\d+\.\d+[ \t]*\r?\n", re.IGNORECASE)
-# URL, IP address, date, media type, (what version 2 has more,) length. URLs with spaces exist; looking ahead for the
-# length first keeps the search linear.
+# URL, IP address, date, media type, (further fields in version 2,) length. URLs with spaces exist; looking ahead for
+# the length first keeps the search linear.
 _ARC_LINE = re.compile(
     rb"(?P<url>[a-z][a-z0-9+.-]*:(?=[^\r\n]* \d{1,18}[ \t]*\r?\n)[^\r\n]*?)"
     rb" (?P<ip>[0-9a-f.:-]+) (?P<date>\d{8,17}) (?P<type>[^ \r\n]*)(?: [^\r\n]*)? (?P<length>\d{1,18})[ \t]*\r?\n",
@@ -44,17 +46,17 @@ _OTHER_MAGICS = {b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip", b"P
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-    """One record, or one place that could not be read as one.
+    """One record, or one stretch that could not be read as a record.
 
     Attributes:
-        offset: of its first byte; in the file as it lies if `stored`, else in its decompressed content.
+        offset: of the first byte; in the file as stored if `stored`, else in its decompressed content.
         length: bytes up to the next record.
-        stored: it has a gzip member or zstd frame for itself, or the file is plain.
+        stored: whether the record has a gzip member or zstd frame of its own, or the file is plain.
         head: names in lower case -> values; an ARC's line as `warc-target-uri`, `warc-date` and `content-type`.
-        body: its first `MAX_BODY_BYTES`.
-        body_length: all of it.
-        failure: why it could not be read; `head` has what was.
-        is_arc: of an ARC file.
+        body: the first `MAX_BODY_BYTES` of the body.
+        body_length: bytes of the whole body.
+        failure: why the record could not be read; `head` has the fields that could.
+        is_arc: whether the record is an ARC's.
     """
 
     offset: int
@@ -68,13 +70,13 @@ class Record:
 
 
 def read_records(file: BinaryIO) -> Iterator[Record]:
-    """All records of `file`, in order.
+    """Yield all records of `file`, in order.
 
     Args:
         file: seekable, at its start.
 
     Raises:
-        InputError: it is compressed in a way that no web archive is, or empty.
+        InputError: the file is empty, or compressed in a way that no web archive is.
     """
     head = file.read(8)
     file.seek(0)
@@ -93,17 +95,18 @@ def read_records(file: BinaryIO) -> Iterator[Record]:
 
 
 def _compressed(file: BinaryIO, magic: bytes) -> Iterator[Record]:
-    """Member by member; a record that has one for itself is where the member is, and so is damage to a member."""
+    """Yield records member by member; one that fills its member, or damage to a member, has the member's byte range."""
     start: int | None = 0
     unpacked = 0  # bytes before this member in the decompressed content
     while start is not None:
         member = Member(file, start, magic)
         stream = Stream(member, position=unpacked)
         records = _in_stream(stream)
-        ahead = [record for record in (next(records, None), next(records, None)) if record]
-        has_own = len(ahead) == 1 or (len(ahead) == 2 and ahead[1].failure is not None and not ahead[1].head)
+        first_two = [record for record in (next(records, None), next(records, None)) if record]
+        is_alone = len(first_two) == 1
+        has_own = is_alone or (len(first_two) == 2 and first_two[1].failure is not None and not first_two[1].head)
         length = (member.position if member.end is None else member.end) - start
-        for record in itertools.chain(ahead, records):
+        for record in itertools.chain(first_two, records):
             if has_own or (record.failure and member.end is None):
                 record = dataclasses.replace(record, offset=start, length=length, stored=True)
             yield record
@@ -121,7 +124,7 @@ def _compressed(file: BinaryIO, magic: bytes) -> Iterator[Record]:
 
 
 def _past_padding(file: BinaryIO, start: int) -> int:
-    """The place of the first byte from `start` on that is not zero; the file's size if there is none."""
+    """Return the offset of the first byte from `start` on that is not zero; the file's size if there is none."""
     file.seek(start)
     while piece := file.read(READ_BYTES):
         rest = piece.lstrip(b"\0")
@@ -138,7 +141,7 @@ def _begins_member(file: BinaryIO, start: int, magic: bytes) -> bool:
 
 
 def _resync(file: BinaryIO, start: int, magic: bytes) -> int | None:
-    """The first place from `start` on that begins like a member and decompresses to the beginning of a record."""
+    """Return the first offset from `start` on that begins a member which decompresses to the beginning of a record."""
     file.seek(start)
     tail, position = b"", start
     while piece := file.read(READ_BYTES):
@@ -163,7 +166,7 @@ def _begins_record(file: BinaryIO, start: int, magic: bytes) -> bool:
 
 
 def _in_stream(stream: Stream) -> Iterator[Record]:
-    """The records of a stream. Where it cannot be read on, that is one more record, failed, and the last."""
+    """Yield the records of a stream. Damage to the stream is one more record, failed, and the last."""
     start, head = stream.position, dict[str, str]()
     try:
         while stream.skip_blank_lines():
@@ -186,10 +189,10 @@ def _failed(start: int, stream: Stream, head: dict[str, str], error: RecordError
 
 
 def _read_head(stream: Stream, head: dict[str, str]) -> bool:
-    """Fills `head`; returns whether it is an ARC's.
+    """Fill `head`; return whether it is an ARC's.
 
     Raises:
-        RecordError: `bad-record`: it is no head, or has no length.
+        RecordError: `bad-record`: there is no head, or its length is no number.
     """
     line = stream.peek_line()
     arc = _ARC_LINE.match(line)
@@ -209,10 +212,10 @@ def _read_head(stream: Stream, head: dict[str, str]) -> bool:
 
 
 def _read_fields(stream: Stream, head: dict[str, str]) -> None:
-    """Named fields up to an empty line; a line that begins with a blank goes on with the field before it."""
+    """Read named fields up to an empty line; a line that begins with a blank continues the field before it."""
     size, last = 0, ""
     block = stream.take_block()
-    if block and not _WARC_AHEAD.search(block) and block[:1] not in b" \t\r\n":  # as nearly all are: at once
+    if block and not _WARC_AHEAD.search(block) and block[:1] not in b" \t\r\n":  # the common case, parsed at once
         for text in _FOLD.sub(" ", block.decode("utf-8", "replace")).split("\n"):
             name, colon, value = text.partition(":")
             if colon:
@@ -239,7 +242,7 @@ def _read_fields(stream: Stream, head: dict[str, str]) -> None:
 
 
 def _read_body(stream: Stream, start: int, head: dict[str, str], is_arc: bool) -> Record:
-    """Reads a body, and the empty lines after it, so that the stream stands at the next record.
+    """Read a body and the empty lines after it, up to the next record.
 
     Raises:
         RecordError: the stream cannot be read, or ends within the body.
@@ -249,15 +252,15 @@ def _read_body(stream: Stream, start: int, head: dict[str, str], is_arc: bool) -
     got = len(body) + (stream.skip(size - len(body)) if size <= MAX_MEMBER_BYTES else 0)
     is_off = got < size or (stream.skip_blank_lines() and not _START.match(stream.peek_line()))
     swallowed = _START.search(body, 1) if is_off and got == len(body) else None
-    if swallowed:  # the length leads past the records that follow
+    if swallowed:  # the stated length covers records that follow
         stream.unread(body[swallowed.start() :])
-        error = RecordError("bad-record", f"{size} bytes announced, a record begins after {swallowed.start()}")
+        error = RecordError("bad-record", f"{size} bytes stated, but a record begins after {swallowed.start()}")
         return _failed(start, stream, head, error)
     if size > MAX_MEMBER_BYTES and len(body) == MAX_BODY_BYTES:
         stream.skip_to(_START, MAX_MEMBER_BYTES)
-        error = RecordError("too-large", f"a record of {size} bytes; at most {MAX_MEMBER_BYTES} are passed over")
+        error = RecordError("too-large", f"a record of {size} bytes; at most {MAX_MEMBER_BYTES} are skipped")
         return _failed(start, stream, head, error)
     if got < size:
-        raise RecordError("truncated-record", f"{size} bytes announced, {got} there")
+        raise RecordError("truncated-record", f"{size} bytes stated, but there are {got}")
     length = stream.position - start
     return Record(offset=start, length=length, stored=False, head=head, body=body, body_length=size, is_arc=is_arc)

@@ -1,8 +1,9 @@
-"""A MediaWiki dump's bytes -> one `<page>` fragment after another, each with its offset.
+"""Split the bytes of a MediaWiki dump into `<page>` fragments, each with its offset.
 
-An XML parser over a whole dump ends at the first bad byte and cannot say where a page began. In a dump `<page>` and
-`</page>` occur as tags only, since text is escaped, so pages are cut out at them and parsed one by one: a bad page
-costs itself, and reading goes on at the next `<page>`. Cost: 500 MB/s; one page in memory, at most `MAX_PAGE_BYTES`.
+An XML parser over a whole dump stops at the first bad byte and cannot say where a page began. In a dump `<page>` and
+`</page>` occur only as tags, since text is escaped, so pages are cut out at these tags and parsed one by one: only a
+bad page is lost, and reading continues at the next `<page>`. Cost: 500 MB/s; one page, at most `MAX_PAGE_BYTES`, in
+memory.
 
     pages = PageSplitter(open_stream(file))
     head = pages.head()
@@ -17,9 +18,9 @@ from collections.abc import Iterator
 
 from registry.errors import RecordError
 
-MAX_PAGE_BYTES = 64 << 20  # MediaWiki allows 2 MiB a revision ($wgMaxArticleSize); room for some revisions of a page
-HEAD_BYTES = 1 << 20  # the siteinfo is within this, or it is not read
-_KEPT_BYTES = 1 << 16  # of a page that is too large: its title and id are in its first lines
+MAX_PAGE_BYTES = 64 << 20  # MediaWiki allows 2 MiB a revision ($wgMaxArticleSize); with room for several revisions
+HEAD_BYTES = 1 << 20  # a siteinfo beyond this is not read
+_KEPT_BYTES = 1 << 16  # kept of a page that is too large: title and id are in its first lines
 _TAG = re.compile(rb"<(/?)page>")
 _OUTSIDE = re.compile(rb"<page>|</mediawiki>")
 _OVERLAP_BYTES = len(b"</mediawiki>") - 1
@@ -27,13 +28,13 @@ _OVERLAP_BYTES = len(b"</mediawiki>") - 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Fragment:
-    """A page as it is in the dump, or a place where one could not be read.
+    """The bytes of a page in the dump, or a stretch where a page could not be read.
 
     Attributes:
-        offset: where it begins, in bytes of the decompressed stream.
-        length: how far it goes, in bytes.
-        data: `<page>...</page>`; of a failure, what there is, from `<page>` on.
-        failure: why it is not a page, if it is not.
+        offset: start, in bytes of the decompressed stream.
+        length: length in bytes.
+        data: `<page>...</page>`; of a failure, the bytes that there are, from `<page>` on.
+        failure: why this is not a whole page; None for a page.
     """
 
     offset: int
@@ -43,24 +44,24 @@ class Fragment:
 
 
 def root_tag(head: bytes) -> bytes:
-    """A dump's start tag without its end, "" if there is none: `<mediawiki version="0.10" xml:lang="en"`."""
+    """Return a dump's start tag without its ">" (`<mediawiki version="0.10" xml:lang="en"`); "" if there is none."""
     start = head.find(b"<mediawiki")
     return head[start:].partition(b">")[0] if start >= 0 else b""
 
 
 class PageSplitter:
-    """Cuts `chunks` into pages. A RecordError that iterating `chunks` raises becomes a failed fragment."""
+    """Splitter of `chunks` into pages. A RecordError raised by `chunks` becomes a failed fragment."""
 
     def __init__(self, chunks: Iterator[bytes], *, max_page_bytes: int = MAX_PAGE_BYTES) -> None:
         self._chunks = chunks
         self._max_page_bytes = max_page_bytes
         self._buffer = bytearray()
-        self._offset = 0  # of the buffer, in the stream
-        self._failure: RecordError | None = None  # met by `head`, told by the iteration
-        self._is_closed = False  # `</mediawiki>` was seen, or nothing says that it is to come
+        self._offset = 0  # of the buffer's start in the stream
+        self._failure: RecordError | None = None  # met by `head`, yielded by the iteration
+        self._is_closed = False  # `</mediawiki>` was seen, or is not expected
 
     def head(self) -> bytes:
-        """What is before the first page, or the first `HEAD_BYTES` of it. To be called first."""
+        """Return what precedes the first page, at most `HEAD_BYTES`. Must be called first."""
         while b"<page>" not in self._buffer and len(self._buffer) < HEAD_BYTES:
             try:
                 if not self._fill():
@@ -91,7 +92,7 @@ class PageSplitter:
         return bool(chunk)
 
     def _seek_page(self) -> bool:
-        """Drops what is before the next `<page>`; False if there is none."""
+        """Drop what precedes the next `<page>`; return False if there is none."""
         while True:
             match = _OUTSIDE.search(self._buffer)
             if match:
@@ -105,21 +106,21 @@ class PageSplitter:
                 return False
 
     def _take_page(self) -> Fragment:
-        """The page at the start of the buffer, up to its end or to where the next one begins."""
+        """Return the page at the start of the buffer, up to its end or to the start of the next one."""
         searched = len(b"<page>")
         while not (match := _TAG.search(self._buffer, searched)):
             if len(self._buffer) > self._max_page_bytes:
                 return self._take_giant()
             searched = max(len(b"<page>"), len(self._buffer) - _OVERLAP_BYTES)
             if not self._fill():
-                self._is_closed = True  # told once
+                self._is_closed = True  # reported here
                 return self._cut(len(self._buffer), RecordError("truncated", "the dump ends within a page"))
         if match[1]:
             return self._cut(match.end())
         return self._cut(match.start(), RecordError("malformed-page", "the next <page> comes before </page>"))
 
     def _take_giant(self) -> Fragment:
-        """The start of a page that is too large; the rest of it is read and dropped."""
+        """Return the start of a page that is too large; read and drop the rest."""
         offset, data = self._offset, bytes(self._buffer[:_KEPT_BYTES])
         failure = RecordError("too-large", f"a page of more than {self._max_page_bytes} bytes")
         self._drop(len(b"<page>"))
@@ -131,8 +132,8 @@ class PageSplitter:
         return Fragment(offset=offset, length=self._offset - offset, data=data, failure=failure)
 
     def _hole(self, error: RecordError) -> Fragment:
-        """What was read of a page before the stream failed; what follows is sought from the next `<page>`."""
-        self._is_closed = True  # a file that ends here has said so already
+        """Return what was read of a page before the stream failed; reading continues at the next `<page>`."""
+        self._is_closed = True  # if the file ends here, this failure has reported it
         self._failure = None
         start = self._buffer.find(b"<page>")
         self._drop(max(0, start))

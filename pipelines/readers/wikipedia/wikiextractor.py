@@ -1,9 +1,9 @@
-"""What WikiExtractor wrote -> documents: `<doc id="12" url="..." title="Anarchism">` ... `</doc>`, or JSON lines.
+"""Read the output of WikiExtractor: `<doc id="12" url="..." title="Anarchism">` ... `</doc>`, or JSON lines.
 
-Such files are text and no XML: titles can hold bare quotes, texts anything, so they are cut at lines that begin with
-`<doc ` and end with `</doc>`, and each piece is read by itself: one that is broken costs itself, and reading goes on at
-the next. The tool escapes `<`, `>`, `&` and quotes in newer releases; that is undone, as is the title that it repeats
-as the first line. Any compression. Cost: 18 MB/s beside decompression; one article in memory.
+Such a file is text, not XML: a title can hold bare quotes, a text anything. So the file is cut at lines that begin with
+`<doc ` or end with `</doc>`, and each article is parsed by itself: only a broken one is lost, and reading continues at
+the next. Newer releases of the tool escape `<`, `>`, `&` and quotes, and repeat the title as the text's first line;
+both are undone. Any compression. Cost: 18 MB/s, decompression not included; one article in memory.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ import re
 from collections.abc import Callable, Iterator
 
 from pipelines.document import Document, WikiSite
-from pipelines.filters.rules import detect_language
 from pipelines.readers.streams import Source, open_stream, opened
-from pipelines.readers.wikipedia.articles import article, failed_article, wiki_of
+from pipelines.readers.wikipedia.article_document import article, each_wiki_once, failed_article, wiki_of
 from pipelines.readers.wikipedia.page_splitter import MAX_PAGE_BYTES, Fragment
+from pipelines.text.languages import detect_language
 from registry.errors import RecordError
 from registry.schema import Status
 
 _OPEN = re.compile(rb"^[ \t]{0,16}<doc[ \t>]", re.MULTILINE)
 _CLOSE_OR_OPEN = re.compile(rb"(</doc>)(?=[ \t\r]*(?:\n|<doc[ \t]))|^[ \t]{0,16}<doc[ \t]{1,16}id=", re.MULTILINE)
 _LAST_CLOSE = re.compile(rb"</doc>\s*\Z")
-_OVERLAP_BYTES = 64  # of a tag and the blanks around it
-_KEPT_BYTES = 1 << 16  # of what is too large
-_STRAY_BYTES = 1 << 20  # of text that is in no article: one failure for each
-_HEAD_CHARS = 8192  # of a `<doc ...>`: MediaWiki allows a title 255 bytes
+_OVERLAP_BYTES = 64  # longest tag, with the blanks around it
+_KEPT_BYTES = 1 << 16  # kept of an article that is too large
+_STRAY_BYTES = 1 << 20  # text outside articles is reported as one failure for each such piece
+_LANGUAGE_BYTES = 1 << 16  # start of the file, from which its language is detected
+_HEAD_CHARS = 8192  # longest `<doc ...>`: MediaWiki allows a title 255 bytes
+_BLANKS = b"\xef\xbb\xbf \t\r\n"
+_TAG = re.compile(r"<[^<>]*>")
 _ATTRIBUTES = re.compile(r'<doc((?:\s+[\w:.-]+="[^"]*")+)\s*/?>')
 _ATTRIBUTE = re.compile(r'([\w:.-]+)="([^"]*)"')
-_BARE_TITLE = re.compile(r'<doc\s([^\n]*?)\btitle="([^\n]*)"\s*>')  # quotes within: it ends with the line
+_BARE_TITLE = re.compile(r'<doc\s([^\n]*?)\btitle="([^\n]*)"\s*>')  # holds quotes, so it extends to the end of the line
 _ESCAPED = {
     "&lt;": "<",
     "&gt;": ">",
@@ -45,58 +48,47 @@ _ENTITY = re.compile("|".join(_ESCAPED))
 
 
 def read_extracted(source: Source, name: str) -> Iterator[Document | WikiSite]:
-    """Reads a file that WikiExtractor wrote, in either form: each wiki before its first article.
+    """Read a file that WikiExtractor wrote, in either form; a wiki is yielded before its first article.
 
     Args:
         source: the file, compressed or not.
-        name: what documents call the input.
+        name: the input's name in documents.
     """
-    sites = set[WikiSite]()
     with opened(source) as file:
-        cutter = _Cutter(open_stream(file))
-        head = cutter.head()
+        splitter = _ArticleSplitter(open_stream(file))
+        head = splitter.head()
         language = functools.cache(lambda: detect_language(_TAG.sub(" ", head.decode("utf-8", "ignore"))))
-        for fragment in cutter.lines() if head.startswith(b"{") else cutter.docs():
-            for item in _read_fragment(fragment, name, language):
-                if not isinstance(item, WikiSite):
-                    yield item
-                elif item not in sites:
-                    sites.add(item)
-                    yield item
+        fragments = splitter.lines() if head.startswith(b"{") else splitter.docs()
+        yield from each_wiki_once(item for fragment in fragments for item in _read_fragment(fragment, name, language))
 
 
-_HEAD_BYTES = 1 << 16  # of a file tell its language
-_BLANKS = b"\xef\xbb\xbf \t\r\n"
-_TAG = re.compile(r"<[^<>]*>")
-
-
-class _Cutter:
-    """Cuts `chunks` into articles. A RecordError that iterating `chunks` raises becomes a failed fragment."""
+class _ArticleSplitter:
+    """Splitter of `chunks` into articles. A RecordError raised by `chunks` becomes a failed fragment."""
 
     def __init__(self, chunks: Iterator[bytes], *, max_bytes: int = MAX_PAGE_BYTES) -> None:
         self._chunks, self._max_bytes = chunks, max_bytes
         self._buffer = bytearray()
-        self._offset = 0  # of the buffer, in the decompressed stream
-        self._is_after_hole = False  # what comes is the rest of something that was told already
+        self._offset = 0  # of the buffer's start in the decompressed stream
+        self._is_after_hole = False  # what follows belongs to a failure reported already
         self._failure: RecordError | None = None
 
     def head(self) -> bytes:
-        """The first `_HEAD_BYTES` of the file, without the blanks before them. To be called first."""
-        while len(self._buffer.lstrip(_BLANKS)) < _HEAD_BYTES:
+        """Return the first `_LANGUAGE_BYTES` of the file, without leading blanks. Must be called first."""
+        while len(self._buffer.lstrip(_BLANKS)) < _LANGUAGE_BYTES:
             try:
                 if not self._fill():
                     break
             except RecordError as error:
                 self._failure = error
                 break
-        return bytes(self._buffer.lstrip(_BLANKS)[:_HEAD_BYTES])
+        return bytes(self._buffer.lstrip(_BLANKS)[:_LANGUAGE_BYTES])
 
     def docs(self) -> Iterator[Fragment]:
-        """Every `<doc>` ... `</doc>`, and what is wrong between them."""
+        """Yield every `<doc>` ... `</doc>`, and stray text between them as failures."""
         return self._all(self._doc)
 
     def lines(self) -> Iterator[Fragment]:
-        """Every line that is not blank."""
+        """Yield every line that is not blank."""
         return self._all(self._line)
 
     def _all(self, take: Callable[[], Fragment | None]) -> Iterator[Fragment]:
@@ -111,7 +103,7 @@ class _Cutter:
                 continue
             if fragment is None:
                 return
-            if fragment.data.strip(b"\xef\xbb\xbf \t\r\n"):
+            if fragment.data.strip(_BLANKS):
                 yield fragment
 
     def _doc(self) -> Fragment | None:
@@ -120,14 +112,14 @@ class _Cutter:
                 return self._stray(self._buffer.rfind(b"\n") + 1 or len(self._buffer))
             if not self._fill():
                 return self._stray(len(self._buffer)) if self._buffer else None
-        if self._buffer[: match.start()].strip(b"\xef\xbb\xbf \t\r\n"):
+        if self._buffer[: match.start()].strip(_BLANKS):
             return self._stray(match.start())
         self._drop(match.start())
         self._is_after_hole = False
-        return self._one()
+        return self._take_article()
 
-    def _one(self) -> Fragment:
-        """The article at the start of the buffer, up to its end or to where the next one begins."""
+    def _take_article(self) -> Fragment:
+        """Return the article at the start of the buffer, up to its end or to the start of the next one."""
         searched = len(b"<doc ")
         while not (match := _CLOSE_OR_OPEN.search(self._buffer, searched)):
             if len(self._buffer) > self._max_bytes:
@@ -156,13 +148,13 @@ class _Cutter:
         return fragment
 
     def _stray(self, length: int) -> Fragment:
-        told, blanks = self._is_after_hole, len(self._buffer) - len(self._buffer.lstrip())
+        is_reported, blanks = self._is_after_hole, len(self._buffer) - len(self._buffer.lstrip())
         self._drop(blanks)
-        fragment = self._cut(length - blanks, RecordError("malformed-page", "text that is in no <doc>"))
-        return Fragment(offset=fragment.offset, length=0, data=b"") if told else fragment
+        fragment = self._cut(length - blanks, RecordError("malformed-page", "text outside of any <doc>"))
+        return Fragment(offset=fragment.offset, length=0, data=b"") if is_reported else fragment
 
     def _giant(self, end: re.Pattern[bytes]) -> Fragment:
-        """The start of an article that is too large; the rest of it is read and dropped."""
+        """Return the start of an article that is too large; read and drop the rest."""
         offset, data = self._offset, bytes(self._buffer[:_KEPT_BYTES])
         self._drop(len(self._buffer) - _OVERLAP_BYTES)
         while not (match := end.search(self._buffer)):
@@ -189,10 +181,10 @@ class _Cutter:
 
 
 def _read_fragment(fragment: Fragment, name: str, language: Callable[[], str]) -> Iterator[Document | WikiSite]:
-    """An article after its wiki; one that cannot be read under its key and title, if they can be made out."""
+    """Yield an article's wiki, then the article; a FAILED one has its key and title if they can be made out."""
     title, document = None, None
     try:
-        is_json = fragment.data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+        is_json = fragment.data.lstrip(_BLANKS).startswith(b"{")
         fields = _json_fields(fragment) if is_json else _doc_fields(fragment)
         title = _unescaped(fields["title"])
         site = wiki_of(fields["url"], name, language)
@@ -202,17 +194,17 @@ def _read_fragment(fragment: Fragment, name: str, language: Callable[[], str]) -
             raise fragment.failure
         document.markup = _without_title(_unescaped(fields["text"]), title)
     except RecordError as error:
-        told = fragment.failure or error
+        failure = fragment.failure or error
         if document:
-            document.end(Status.FAILED, told.reason, told.detail)
+            document.end(Status.FAILED, failure.reason, failure.detail)
         else:
-            document = failed_article(told, name, fragment.offset, title)
+            document = failed_article(failure, name, fragment.offset, title)
     document.input_offset, document.input_length = fragment.offset, fragment.length
     yield document
 
 
 def _doc_fields(fragment: Fragment) -> dict[str, str]:
-    """The attributes of a `<doc>` and its text.
+    """Return the attributes of a `<doc>`, and its text as "text".
 
     Raises:
         RecordError: `malformed-page`.
@@ -226,7 +218,7 @@ def _doc_fields(fragment: Fragment) -> dict[str, str]:
         if not match:
             raise RecordError("malformed-page", f"expected <doc id url title>, got {text[:80]!r}")
         fields = {**dict(_ATTRIBUTE.findall(match[1])), "title": match[2]}
-    _check(fields)
+    _check_fields(fields)
     return {**fields, "text": text[match.end() :].rstrip().removesuffix("</doc>")}
 
 
@@ -234,24 +226,24 @@ def _json_fields(fragment: Fragment) -> dict[str, str]:
     try:
         fields = json.loads(_decoded(fragment))
     except (ValueError, RecursionError) as error:
-        raise RecordError("malformed-page", f"a line that is no JSON: {error}") from error
+        raise RecordError("malformed-page", f"the line is no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise RecordError("malformed-page", f"expected an object, got {type(fields).__name__}")
     if isinstance(fields.get("id"), int):
         fields["id"] = str(fields["id"])
-    _check(fields, "text")
-    # JSON can escape half of a surrogate pair, which is no text that could be stored
+    _check_fields(fields, "text")
+    # JSON can escape half of a surrogate pair, which UTF-8 cannot encode
     return {name: fields[name].encode("utf-8", "replace").decode() for name in ("id", "url", "title", "text")}
 
 
-def _check(fields: dict[str, str], *more: str) -> None:
+def _check_fields(fields: dict[str, str], *more: str) -> None:
     missing = [name for name in ("id", "url", "title", *more) if not isinstance(fields.get(name), str)]
     if missing:
-        raise RecordError("malformed-page", f"an article without {', '.join(missing)}")
+        raise RecordError("malformed-page", f"an article lacks {', '.join(missing)}")
 
 
 def _decoded(fragment: Fragment) -> str:
-    """The text of a fragment; what a failed one has is only to be named, so its end can be cut within a letter."""
+    """Return a fragment as text. A failed one may end within a character, so there invalid bytes are replaced."""
     try:
         return fragment.data.decode("utf-8-sig", "replace" if fragment.failure else "strict")
     except UnicodeDecodeError as error:
@@ -259,7 +251,7 @@ def _decoded(fragment: Fragment) -> str:
 
 
 def _unescaped(text: str) -> str:
-    """What `html.escape` wrote as it was: once, and nothing else that looks like an entity."""
+    """Undo one application of `html.escape`; other entities stay as they are."""
     return _ENTITY.sub(lambda match: _ESCAPED[match[0]], text) if "&" in text else text
 
 

@@ -1,12 +1,13 @@
-"""A MediaWiki XML dump (Wikipedia's `pages-articles`) -> documents, redirects, and the wiki that they are of.
+"""Read a MediaWiki XML dump (Wikipedia's `pages-articles`) as documents, redirects, and the wiki that they are of.
 
-Every page of namespace 0 ends as a document or as a redirect, which is only a name; pages of other namespaces are no
-documents. A page that cannot be read is a document that ended FAILED, with its offset and, if they can be made out, its
-key and title. Formats 0.3 to 0.11 of the export schema (https://www.mediawiki.org/wiki/Help:Export), any compression.
-Cost: 40 MB/s of XML beside decompression, one page in memory. Pages are parsed by libxml2 without DTD, entity expansion
-or network.
+Every page of namespace 0 becomes a document or a redirect, which is only a name; pages of other namespaces are left
+out. A page that cannot be read becomes a FAILED document with its offset and, if they can be made out, its key and
+title. Formats 0.3 to 0.11 of the export schema (https://www.mediawiki.org/wiki/Help:Export), any compression.
+Cost: 40 MB/s of XML, decompression not included; one page in memory. Pages are parsed by libxml2 without DTD, entity
+expansion or network.
 
-    python -c "from pipelines.readers.wikipedia.xml_dump import read_wikipedia as read; print(*read('dump.xml.bz2', 'dump'))"
+    from pipelines.readers.wikipedia.xml_dump import read_wikipedia
+    print(*read_wikipedia("dump.xml.bz2", "dump"))
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lxml import etree
 
 from pipelines.document import Document, Form, Redirect, WikiSite
 from pipelines.readers.streams import Source, open_stream, opened
+from pipelines.readers.wikipedia.article_document import host_of_scope, scope_of_name
 from pipelines.readers.wikipedia.page_splitter import HEAD_BYTES, Fragment, PageSplitter, root_tag
 from pipelines.text.disambiguation import is_disambiguation
 from pipelines.text.mediawiki_words import REDIRECT_WORDS
@@ -29,7 +31,7 @@ from registry import identity
 from registry.errors import InputError, RecordError
 from registry.schema import Kind, Status
 
-# Namespace names of an English wiki, for dumps that have neither <ns> nor a siteinfo.
+# Namespace names of an English wiki, for dumps without <ns> and siteinfo.
 _DEFAULT_NAMESPACES = {
     "media": -2,
     "special": -1,
@@ -55,23 +57,14 @@ _DEFAULT_NAMESPACES = {
 }
 
 _LANGUAGE = re.compile(rb"""\bxml:lang=["']([A-Za-z-]{2,20})["']""")
-_FILE_SCOPE = re.compile(r"([a-z_]+wik[a-z]+)-")
-_PROJECT = re.compile(r"([a-z0-9_]+?)(wiki|wiktionary|wikibooks|wikinews|wikiquote|wikisource|wikiversity|wikivoyage)")
-_SPECIAL_HOSTS = {
-    "wikidatawiki": "www.wikidata.org",
-    "commonswiki": "commons.wikimedia.org",
-    "specieswiki": "species.wikimedia.org",
-    "metawiki": "meta.wikimedia.org",
-    "mediawikiwiki": "www.mediawiki.org",
-}
 
 _PAGE_START_BYTES = 4096  # <title>, <ns> and <id> are within this: a title has at most 255 bytes before escaping
 _PAGE_TITLE = re.compile(rb"<title>([^<]*)</title>")
 _PAGE_ID = re.compile(rb"<id>\s*(\d{1,18})\s*</id>")
 _PAGE_NS = re.compile(rb"<ns>\s*(-?\d{1,9})\s*</ns>")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
-# "#REDIRECT [[Target]]" in any language: a known word can be followed by anything, another one by nothing but templates
-# and categories, since "#Foo [[Bar]]" can also be a numbered list.
+# "#REDIRECT [[Target]]" in any language: anything may follow a known word, only templates and categories may follow an
+# unknown one, since "#Foo [[Bar]]" can also be a numbered list.
 _REDIRECT = re.compile(
     r"\s*+[#＃]\s*+([^\s\[\]#:：{}|<>*]{2,40}+)\s*+[:：]?\s*+\[\[([^\[\]|{}<>\n]+)(?:\|[^\[\]\n]*)?\]\]"
 )
@@ -79,10 +72,10 @@ _REDIRECT = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Dump:
-    """What holds for all pages of a dump.
+    """Facts that all pages of a dump share.
 
     Attributes:
-        name: of the input, for `Document.input_file`.
+        name: name of the input, for `Document.input_file`.
         site: the wiki.
         namespaces: number of each namespace, by its name in lower case.
     """
@@ -93,15 +86,15 @@ class _Dump:
 
 
 def read_wikipedia(source: Source, name: str) -> Iterator[Document | Redirect | WikiSite]:
-    """Reads a dump, compressed or not: its wiki first, then what is in it, in the order of the file.
+    """Read a dump, compressed or not: first its wiki, then its articles and redirects, in the order of the file.
 
     Args:
-        source: a path, or a binary file that stands at the dump's start (a memory-mapped or remote one will do).
-        name: what documents call the input; a file name such as "enwiki-latest-pages-articles.xml.bz2" also tells the
+        source: a path, or a binary file at the dump's start (memory-mapped or remote files are supported).
+        name: the input's name in documents; a file name such as "enwiki-latest-pages-articles.xml.bz2" also names the
             wiki, if the dump does not.
 
     Raises:
-        InputError: it is no MediaWiki dump, or nothing says which wiki it is of.
+        InputError: the file is no MediaWiki dump, or neither dump nor name says which wiki it is of.
     """
     with opened(source) as file:
         pages = PageSplitter(open_stream(file))
@@ -118,7 +111,7 @@ def read_wikipedia(source: Source, name: str) -> Iterator[Document | Redirect | 
 
 
 def _unreadable(pages: PageSplitter, name: str, head: bytes) -> Iterator[Document]:
-    """A file whose start could not even be decompressed is a failure; one that is something else is refused."""
+    """Yield a FAILED document if the file's start could not be decompressed; refuse a file that is no dump."""
     fragment = next((fragment for fragment in pages if fragment.failure), None)
     if not fragment or not fragment.failure:
         found = repr(head[:40])[1:] if head else "an empty file"
@@ -161,21 +154,6 @@ def _base_host(base: str) -> str | None:
         return None
 
 
-def scope_of_name(name: str) -> str | None:
-    """The wiki that a file's name begins with ("enwiki-latest-pages-articles.xml"), None if it does not."""
-    match = _FILE_SCOPE.match(name.rpartition("/")[2])
-    return match[1] if match else None
-
-
-def host_of_scope(scope: str) -> str:
-    """The host of a Wikimedia wiki by its database name ("dewiktionary" -> "de.wiktionary.org")."""
-    match = _PROJECT.fullmatch(scope)
-    if scope in _SPECIAL_HOSTS or not match:
-        return _SPECIAL_HOSTS.get(scope, f"{scope.replace('_', '-')}.wikipedia.org")
-    project = "wikipedia" if match[2] == "wiki" else match[2]
-    return f"{match[1].replace('_', '-')}.{project}.org"
-
-
 def _namespaces(info: etree._Element | None) -> Mapping[str, int]:
     found = {} if info is None else {_fold(e.text or ""): e.get("key", "") for e in info.iter("namespace")}
     numbers = {name: int(key) for name, key in found.items() if name and key.lstrip("-").isdecimal()}
@@ -187,7 +165,7 @@ def _read_fragment(fragment: Fragment, dump: _Dump) -> Document | Redirect | Non
         if fragment.failure:
             raise fragment.failure
         ns = _PAGE_NS.search(fragment.data, 0, _PAGE_START_BYTES)
-        if ns and int(ns[1]):  # spared the parser: in a full dump two pages of three
+        if ns and int(ns[1]):  # not parsed, which saves two pages of three in a full dump
             return None
         return _read_page(_parse(fragment.data), fragment, dump)
     except RecordError as error:
@@ -208,7 +186,7 @@ def _parse(data: bytes) -> etree._Element:
 
 
 def _read_page(page: etree._Element, fragment: Fragment, dump: _Dump) -> Document | Redirect | None:
-    """What a well-formed page is.
+    """Return a well-formed page's document or redirect; None if it is in another namespace.
 
     Raises:
         RecordError: `malformed-page`, if it lacks a title or an id.
@@ -250,7 +228,7 @@ def _document(fragment: Fragment, dump: _Dump, title: str, page_id: int) -> Docu
 
 
 def _failed(fragment: Fragment, error: RecordError, name: str, dump: _Dump | None = None) -> Document:
-    """A document for what could not be read, under its key and title if its start can be made out."""
+    """Return the FAILED document of a page, with its key and title if its start can be made out."""
     start = fragment.data.partition(b"<revision")[0]
     title, page_id = _PAGE_TITLE.search(start), _PAGE_ID.search(start)
     if dump and title and page_id:
@@ -265,7 +243,7 @@ def _failed(fragment: Fragment, error: RecordError, name: str, dump: _Dump | Non
 
 
 def _text(element: etree._Element | None, path: str, *, strip: bool = True) -> str:
-    """The text within a child, "" if there is none; elements inside it count by their text."""
+    """Return the text of a child element and the elements inside it; "" if there is no such child."""
     child = None if element is None else element.find(path)
     text = "" if child is None else "".join(child.itertext())
     return text.strip() if strip else text
@@ -286,7 +264,7 @@ def _fold(name: str) -> str:
 
 
 def _newest_revision(page: etree._Element) -> etree._Element | None:
-    """The last revision by its time stamp; of equal ones the last in the file."""
+    """Return the revision with the latest time stamp; of equal ones the last in the file."""
     revisions = page.findall("revision")
     return max(reversed(revisions), key=_captured, default=None)
 
@@ -297,7 +275,7 @@ def _captured(revision: etree._Element | None) -> str:
 
 
 def _redirect_target(page: etree._Element, markup: str) -> str:
-    """The title that a page redirects to, without fragment; "" if it is no redirect, or one to itself."""
+    """Return the title that a page redirects to, without fragment; "" if there is none (or the page's own section)."""
     redirect = page.find("redirect")
     named = redirect.get("title", "") if redirect is not None else ""
     if named:

@@ -1,4 +1,4 @@
-"""FineWeb's rules by datatrove's classes, and the levels that they stand in."""
+"""Test FineWeb's rules, which are datatrove's classes, and the filter levels that apply them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetition
 from pipelines.document import Document
 from pipelines.filters import fineweb as rules
 from pipelines.filters.fineweb import FastTokenizer, fineweb
-from pipelines.filters.rules import FilterConfig, FilterLevel, apply, detect_language
+from pipelines.filters.rules import FilterConfig, FilterLevel, apply
+from pipelines.text.languages import detect_language
 from registry.errors import UsageError
 from registry.schema import Kind, Status
 
@@ -36,18 +37,18 @@ ARTICLES = (
         (ARTICLES + "\nLorem ipsum dolor sit amet is here.", "c4-lorem-ipsum"),
     ],
 )
-def test_rules(text: str, reason: str | None) -> None:
+def test_each_rule_drops_with_its_reason(text: str, reason: str | None) -> None:
     assert fineweb(text)[1] == reason
 
 
-def test_lines_of_boilerplate_go() -> None:
+def test_lines_of_boilerplate_are_removed() -> None:
     boilerplate = "This site uses cookies to make things better.\nPlease enable Javascript to go on."
     text, reason = fineweb(f"{ARTICLES}\n{boilerplate}")
     assert reason is None
     assert text == ARTICLES
 
 
-def test_words_and_sentences() -> None:
+def test_the_tokenizer_finds_words_and_sentences() -> None:
     tokenizer = FastTokenizer()
     words = ["Don't", ",", "said", "R2", "-", "D2", ":", "née", "!"]
     assert tokenizer.word_tokenize("Don't, said  R2-D2: née!") == words
@@ -69,7 +70,7 @@ def web(text: str, kind: Kind = Kind.WEB) -> Document:
         ("fineweb", "Das ist ein deutscher Satz, und er hat genug Wörter, damit man es merken kann.", "language"),
     ],
 )
-def test_levels(level: str, text: str, reason: str | None) -> None:
+def test_each_level_drops_with_its_reason(level: str, text: str, reason: str | None) -> None:
     document = web(text)
     apply(document, FilterConfig(level=FilterLevel(level)))
     if reason == "gopher-dup-line-frac":
@@ -80,13 +81,13 @@ def test_levels(level: str, text: str, reason: str | None) -> None:
     assert document.status is (Status.FILTERED if reason else Status.KEPT)
 
 
-def test_fineweb_is_for_web_pages_alone() -> None:
+def test_fineweb_rules_apply_only_to_web_pages() -> None:
     document = web("The dog has been with us and it is the best of all. " * 20, Kind.WIKI)
     apply(document, FilterConfig(level=FilterLevel.FINEWEB))
     assert document.status is Status.KEPT
 
 
-def test_languages_are_noted_and_kept_by_choice() -> None:
+def test_the_language_is_recorded_and_filtered_by() -> None:
     german = "Das ist ein deutscher Satz, und er hat genug Wörter, damit man es merken kann, wie es heißt."
     assert (detect_language(german), detect_language(ARTICLES)) == ("de", "en")
     document = web(german)
@@ -98,18 +99,18 @@ def test_languages_are_noted_and_kept_by_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "message"),
     [
         ({"languages": ("german",)}, "expected a code"),
-        ({"languages": ("de",), "level": FilterLevel.FINEWEB}, "English alone"),
+        ({"languages": ("de",), "level": FilterLevel.FINEWEB}, "English only"),
     ],
 )
-def test_bad_choices_are_refused(wrong: dict[str, object], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_a_bad_configuration_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         FilterConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_every_threshold_is_datatroves_and_in_the_configuration() -> None:
+def test_every_default_threshold_is_datatroves_and_in_the_configuration() -> None:
     config = FilterConfig(level=FilterLevel.FINEWEB).shaping()["fineweb"]
     assert config["rules"].startswith("datatrove ")
     assert config["max_duplicate_ngram_share"][0] == [5, 0.15]
@@ -122,6 +123,6 @@ def test_every_threshold_is_datatroves_and_in_the_configuration() -> None:
                 assert getattr(mine, name) == value, (type(stock).__name__, name)
 
 
-def test_a_threshold_that_is_moved_moves_the_verdict() -> None:
+def test_a_changed_threshold_changes_the_verdict() -> None:
     assert fineweb(ARTICLES, rules.QualityConfig(min_words=500))[1] == "gopher-short-doc"
     assert fineweb(ARTICLES, rules.QualityConfig(min_sentences=50))[1] == "c4-too-few-sentences"

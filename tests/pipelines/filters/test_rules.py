@@ -1,4 +1,4 @@
-"""Filters drop with a reason, and keep all that is text."""
+"""Test the filter rules: each drop has a reason, and all else is kept."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def document(text: str, *, is_disambiguation: bool = False) -> Document:
         ("", True, "disambiguation"),
     ],
 )
-def test_judge(text: str, is_disambiguation: bool, reason: str | None) -> None:
+def test_judge_gives_the_reason(text: str, is_disambiguation: bool, reason: str | None) -> None:
     verdict = judge(document(text, is_disambiguation=is_disambiguation), FilterConfig())
     assert (verdict[0] if verdict else None) == reason
 
 
 @given(st.text(max_size=80), st.integers(0, 20))
-def test_a_lower_bound_never_drops_more(text: str, min_words: int) -> None:
+def test_a_lower_min_words_never_drops_more(text: str, min_words: int) -> None:
     dropped = judge(document(text), FilterConfig(min_words=min_words))
     stricter = judge(document(text), FilterConfig(min_words=min_words + 1))
     assert not dropped or stricter
 
 
-def test_the_detail_says_what_was_got_and_expected() -> None:
+def test_the_detail_states_got_and_expected() -> None:
     assert judge(document("one two"), FilterConfig(min_words=3)) == ("short", "2 words, expected 3 or more")
 
 
-def test_apply_ends_a_document_once() -> None:
+def test_apply_leaves_a_document_that_has_ended() -> None:
     short = document("one two")
     filters.apply(short, FilterConfig())
     assert (short.status, short.reason) == (Status.FILTERED, "short")
@@ -63,6 +63,6 @@ def test_disambiguation_pages_can_be_kept() -> None:
     assert judge(page, FilterConfig(min_words=0, keep_disambiguation=True)) is None
 
 
-def test_a_bad_bound_names_its_flag() -> None:
+def test_a_negative_min_words_is_refused_by_name() -> None:
     with pytest.raises(UsageError, match="min_words must be 0 or more, got -1"):
         FilterConfig(min_words=-1)

@@ -1,4 +1,4 @@
-"""Web archives made for tests: the bytes of records, written as any crawler might."""
+"""Web archives for tests: the bytes of records, in the spellings of various crawlers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORDS = "The quick brown fox jumps over the lazy dog while seven wizards watch f
 
 
 def page(words: str = WORDS, title: str = "A page") -> bytes:
-    """HTML with some boilerplate around its main content."""
+    """Return HTML with some boilerplate around its main content."""
     body = "".join(f"<p>{words}, part {number} of it.</p>" for number in range(4))
     return (
         f"<!doctype html><html><head><title>{title}</title></head><body><nav><a href=/>Home</a></nav>"
@@ -22,7 +22,7 @@ def page(words: str = WORDS, title: str = "A page") -> bytes:
 def response(
     content: bytes, *, status: str = "200 OK", media_type: str = "text/html; charset=utf-8", fields: str = ""
 ) -> bytes:
-    """An HTTP response."""
+    """Return an HTTP response."""
     return f"HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\n{fields}\r\n".encode() + content
 
 
@@ -37,7 +37,7 @@ def record(
     length: int | None = None,
     end: str = "\r\n",
 ) -> bytes:
-    """A WARC record; `length` is what it claims, `end` how its lines end."""
+    """Return a WARC record; `length` is its stated length, `end` the end of its lines."""
     lines = ["WARC/1.0", f"WARC-Type: {kind}"]
     lines += [f"WARC-Target-URI: {url}"] if url is not None else []
     lines += [f"WARC-Date: {date}", f"Content-Type: {media_type}"]
@@ -47,15 +47,15 @@ def record(
 
 
 def arc_record(url: str, body: bytes, date: str = "20080430204825") -> bytes:
-    """An ARC record, version 1."""
+    """Return an ARC record, version 1."""
     return f"{url} 127.0.0.1 {date} text/html {len(body)}\n".encode() + body + b"\n"
 
 
 def by_record(records: Iterable[bytes]) -> bytes:
-    """A gzip member for each."""
+    """Compress each record to a gzip member of its own."""
     return b"".join(gzip.compress(item, mtime=0) for item in records)
 
 
 def by_frame(records: Iterable[bytes]) -> bytes:
-    """A zstd frame for each."""
+    """Compress each record to a zstd frame of its own."""
     return b"".join(zstandard.compress(item) for item in records)

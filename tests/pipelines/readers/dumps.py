@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-PAGES_PER_STREAM = 100  # of a multistream dump, as Wikimedia's
+PAGES_PER_STREAM = 100  # in a multistream dump, as in Wikimedia's
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "bz2": bz2.compress,
@@ -47,11 +47,13 @@ class Revision:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A page; `page_id` is its place among those written unless given, `ns` None leaves the element out.
+    """A page of a dump.
 
     Attributes:
+        page_id: its id; by default its position among the pages written, from 1.
+        ns: namespace; None leaves the element out.
         redirect: the title in `<redirect>`; "" writes the element without one, as schema 0.4 did.
-        revisions: other revisions, before the one that `text` is of.
+        revisions: other revisions, written before the one of `text`.
     """
 
     title: str
@@ -66,46 +68,46 @@ class Page:
 
 
 def siteinfo(dbname: str | None = "enwiki", base: str | None = "https://en.wikipedia.org/wiki/Main_Page") -> str:
-    """The start of a dump."""
+    """Return the siteinfo at the start of a dump."""
     names = "".join(f'<namespace key="{key}">{name}</namespace>' for key, name in _NAMESPACES.items())
     database = f"<dbname>{dbname}</dbname>" if dbname else ""
-    place = f"<base>{base}</base>" if base else ""
-    return f"<siteinfo><sitename>Wikipedia</sitename>{database}{place}<namespaces>{names}</namespaces></siteinfo>"
+    base_tag = f"<base>{base}</base>" if base else ""
+    return f"<siteinfo><sitename>Wikipedia</sitename>{database}{base_tag}<namespaces>{names}</namespaces></siteinfo>"
 
 
-def page_xml(page: Page, number: int) -> str:
-    """`page` as an element; `number` is its id if it has none."""
+def page_xml(page: Page, default_id: int) -> str:
+    """Return `page` as an XML element."""
     ns = "" if page.ns is None else f"    <ns>{page.ns}</ns>\n"
     title = "" if not page.redirect else f" title={quoteattr(page.redirect)}"
     redirect = "" if page.redirect is None else f"    <redirect{title} />\n"
     last = Revision(text=page.text, timestamp=page.timestamp, model=page.model, format=page.format)
     revisions = "".join(_revision_xml(revision) for revision in (*page.revisions, last))
-    page_id = number if page.page_id is None else page.page_id
+    page_id = default_id if page.page_id is None else page.page_id
     start = f"    <title>{escape(page.title)}</title>\n{ns}    <id>{page_id}</id>\n"
     return f"  <page>\n{start}{redirect}{revisions}  </page>\n"
 
 
 def dump_parts(pages: Iterable[Page], head: str | bool = True, version: str = "0.10") -> Iterator[str]:
-    """A dump in parts: the start, each page, the end. `head` True is the siteinfo of enwiki, False is none."""
+    """Yield a dump in parts: start, pages, end. `head` is a siteinfo, True for enwiki's, False for none."""
     schema = f"http://www.mediawiki.org/xml/export-{version}/"
     info = siteinfo() if head is True else head or ""
     yield f'<mediawiki xmlns="{schema}" version="{version}" xml:lang="en">\n{info}\n'
-    for number, page in enumerate(pages, start=1):
-        yield page_xml(page, number)
+    for position, page in enumerate(pages, start=1):
+        yield page_xml(page, position)
     yield "</mediawiki>\n"
 
 
 def dump_xml(pages: Iterable[Page], siteinfo: str | bool = True) -> bytes:
-    """A whole dump, not compressed."""
+    """Return a whole dump, not compressed."""
     return "".join(dump_parts(pages, siteinfo)).encode()
 
 
 def write_dump(path: Path, pages: Iterable[Page], siteinfo: str | bool = True, compress: str | None = None) -> Path:
-    """Writes a dump.
+    """Write a dump.
 
     Args:
-        path: the file; its name tells nothing about compression here.
-        pages: what is in it.
+        path: the file; its suffix does not choose the compression.
+        pages: pages of the dump.
         siteinfo: True for enwiki's, False for none, or one made with `siteinfo()`.
         compress: None, "bz2", "gz", "xz", or "multistream": bzip2 with a stream for each `PAGES_PER_STREAM` pages.
     """
@@ -120,7 +122,7 @@ def write_dump(path: Path, pages: Iterable[Page], siteinfo: str | bool = True, c
 def multistream(
     pages: Iterable[Page], siteinfo: str | bool = True, pages_per_stream: int = PAGES_PER_STREAM
 ) -> Iterator[bytes]:
-    """The bzip2 streams of a dump: its start, groups of pages, its end."""
+    """Return the bzip2 streams of a dump: its start, groups of pages, its end."""
     head, *bodies, end = dump_parts(pages, siteinfo)
     groups = ["".join(bodies[i : i + pages_per_stream]) for i in range(0, len(bodies), pages_per_stream)]
     return (bz2.compress(part.encode()) for part in (head, *groups, end))

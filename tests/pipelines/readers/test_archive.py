@@ -1,4 +1,4 @@
-"""Web archives -> documents: what is a page, and why the rest is none."""
+"""Test the reader of web archives: which records become pages, and the reasons why others do not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_page_is_a_document_of_its_domain() -> None:
         (WebSource.PAGE, "web:https://www.alice.github.io/x?q=1"),
     ],
 )
-def test_what_a_source_is(web_source: WebSource, key: str) -> None:
+def test_the_key_follows_from_the_web_source(web_source: WebSource, key: str) -> None:
     (found,) = read(record("https://www.Alice.github.io/x?q=1", response(page())), web_source=web_source)
     assert found.key == key
 
@@ -73,7 +73,7 @@ def test_what_a_source_is(web_source: WebSource, key: str) -> None:
         (record(URL, b"GET / HTTP/1.1\r\n\r\n", kind="request"), "no-response"),
     ],
 )
-def test_what_is_no_page_is_filtered_with_its_reason(data: bytes, reason: str) -> None:
+def test_a_record_that_is_no_page_is_filtered_with_its_reason(data: bytes, reason: str) -> None:
     found = one(data)
     assert (found.status, found.reason) == (Status.FILTERED, reason)
 
@@ -87,48 +87,48 @@ def test_what_is_no_page_is_filtered_with_its_reason(data: bytes, reason: str) -
         (record(URL, response(b"\x1f\x8b\x08\xff" * 20, fields="Content-Encoding: gzip\r\n")), "content-encoding"),
     ],
 )
-def test_what_cannot_be_read_has_failed(data: bytes, reason: str) -> None:
+def test_an_unreadable_record_fails_with_its_reason(data: bytes, reason: str) -> None:
     found = one(data)
     assert (found.status, found.reason) == (Status.FAILED, reason)
 
 
 @pytest.mark.parametrize("kind", ["warcinfo", "metadata", "unheard-of"])
-def test_what_describes_records_is_no_document(kind: str) -> None:
+def test_a_record_about_records_gives_no_document(kind: str) -> None:
     assert read(record(URL, b"x: y", kind=kind), record(URL, response(page()))) != []
     assert len(read(record(URL, b"x: y", kind=kind), record(URL, response(page())))) == 1
 
 
-def test_a_request_is_none_where_its_answer_is_there_before_or_after() -> None:
+def test_a_request_with_an_answer_in_the_file_gives_no_document() -> None:
     request = record(URL, b"GET / HTTP/1.1\r\n\r\n", kind="request")
     answer = record(URL, response(page()))
     for items in ((request, answer), (answer, request), (request, request, answer)):
         assert one(*items).status is Status.KEPT
 
 
-def test_waiting_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_waiting_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_WAITING", 10)
     items = [record(f"http://example.com/{number}", b"GET", kind="request") for number in range(50)]
     assert len(read(*items)) == 10
 
 
-def test_html_without_a_media_type_is_known_by_how_it_begins() -> None:
+def test_html_without_a_media_type_is_recognised_by_its_start() -> None:
     for content in (page(), b"\xef\xbb\xbf<!-- x --> <HTML>"):
         assert one(record(URL, response(content, media_type=""))).form is Form.HTML
     assert one(record(URL, page(), kind="resource", media_type="text/html")).form is Form.HTML
 
 
-def test_plain_text_and_conversions_are_taken_as_they_are() -> None:
+def test_plain_text_and_conversions_are_read_as_text() -> None:
     plain = one(record(URL, response(WORDS.encode("utf-16"), media_type="text/plain; charset=utf-16")))
     assert (plain.form, plain.charset) == (Form.TEXT, "utf-16")
     wet = one(record(URL, WORDS.encode(), kind="conversion", media_type="text/plain"))
     assert (wet.form, wet.markup) == (Form.TEXT, WORDS.encode())
 
 
-def test_brackets_around_a_url_are_taken_off() -> None:
+def test_angle_brackets_around_a_url_are_removed() -> None:
     assert one(record(f"<{URL}>", response(page()))).key == "web:example.com"
 
 
-def test_arc_dates_are_those_of_warc() -> None:
+def test_arc_dates_are_converted_to_iso_8601() -> None:
     data = arc_record("http://a.example/", response(page()), date="20080430204825")
     (found,) = read_archive(io.BytesIO(data), "x.arc")
     assert found.captured == "2008-04-30T20:48:25Z"
@@ -141,13 +141,13 @@ def test_dates_of_any_precision_are_kept(date: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"no archive\n" * 9, b"\x00" * 100, b"", b"PK\x03\x04...."])
-def test_what_is_no_archive_is_refused(data: bytes) -> None:
+def test_a_file_that_is_no_archive_is_refused(data: bytes) -> None:
     with pytest.raises(InputError, match="x is no web archive"):
         list(read_archive(io.BytesIO(data), "x"))
 
 
 class TestIngest:
-    """From archives to a snapshot."""
+    """Ingest of archives into a snapshot."""
 
     @staticmethod
     def ingested(folder: Path, *archives: list[bytes], **config: object) -> tuple[IngestReport, Rows]:
@@ -160,7 +160,7 @@ class TestIngest:
         rows = Registry.open(folder / "registry").snapshot().table("documents").to_pylist()
         return report, rows
 
-    def test_the_newest_text_wins_and_answers_without_text_replace_none(self, tmp_path: Path) -> None:
+    def test_the_newest_text_wins_and_later_answers_without_text_do_not(self, tmp_path: Path) -> None:
         url, words = "http://a.example/x", "Nothing of this was in the page when it was read before, not a word of it"
         items = [
             record(url, response(page()), date="2020-01-01T00:00:00Z"),
@@ -176,7 +176,7 @@ class TestIngest:
         assert kept["captured"] == "2021-01-01T00:00:00Z"
         assert len({row["doc_id"] for row in rows}) == 1
 
-    def test_titles_of_pages_name_no_source(self, tmp_path: Path) -> None:
+    def test_titles_of_web_pages_are_no_aliases(self, tmp_path: Path) -> None:
         report, rows = self.ingested(tmp_path, [record("http://a.example/", response(page(title="Home")))])
         snapshot = Registry.open(tmp_path / "registry").snapshot()
         assert rows[0]["title"] == "Home"
@@ -184,7 +184,7 @@ class TestIngest:
         assert report.sources == {"web": 1}
 
     @pytest.mark.parametrize(("web_source", "num_sources"), [("domain", 1), ("host", 2), ("page", 3)])
-    def test_the_manifest_says_what_a_source_is(self, tmp_path: Path, web_source: str, num_sources: int) -> None:
+    def test_the_manifest_records_the_web_source(self, tmp_path: Path, web_source: str, num_sources: int) -> None:
         items = [
             record(f"http://{url}", response(page(f"{WORDS} {number} times {number}")))
             for number, url in enumerate(("www.a.example/", "www.a.example/2", "blog.a.example/"))
@@ -195,20 +195,20 @@ class TestIngest:
         assert configuration["granularity"]["web"] == web_source
         assert configuration["key_schemes"]["web"].startswith("web:<")
 
-    def test_a_file_that_is_no_archive_fails_beside_one_that_is(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_no_archive_fails_and_the_others_are_read(self, tmp_path: Path) -> None:
         (tmp_path / "other.warc").write_bytes(b"nothing of the kind\n")
         (tmp_path / "crawl.warc.gz").write_bytes(by_record([record(URL, response(page()))]))
         report = ingest(IngestConfig(web=(str(tmp_path),)), registry_uri=tmp_path / "registry")
         assert (report.kept, report.failed) == (1, {"not-an-archive": 1})
 
-    def test_an_upgrade_of_the_extractor_is_another_configuration(self) -> None:
+    def test_the_configuration_names_the_extractor_and_its_release(self) -> None:
         config = IngestConfig(web=("x",))
         assert config.shaping()["extractors"]["html"].startswith("resiliparse ")
         other = dataclasses.replace(config, html=HtmlExtractor.TRAFILATURA)
         assert other.shaping()["extractors"]["html"].startswith("trafilatura ")
 
 
-def test_real_archives_end_as_they_should(data_dir: Path) -> None:
+def test_real_archives_fail_only_for_known_reasons(data_dir: Path) -> None:
     found = [
         document
         for path in sorted((data_dir / "web" / "odd").glob("*"))

@@ -1,4 +1,4 @@
-"""Books in plain text: whose they are, what they are called, and nothing around them."""
+"""Test the readers of books in plain text: keys, names, and texts without header, licence and credits."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def titles(document: Document) -> set[str]:
 # Project Gutenberg.
 
 
-def test_a_book_of_gutenberg(tmp_path: Path) -> None:
+def test_a_gutenberg_text_is_read_with_its_header(tmp_path: Path) -> None:
     data = b"\xef\xbb\xbf" + gutenberg().replace("\n", "\r\n").encode()
     document = read(tmp_path, data)
     assert (document.key, document.locator) == ("book:gutenberg:2591", "book:gutenberg:2591")
@@ -115,7 +115,7 @@ END_MARKERS = [
 
 @pytest.mark.parametrize("end", END_MARKERS)
 @pytest.mark.parametrize("start", START_MARKERS)
-def test_every_form_of_the_markers(start: str, end: str) -> None:
+def test_every_form_of_start_and_end_marker_is_recognised(start: str, end: str) -> None:
     header = (
         "**The Project Gutenberg Etext of Alice in Wonderland, by Lewis Carroll**\n\nJanuary, 1991  [Etext #11]\n\n"
     )
@@ -123,13 +123,13 @@ def test_every_form_of_the_markers(start: str, end: str) -> None:
     assert found
     edition, body = found
     assert normalise(body) == BODY
-    assert (edition.number, edition.title, edition.authors) == (11, "Alice in Wonderland", ("Lewis Carroll",))
+    assert (edition.gutenberg_number, edition.title, edition.authors) == (11, "Alice in Wonderland", ("Lewis Carroll",))
 
 
-def test_an_old_header_without_an_end() -> None:
+def test_an_old_header_without_an_end_mark_is_recognised() -> None:
     found = read_gutenberg(f"Project Gutenberg Etext of Alice\nby Lewis Carroll\n\nJanuary, 1991 [Etext #11]\n\n{BODY}")
     assert found
-    assert (found[0].number, found[0].title, found[0].authors) == (11, "Alice", ("Lewis Carroll",))
+    assert (found[0].gutenberg_number, found[0].title, found[0].authors) == (11, "Alice", ("Lewis Carroll",))
     assert normalise(found[1]) == BODY
 
 
@@ -142,11 +142,11 @@ def test_an_old_header_without_an_end() -> None:
         "",
     ],
 )
-def test_what_only_mentions_gutenberg_is_not_of_it(text: str) -> None:
+def test_a_text_that_only_mentions_gutenberg_has_no_header(text: str) -> None:
     assert read_gutenberg(text) is None
 
 
-def test_a_number_in_the_text_does_not_count(tmp_path: Path) -> None:
+def test_a_number_outside_the_header_is_ignored(tmp_path: Path) -> None:
     start = "*** START OF THE PROJECT GUTENBERG EBOOK ALICE ***"
     text = f"{start}\n\nRelease date: May 1, 2000 [eBook #99]\n\nJanuary, 1991 [Etext #98]"
     document = read(tmp_path, text)
@@ -155,17 +155,17 @@ def test_a_number_in_the_text_does_not_count(tmp_path: Path) -> None:
     assert document.title == "ALICE"
 
 
-def test_a_header_with_two_numbers_and_no_release_has_none() -> None:
+def test_two_different_numbers_without_a_release_date_are_ignored() -> None:
     start = "\n*** START OF THE PROJECT GUTENBERG EBOOK ALICE ***\n\ntext"
     found = read_gutenberg(f"The Project Gutenberg eBook of Alice\n\nsee [eBook #11] and [eBook #12]{start}")
     assert found
-    assert found[0].number is None
+    assert found[0].gutenberg_number is None
     same = read_gutenberg(f"The Project Gutenberg eBook of Alice\n\nsee [eBook #11] and [EBook #11]{start}")
     assert same
-    assert same[0].number == 11
+    assert same[0].gutenberg_number == 11
 
 
-def test_a_title_over_several_lines(tmp_path: Path) -> None:
+def test_a_title_over_several_lines_is_joined(tmp_path: Path) -> None:
     text = gutenberg().replace("Title: Grimms' Fairy Tales", "Title: Moby Dick;\n       Or, The Whale")
     document = read(tmp_path, text)
     assert document.title == "Moby Dick; Or, The Whale"
@@ -182,17 +182,17 @@ def test_a_title_over_several_lines(tmp_path: Path) -> None:
         "[Transcriber's Notes: all is well.]\n\nProduced by Y",
     ],
 )
-def test_credits_at_the_start_are_no_part_of_the_book(credits: str) -> None:
+def test_credits_at_the_start_are_removed(credits: str) -> None:
     assert without_credits(f"{credits}\n\n{BODY}") == BODY
 
 
-def test_the_book_may_speak_of_what_is_produced() -> None:
+def test_a_later_paragraph_that_looks_like_credits_is_kept() -> None:
     text = f"CHAPTER I\n\nProduced by magic.\n\n{BODY}"
     assert without_credits(text) == text
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("names", "code"),
     [
         *[
             ("English", "en"),
@@ -205,12 +205,12 @@ def test_the_book_may_speak_of_what_is_produced() -> None:
         *[("Norwegian (Bokmål)", "no"), ("Klingon, Latin", "la")],
     ],
 )
-def test_languages(words: str, code: str) -> None:
-    assert language_code(words) == code
+def test_the_language_code_of_names_and_codes(names: str, code: str) -> None:
+    assert language_code(names) == code
 
 
 @pytest.mark.parametrize("declared", ["ISO-8859-1", "Windows-1252", "ASCII"])
-def test_the_header_says_the_encoding(declared: str, tmp_path: Path) -> None:
+def test_the_encoding_that_the_header_declares_is_used(declared: str, tmp_path: Path) -> None:
     text = gutenberg(body="Café ‘déjà vu’ über naïve Ærø", language="French").replace(
         "Language:", f"Character set encoding: {declared}\n\nLanguage:"
     )
@@ -220,7 +220,7 @@ def test_the_header_says_the_encoding(declared: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMPRESSORS))
-def test_compressed_books(name: str, tmp_path: Path) -> None:
+def test_compressed_books_are_decompressed(name: str, tmp_path: Path) -> None:
     document = read(tmp_path, COMPRESSORS[name](gutenberg().encode()), f"pg2591.txt.{name}")
     plain = read(tmp_path, gutenberg())
     assert (document.key, document.text) == (plain.key, plain.text)
@@ -230,7 +230,7 @@ def test_compressed_books(name: str, tmp_path: Path) -> None:
 # Other books.
 
 
-def test_a_plain_text_is_known_by_its_isbn(tmp_path: Path) -> None:
+def test_a_plain_text_with_an_isbn_has_it_as_its_key(tmp_path: Path) -> None:
     page = "A Book\n\nISBN-13: 978-0-306-40615-7 (hardcover)\nISBN 3-16-148410-X (paperback)\n\n"
     document = read(tmp_path, page + "word " * 3000 + "ISBN 0-19-852663-6", "x")
     assert document.key == "book:isbn:9780306406157"
@@ -242,11 +242,11 @@ def test_a_plain_text_is_known_by_its_isbn(tmp_path: Path) -> None:
     "line",
     ["ISBN 978-0-306-40615-8", "ISBN", "number 978-0-306-40615-7", "ISBN 9780306406157123", "ISSN 2049-3630"],
 )
-def test_what_is_no_isbn(line: str) -> None:
+def test_invalid_or_unlabelled_isbns_are_ignored(line: str) -> None:
     assert isbns_in(f"A Book\n{line}\n") == ()
 
 
-def test_a_plain_text_is_known_by_its_words(tmp_path: Path) -> None:
+def test_a_plain_text_without_isbn_has_its_hash_as_its_key(tmp_path: Path) -> None:
     text = "A tale of two words.\n\nThe end."
     document = read(tmp_path, text.replace("\n", "\r\n"), "a-tale_of.two.txt")
     assert document.key == f"book:sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -254,22 +254,22 @@ def test_a_plain_text_is_known_by_its_words(tmp_path: Path) -> None:
     assert document.key == read(tmp_path, gzip.compress(text.encode()), "other.txt.gz").key
 
 
-def test_a_plain_text_can_say_its_title(tmp_path: Path) -> None:
+def test_labelled_title_and_author_are_read(tmp_path: Path) -> None:
     document = read(tmp_path, "Title: The Tale\nAuthor: Jane Roe\n\nOnce upon a time.")
     assert document.title == "The Tale"
     assert titles(document) == {"The Tale / Jane Roe"}
 
 
-def test_a_file_name_as_a_title() -> None:
+def test_a_file_name_becomes_a_title() -> None:
     assert title_of_file("a/b/moby-dick_or.the_whale.TXT.gz") == "moby dick or the whale"
     assert title_of_file("...") is None
 
 
-# What is no book.
+# Files that are no book.
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "empty"),
         (b"\r\n \t\r\n", "empty"),
@@ -281,30 +281,30 @@ def test_a_file_name_as_a_title() -> None:
         (random.Random(1).randbytes(5000), "binary"),
     ],
 )
-def test_what_is_no_book_is_refused_by_name(data: bytes, words: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"{words}.*; expected"):
+def test_a_file_that_is_no_book_is_refused_with_its_format(data: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"{message}.*; expected"):
         read(tmp_path, data, "thing.txt")
 
 
 @pytest.mark.parametrize("start", ["<!DOCTYPE html>\n", '<?xml version="1.0"?>\n<!-- x -->\n<!-- y -->', ""])
-def test_a_web_page_is_no_book(start: str, tmp_path: Path) -> None:
+def test_a_web_page_fails_as_html_page(start: str, tmp_path: Path) -> None:
     document = read(tmp_path, start + "<html><head><title>404 | Not here</title></head><body>Sorry</body></html>")
     assert (document.status, document.reason, document.key) == (Status.FAILED, "html-page", None)
     assert document.title == "404 | Not here"
 
 
-def test_a_book_that_speaks_of_html_is_one(tmp_path: Path) -> None:
+def test_a_book_about_html_is_kept(tmp_path: Path) -> None:
     assert read(tmp_path, "How to write <html> and <body> tags.\n\nA manual.").status is Status.KEPT
 
 
-def test_a_header_without_a_book_is_named(tmp_path: Path) -> None:
+def test_a_header_without_a_book_fails_as_no_text(tmp_path: Path) -> None:
     document = read(
         tmp_path, "*** START OF THE PROJECT GUTENBERG EBOOK X ***\n*** END OF THE PROJECT GUTENBERG EBOOK X ***"
     )
     assert (document.status, document.reason) == (Status.FAILED, "no-text")
 
 
-def test_a_damaged_book_fails_under_its_own_key(tmp_path: Path) -> None:
+def test_a_damaged_book_fails_with_its_own_key(tmp_path: Path) -> None:
     words = " ".join(random.Random(3).choices(["alpha", "beta", "gamma", "delta"], k=50_000))
     data = gzip.compress(gutenberg(body=words).encode())
     document = read(tmp_path, data[: len(data) // 2], "pg.txt.gz")
@@ -314,14 +314,14 @@ def test_a_damaged_book_fails_under_its_own_key(tmp_path: Path) -> None:
     assert (plain.status, plain.key) == (Status.FAILED, None)
 
 
-def test_a_giant_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_read_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(books, "MAX_BOOK_BYTES", 1 << 20)
     bomb = read(tmp_path, gzip.compress(gutenberg().encode() + bytes(1 << 25)), "bomb.txt.gz")
     assert (bomb.status, bomb.reason, bomb.key) == (Status.FAILED, "too-large", "book:gutenberg:2591")
     assert bomb.input_length <= 1 << 20
 
 
-def test_mutants_cost_themselves_and_no_more(tmp_path: Path) -> None:
+def test_randomly_damaged_books_never_crash_the_reader(tmp_path: Path) -> None:
     rng, data = random.Random(11), gutenberg().encode()
     seeds = [
         data,
@@ -333,8 +333,8 @@ def test_mutants_cost_themselves_and_no_more(tmp_path: Path) -> None:
     for _ in range(400):
         mutant = bytearray(rng.choice(seeds))
         for _ in range(rng.randint(1, 8)):
-            place = rng.randrange(len(mutant))
-            mutant[place : place + rng.randint(0, 5)] = rng.randbytes(rng.randint(0, 5))
+            position = rng.randrange(len(mutant))
+            mutant[position : position + rng.randint(0, 5)] = rng.randbytes(rng.randint(0, 5))
         if rng.random() < 0.3:
             del mutant[rng.randrange(1, len(mutant)) :]
         try:
@@ -360,7 +360,7 @@ START = "*** START OF THE PROJECT GUTENBERG EBOOK X ***\n"
         *["ISBN 1-2-3-4 ", "Title : ", "[ebook ", "March, ", "_-_!"],
     ],
 )
-def test_hostile_texts_cost_no_more_than_others(unit: str) -> None:
+def test_hostile_texts_take_linear_time(unit: str) -> None:
     def run(size: int) -> None:
         for text in (START + unit * 20 * size, "Project Gutenberg\n" + unit * 20 * size + START):
             found = read_gutenberg(text)
@@ -389,8 +389,8 @@ def _manifest(data_dir: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def test_every_real_book_is_what_the_manifest_says(data_dir: Path) -> None:
-    numbers = set()
+def test_every_real_book_matches_the_manifest(data_dir: Path) -> None:
+    keys = set()
     for file, facts in _manifest(data_dir).items():
         (document,) = read_book(data_dir / file, os.path.basename(file))
         if facts["pg"] == "None":
@@ -405,5 +405,5 @@ def test_every_real_book_is_what_the_manifest_says(data_dir: Path) -> None:
         assert "Produced by" not in document.text[:500], file
         num_words = len(document.text.split())
         assert int(facts["words"]) - 3300 < num_words < int(facts["words"]), file  # the licence has 3,000
-        numbers.add(document.key)
-    assert len(numbers) == 22
+        keys.add(document.key)
+    assert len(keys) == 22

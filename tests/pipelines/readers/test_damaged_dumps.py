@@ -1,4 +1,4 @@
-"""Damaged and hostile dumps: what is broken costs itself, is named with its place, and the rest is read."""
+"""Test damaged and hostile dumps: a broken page is reported with its offset, and all other pages are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.pipelines.readers.dumps import COMPRESSORS, Page, dump_xml, multistre
 from tests.pipelines.readers.test_xml_dump import NAME, documents, outcomes
 
 
-def test_a_malformed_page_costs_itself_and_keeps_its_key() -> None:
+def test_only_the_malformed_page_is_lost_and_keeps_its_key() -> None:
     good = dump_xml([Page("A", "one"), Page("B", "two"), Page("C", "three")])
     bad = good.replace(b">two<", b">two &nope; <").replace(b">one<", b">one \xff\xfe<")
     found = documents(bad)
@@ -30,13 +30,13 @@ def test_a_malformed_page_costs_itself_and_keeps_its_key() -> None:
     assert bad[found[1].input_offset :].startswith(b"<page>\n    <title>B")
 
 
-def test_a_page_without_an_end_costs_itself() -> None:
+def test_only_the_page_without_an_end_is_lost() -> None:
     data = dump_xml([Page("A"), Page("B"), Page("C")]).replace(b"</page>", b"", 1)
     assert outcomes(data) == [("A", "malformed-page"), ("B", None), ("C", None)]
 
 
 @pytest.mark.parametrize("missing", [b"<title>A</title>", b"<id>1</id>"])
-def test_a_page_without_identity_is_a_failure(missing: bytes) -> None:
+def test_a_page_without_title_or_id_fails(missing: bytes) -> None:
     (document,) = documents(dump_xml([Page("A")]).replace(missing, b""))
     assert (document.key, document.reason) == (None, "malformed-page")
     assert document.locator == f"{NAME}:{document.input_offset}"
@@ -67,20 +67,20 @@ HOSTILE_PAGES: dict[str, Callable[[int], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_PAGES)
-def test_hostile_pages_cost_linear_time(name: str) -> None:
+def test_hostile_pages_take_linear_time(name: str) -> None:
     dumps = {n: dump_xml([Page("A", HOSTILE_PAGES[name](n))]) for n in (SMALL, LARGE)}
     assert all(len(documents(data)) == 1 for data in dumps.values())
     assert_linear(lambda n: documents(dumps[n]))
 
 
 @pytest.mark.parametrize("head", ["<siteinfo>", "<mediawiki ", "<?xml ", "<!ENTITY ", " "])
-def test_hostile_heads_cost_linear_time(head: str) -> None:
+def test_hostile_heads_take_linear_time(head: str) -> None:
     dumps = {n: dump_xml([Page("A")], head * (1000 * n // len(head))) for n in (SMALL, LARGE)}
     assert all(documents(data) for data in dumps.values())
     assert_linear(lambda n: documents(dumps[n]))
 
 
-def test_a_giant_page_is_a_failure_and_the_next_is_read() -> None:
+def test_a_page_over_the_limit_fails_and_the_next_is_read() -> None:
     data = dump_xml([Page("A"), Page("Giant", "x" * 400_000), Page("C")])
     fragments = list(PageSplitter(open_stream(io.BytesIO(data)), max_page_bytes=100_000))
     assert [fragment.failure and fragment.failure.reason for fragment in fragments] == [None, "too-large", None]
@@ -123,12 +123,12 @@ def test_a_truncated_dump_is_a_prefix_and_one_failure(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["plain", "multistream"])
-def test_a_flipped_byte_costs_few_pages(form: str) -> None:
+def test_a_flipped_byte_loses_few_pages(form: str) -> None:
     whole = {document.key: document for document in documents(FORMS[form])}
     num_lost = []
-    for place in random.Random(3).sample(range(2000, len(FORMS[form]) - 100), 30):
+    for position in random.Random(3).sample(range(2000, len(FORMS[form]) - 100), 30):
         data = bytearray(FORMS[form])
-        data[place] ^= 0xFF
+        data[position] ^= 0xFF
         found = documents(bytes(data))
         same = [document for document in found if _is_same(document, whole.get(document.key))]
         num_lost.append(len(whole) - len(same))
@@ -141,7 +141,7 @@ def _is_same(found: Document, expected: Document | None) -> bool:
     return expected is not None and (found.title, found.markup, found.reason) == (expected.title, expected.markup, None)
 
 
-def test_a_hole_in_a_multistream_dump_is_one_failure_at_its_place() -> None:
+def test_a_damaged_stream_of_a_multistream_dump_is_one_failure() -> None:
     parts = list(multistream(PAGES, pages_per_stream=10))
     parts[4] = parts[4][:50] + b"?" * 20 + parts[4][70:]
     found = documents(b"".join(parts))
@@ -152,7 +152,7 @@ def test_a_hole_in_a_multistream_dump_is_one_failure_at_its_place() -> None:
 
 
 @given(data=st.binary(max_size=500))
-def test_no_bytes_between_pages_break_it(data: bytes) -> None:
+def test_no_bytes_between_pages_lose_a_page(data: bytes) -> None:
     start, end = dump_xml([Page("A"), Page("B")]).split(b"  <page>\n    <title>B", 1)
     titles = [
         document.title for document in documents(start + data + b"<page>\n    <title>B" + end) if not document.reason

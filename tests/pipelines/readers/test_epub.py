@@ -1,4 +1,4 @@
-"""EPUBs: the text in reading order, what the package says, and no way for a zip to cost more than itself."""
+"""Test the EPUB reader: text in reading order, metadata of the package, and limits against hostile archives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ METADATA = (
     '<dc:title>Alice\'s Adventures</dc:title><dc:creator opf:role="aut" opf:file-as="Carroll, Lewis">Lewis Carroll'
     '</dc:creator><dc:creator opf:role="trl">A Translator</dc:creator><dc:language>en-GB</dc:language>'
 )
-XHTML = '<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><head><title/></head><body>{}</body></html>'
+XHTML = (
+    '<?xml version="1.0" encoding="utf-8"?><html xmlns="http://www.w3.org/1999/xhtml"><head><title/></head>'
+    "<body>{}</body></html>"
+)
 Files = dict[str, str | bytes]
 
 
@@ -48,7 +51,7 @@ def ref(name: str, linear: str = "yes") -> str:
 
 
 def files(metadata: str = METADATA, **more: str | bytes) -> Files:
-    """Two chapters; the second comes first in the manifest and in the archive."""
+    """Return a book of two chapters; the second comes first in the manifest and in the archive."""
     return {
         "mimetype": "application/epub+zip",
         "META-INF/container.xml": CONTAINER.format(path="OEBPS/content.opf"),
@@ -87,7 +90,7 @@ def failure(tmp_path: Path, data: bytes | Files) -> str | None:
 TEXT = "One\n\nThe first chapter.\n\nTwo\n\nThe second chapter."
 
 
-def test_chapters_in_the_order_of_the_spine(tmp_path: Path) -> None:
+def test_chapters_are_read_in_the_order_of_the_spine(tmp_path: Path) -> None:
     data = zipped(files())
     document = read(tmp_path, data)
     assert document.text == TEXT
@@ -100,7 +103,7 @@ def test_chapters_in_the_order_of_the_spine(tmp_path: Path) -> None:
     assert (document.input_offset, document.input_length, document.input_stored) == (0, len(data), True)
 
 
-def test_epub_3_says_roles_and_titles_by_refinement(tmp_path: Path) -> None:
+def test_epub_3_refinements_give_roles_and_titles(tmp_path: Path) -> None:
     metadata = (
         '<dc:title id="t">Love’s Labour</dc:title><meta refines="#t" property="title-type">main</meta>'
         '<dc:title id="s">A Play</dc:title><meta refines="#s" property="title-type">subtitle</meta>'
@@ -148,7 +151,9 @@ def test_epub_3_says_roles_and_titles_by_refinement(tmp_path: Path) -> None:
         ("<dc:identifier>https://gutenberg.net.au/ebooks/11</dc:identifier>", None, None),
     ],
 )
-def test_identifiers(identifiers: str, key: str | None, isbn: str | None, tmp_path: Path) -> None:
+def test_the_key_follows_from_the_identifiers(
+    identifiers: str, key: str | None, isbn: str | None, tmp_path: Path
+) -> None:
     document = read(tmp_path, files(METADATA + identifiers))
     assert document.key is not None
     assert document.key == key or (key is None and document.key.startswith("book:sha256:"))
@@ -159,7 +164,7 @@ def test_the_same_text_has_one_key_in_an_epub_and_in_a_file(tmp_path: Path) -> N
     assert read(tmp_path, files()).key == read(tmp_path, TEXT.encode(), "book.txt").key
 
 
-def test_an_epub_of_gutenberg_is_the_book_that_its_text_is(tmp_path: Path) -> None:
+def test_a_gutenberg_epub_has_the_key_and_text_of_its_plain_text(tmp_path: Path) -> None:
     name = "THE PROJECT GUTENBERG EBOOK ALICE'S ADVENTURES ***"
     header = (
         "<section><h2>The <i>Project Gutenberg eBook</i> of Alice's Adventures</h2><div>This ebook is for the use of "
@@ -179,7 +184,7 @@ def test_an_epub_of_gutenberg_is_the_book_that_its_text_is(tmp_path: Path) -> No
     assert (document.url, document.captured) == ("https://www.gutenberg.org/ebooks/11", "2024-11-10T00:00:00Z")
 
 
-def test_tables_of_contents_and_what_is_beside_the_text_are_left_out(tmp_path: Path) -> None:
+def test_tables_of_contents_and_auxiliary_content_are_left_out(tmp_path: Path) -> None:
     content = files()
     content["OEBPS/toc.xhtml"] = content["OEBPS/nav.xhtml"] = content["OEBPS/note.xhtml"] = XHTML.format(
         "<p>Not this</p>"
@@ -211,7 +216,7 @@ def test_tables_of_contents_and_what_is_beside_the_text_are_left_out(tmp_path: P
         ("../../../../etc/a.xhtml", "etc/a.xhtml"),
     ],
 )
-def test_references_that_need_some_reading(href: str, name: str, tmp_path: Path) -> None:
+def test_references_lead_to_members_of_the_archive(href: str, name: str, tmp_path: Path) -> None:
     content = files()
     chapter = content.pop("OEBPS/text/a.xhtml")
     content[name] = chapter
@@ -222,8 +227,8 @@ def test_references_that_need_some_reading(href: str, name: str, tmp_path: Path)
 def test_no_file_outside_of_the_archive_is_read(tmp_path: Path) -> None:
     (tmp_path / "secret.xhtml").write_text(XHTML.format("secret"))
     content = files()
-    place = f"../../../../../../..{tmp_path}/secret.xhtml"
-    content["OEBPS/content.opf"] = package(item("a", place), ref("a"))
+    href = f"../../../../../../..{tmp_path}/secret.xhtml"
+    content["OEBPS/content.opf"] = package(item("a", href), ref("a"))
     assert failure(tmp_path, content) == "missing-file"
     entity = f'<!DOCTYPE package [<!ENTITY x SYSTEM "file://{tmp_path}/secret.xhtml">]>'
     content = files()
@@ -240,10 +245,10 @@ def test_entities_are_not_expanded(tmp_path: Path) -> None:
     assert len(read(tmp_path, content).title or "") < 100
 
 
-# What fails, and why.
+# Books that fail, and the reason.
 
 
-def test_a_missing_chapter_costs_the_book_under_its_key(tmp_path: Path) -> None:
+def test_a_missing_chapter_fails_the_book_with_its_key(tmp_path: Path) -> None:
     content = files(METADATA + "<dc:identifier>urn:isbn:9780306406157</dc:identifier>")
     del content["OEBPS/text/b.xhtml"]
     document = read(tmp_path, content)
@@ -271,7 +276,7 @@ def broken(**changes: Any) -> Files:
         (broken(**{f"OEBPS/text/{name}.xhtml": XHTML.format("<img src='x'/>") for name in "ab"}), "no-text"),
     ],
 )
-def test_what_cannot_be_read_is_named(content: Files, reason: str, tmp_path: Path) -> None:
+def test_a_broken_book_fails_with_its_reason(content: Files, reason: str, tmp_path: Path) -> None:
     assert failure(tmp_path, content) == reason
 
 
@@ -284,7 +289,7 @@ def encryption(uri: str, algorithm: str) -> str:
     )
 
 
-def test_a_locked_book_is_named_and_one_with_garbled_fonts_is_read(tmp_path: Path) -> None:
+def test_an_encrypted_book_fails_but_obfuscated_fonts_do_not(tmp_path: Path) -> None:
     aes = "http://www.w3.org/2001/04/xmlenc#aes128-cbc"
     locked = files(METADATA + "<dc:identifier>urn:isbn:9780306406157</dc:identifier>")
     locked["META-INF/encryption.xml"] = encryption("OEBPS/text/a.xhtml", aes)
@@ -296,20 +301,20 @@ def test_a_locked_book_is_named_and_one_with_garbled_fonts_is_read(tmp_path: Pat
     assert read(tmp_path, style).text == TEXT
 
 
-def test_a_zip_with_a_password_is_locked(tmp_path: Path) -> None:
+def test_a_zip_with_a_password_fails_as_encrypted(tmp_path: Path) -> None:
     data = bytearray(zipped(files()))
     start = 0
-    while (place := data.find(b"PK\1\2", start)) >= 0:
-        data[place + 8] |= 1
-        start = place + 1
+    while (position := data.find(b"PK\1\2", start)) >= 0:
+        data[position + 8] |= 1
+        start = position + 1
     assert failure(tmp_path, bytes(data)) == "encrypted"
 
 
-def test_compression_that_no_epub_has_is_not_inflated(tmp_path: Path) -> None:
+def test_compression_that_epub_does_not_allow_is_refused(tmp_path: Path) -> None:
     assert failure(tmp_path, zipped(files(), zipfile.ZIP_BZIP2)) == "corrupt-zip"
 
 
-def test_bombs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epub, "MAX_CHAPTER_BYTES", 1 << 16)
     monkeypatch.setattr(epub, "MAX_TEXT_BYTES", 1 << 17)
     monkeypatch.setattr(epub, "MAX_PACKAGE_BYTES", 1 << 16)
@@ -330,27 +335,26 @@ def test_bombs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert failure(tmp_path, files()) == "too-large"
 
 
-def test_a_zip_that_is_cut_off_is_corrupt(tmp_path: Path) -> None:
+def test_a_truncated_zip_is_corrupt(tmp_path: Path) -> None:
     data = zipped(files())
     assert failure(tmp_path, data[: len(data) // 2]) == "corrupt-zip"
 
 
-def test_a_damaged_chapter_costs_the_book(tmp_path: Path) -> None:
+def test_a_damaged_chapter_fails_the_book(tmp_path: Path) -> None:
     data = bytearray(zipped(files(), zipfile.ZIP_STORED))
-    place = data.index(b"The first chapter")
-    data[place] ^= 1
+    data[data.index(b"The first chapter")] ^= 1
     assert failure(tmp_path, bytes(data)) == "corrupt-zip"
 
 
-def test_mutants_are_read_or_named(tmp_path: Path) -> None:
+def test_randomly_damaged_epubs_never_crash_the_reader(tmp_path: Path) -> None:
     rng = random.Random(5)
     seeds = [zipped(files()), zipped(files(), zipfile.ZIP_STORED)]
     outcomes: dict[str, int] = {}
     for _ in range(400):
         mutant = bytearray(rng.choice(seeds))
         for _ in range(rng.randint(1, 6)):
-            place = rng.randrange(4, len(mutant))
-            mutant[place : place + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
+            position = rng.randrange(4, len(mutant))
+            mutant[position : position + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
         try:
             document = read(tmp_path, bytes(mutant))
         except InputError:
@@ -383,23 +387,23 @@ def test_mutants_are_read_or_named(tmp_path: Path) -> None:
         ("<p>1 < 2 and 3 /> 2</p>", "1 < 2 and 3 /> 2"),
     ],
 )
-def test_all_text_of_a_chapter(html: str, text: str) -> None:
+def test_all_text_of_a_chapter_is_kept(html: str, text: str) -> None:
     assert full_text(XHTML.format(html)) == text
 
 
 @pytest.mark.parametrize("unit", ["<a ", "<a '", '"', "<b/>", "<b c='", "/", "<figure>", "<p title=/>"])
-def test_hostile_chapters_cost_no_more_than_others(unit: str) -> None:
+def test_hostile_chapters_take_linear_time(unit: str) -> None:
     assert_linear(lambda size: full_text(f"<html><body><a {unit * 4 * size}"))
 
 
-def test_chapters_in_other_encodings(tmp_path: Path) -> None:
+def test_chapters_in_other_encodings_are_decoded(tmp_path: Path) -> None:
     latin = XHTML.replace("utf-8", "iso-8859-1").format("<p>Café</p>").encode("latin-1")
     wide = XHTML.replace("utf-8", "utf-16").format("<p>Ünï</p>").encode("utf-16")
     document = read(tmp_path, broken(**{"OEBPS/text/a.xhtml": latin, "OEBPS/text/b.xhtml": wide}))
     assert document.text == "Café\n\nÜnï"
 
 
-def test_real_epubs(data_dir: Path) -> None:
+def test_real_epubs_are_read_whole(data_dir: Path) -> None:
     paths = sorted((data_dir / "books").glob("*.epub"))
     if not paths:
         pytest.skip("no EPUBs")

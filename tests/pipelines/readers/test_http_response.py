@@ -1,4 +1,4 @@
-"""HTTP responses as archives hold them: encodings, and headers that lie about them."""
+"""Test the parser of HTTP responses in archives: content encodings, and headers that state a wrong one."""
 
 from __future__ import annotations
 
@@ -55,41 +55,43 @@ def test_payloads_are_decoded(coding: str, encode: Callable[[bytes], bytes]) -> 
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
-def test_what_was_decoded_before_is_taken_as_it_is(coding: str) -> None:
+def test_a_payload_that_was_decoded_before_is_unchanged(coding: str) -> None:
     fields = f"Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n"
     assert parse_response(response(PAGE, fields=fields)).payload() == PAGE
 
 
 @pytest.mark.parametrize(("coding", "encode"), CODINGS[:7])
-def test_a_payload_that_ends_early_is_kept_as_far_as_it_goes(coding: str, encode: Callable[[bytes], bytes]) -> None:
+def test_a_truncated_payload_is_decoded_up_to_its_end(coding: str, encode: Callable[[bytes], bytes]) -> None:
     noisy = random.Random(0).randbytes(300_000)
     found = parse_response(response(encode(noisy)[:-1000], fields=f"Content-Encoding: {coding}\r\n")).payload()
     assert noisy.startswith(found)
     assert len(found) > 100_000
 
 
-def test_chunks_that_end_early_are_kept_as_far_as_they_go() -> None:
+def test_truncated_chunks_are_decoded_up_to_their_end() -> None:
     fields = "Transfer-Encoding: chunked\r\n"
     found = parse_response(response(chunked(PAGE)[:1500], fields=fields)).payload()
     assert found == PAGE[: 1500 - 2 * len(b"3e8;a=b\r\n") - len(b"\r\n")]
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
-def test_bytes_that_are_neither_are_an_error(coding: str) -> None:
+def test_bytes_neither_encoded_nor_text_are_an_error(coding: str) -> None:
     neither = response(b"\x1f\x8b\x08\xff\xff\x00\x01" * 9, fields=f"Content-Encoding: {coding}\r\n")
     with pytest.raises(RecordError, match="content-encoding"):
         parse_response(neither).payload()
 
 
 @pytest.mark.parametrize(("coding", "encode"), CODINGS[:7])
-def test_bombs_are_bounded(coding: str, encode: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bombs_are_refused(
+    coding: str, encode: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_PAYLOAD_BYTES", 1 << 20)
     bomb = encode(bytes(32 << 20))
     with pytest.raises(RecordError, match="too-large"):
         parse_response(response(bomb, fields=f"Content-Encoding: {coding}\r\n")).payload()
 
 
-def test_status_type_and_charset() -> None:
+def test_status_media_type_and_charset_are_parsed() -> None:
     fields = b'Content-Type: TEXT/HTML; Charset="ISO-8859-1"\r\nX: a\r\n b\r\n\r\n'
     found = parse_response(b"HTTP/1.1 404 Not Found\r\n" + fields + b"no")
     assert (found.status, found.media_type, found.charset, found.fields["x"]) == (404, "text/html", "ISO-8859-1", "a b")
@@ -99,7 +101,7 @@ def test_status_type_and_charset() -> None:
     assert parse_response(b"HTTP/1.1 200 OK\r\nCut: of").content == b""
 
 
-def test_mutants_raise_nothing_else() -> None:
+def test_random_damage_raises_only_record_errors() -> None:
     chance = random.Random(0)
     for coding, encode in CODINGS:
         data = response(chunked(encode(PAGE)), fields=f"Content-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n")

@@ -1,4 +1,4 @@
-"""Streams give all that can be read, in bounded memory, and name what cannot."""
+"""Test that streams yield all bytes that can be read, in bounded memory, and report the damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = sorted(COMPRESSORS)
 
 
 def read_all(data: bytes) -> tuple[bytes, list[str]]:
-    """What is read of `data`, and the reasons of what is not."""
+    """Return the bytes read of `data`, and the reasons of its failures."""
     stream = open_stream(io.BytesIO(data))
     chunks, reasons = [], []
     while True:
@@ -53,13 +53,13 @@ def test_concatenated_streams_with_padding_are_one(name: str, data: bytes, num_p
 
 
 @given(data=st.binary(max_size=3000))
-def test_what_is_not_compressed_is_given_as_it_is(data: bytes) -> None:
+def test_a_plain_file_is_yielded_unchanged(data: bytes) -> None:
     text = b"<mediawiki>" + data
     assert read_all(text) == (text, [])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_truncated_file_gives_as_much_as_the_decoder_can_give(name: str) -> None:
+def test_a_truncated_file_yields_all_that_its_decoder_can(name: str) -> None:
     data = prose(1_100_000)
     compressed = COMPRESSORS[name](data)
     lengths = []
@@ -77,7 +77,7 @@ def _decoder(name: str) -> streams._Decoder:
 
 
 @pytest.mark.parametrize("name", ["bz2", "xz"])
-def test_reading_goes_on_at_the_next_stream_after_damage(name: str) -> None:
+def test_reading_continues_at_the_next_stream_after_damage(name: str) -> None:
     parts = [prose(20_000, seed) for seed in range(12)]
     compressed = [bytearray(COMPRESSORS[name](part)) for part in parts]
     for damaged in (3, 8):
@@ -88,7 +88,7 @@ def test_reading_goes_on_at_the_next_stream_after_damage(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bz2", "xz"])
-def test_a_damaged_start_of_a_stream_is_one_hole(name: str) -> None:
+def test_a_damaged_start_of_a_stream_is_one_failure(name: str) -> None:
     first, second, third = prose(5000, 1), prose(5000, 2), prose(5000, 3)
     compress = COMPRESSORS[name]
     broken = b"?" + compress(second)[1:]
@@ -105,12 +105,12 @@ def test_a_bzip2_block_that_fails_its_checksum_is_withheld() -> None:
     assert 800_000 < len(got) < 1_000_000, "the first block, and none of the second"
 
 
-def test_garbage_after_gzip_is_named_and_ends_the_file() -> None:
+def test_garbage_after_gzip_is_reported_and_ends_the_file() -> None:
     assert read_all(gzip.compress(b"x" * 99) + b"garbage") == (b"x" * 99, ["corrupt-stream"])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_bomb_is_read_in_little_memory(name: str) -> None:
+def test_a_decompression_bomb_is_read_in_bounded_memory(name: str) -> None:
     bomb = COMPRESSORS[name](bytes(24 << 20))
     tracemalloc.start()
     num_bytes = sum(len(chunk) for chunk in open_stream(io.BytesIO(bomb)))
@@ -124,7 +124,7 @@ def test_a_bomb_is_read_in_little_memory(name: str) -> None:
     data=st.binary(min_size=0, max_size=400),
     magic=st.sampled_from([b"", b"BZh91AY&SY", b"\x1f\x8b\x08", b"\xfd7zXZ\0"]),
 )
-def test_no_bytes_break_it(data: bytes, magic: bytes) -> None:
+def test_no_bytes_crash_the_stream(data: bytes, magic: bytes) -> None:
     read_all(magic + data)
 
 
@@ -139,7 +139,7 @@ def test_text_in_other_encodings_becomes_utf8(encoding: str, name: str | None) -
     assert (got.decode().lstrip("\ufeff"), reasons) == (TEXT, [])
 
 
-def test_the_encoding_of_an_xml_declaration_counts() -> None:
+def test_the_encoding_of_an_xml_declaration_is_used() -> None:
     text = '<?xml version="1.0" encoding="ISO-8859-1"?><mediawiki>été</mediawiki>'
     assert read_all(text.encode("latin-1")) == (text.encode(), [])
 
@@ -150,7 +150,7 @@ def test_an_unknown_encoding_is_refused(encoding: str) -> None:
         read_all(f'<?xml version="1.0" encoding="{encoding}"?><mediawiki/>'.encode())
 
 
-def test_a_failing_disk_is_not_a_corrupt_file() -> None:
+def test_an_error_of_the_disk_is_not_reported_as_damage() -> None:
     class Failing(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             if self.tell():

@@ -1,4 +1,4 @@
-"""WARC and ARC files -> records: every spelling that crawlers write, and damage that costs itself alone."""
+"""Test the splitting of WARC and ARC files into records: all spellings of crawlers, and damage to single records."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def urls(found: list[Record]) -> list[str | None]:
     ids=["plain", "gzip", "zstd", "one-member", "line-feeds", "lower-case", "blank-lines", "skippable", "padding"],
 )
 def test_every_spelling_gives_the_same_records(data: bytes) -> None:
-    if b"\r\n" not in data[:200] and data.startswith(b"WARC"):  # bare line feeds: bodies are shorter than they say
+    if b"\r\n" not in data[:200] and data.startswith(
+        b"WARC"
+    ):  # bare line feeds: the replacement made bodies shorter than stated
         data = b"".join(record(url, response(page(f"words of {url} and so on")), end="\n") for url in URLS)
     found = read(data)
     assert urls(found) == URLS
@@ -59,7 +61,7 @@ def test_every_spelling_gives_the_same_records(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("pack", [b"".join, by_record, by_frame])
-def test_offset_and_length_are_of_the_very_bytes(pack: object) -> None:
+def test_offset_and_length_give_the_exact_bytes_of_a_record(pack: object) -> None:
     data = pack(ITEMS)  # type: ignore[operator]
     for item, url in zip(read(data), URLS, strict=True):
         assert item.stored
@@ -68,19 +70,19 @@ def test_offset_and_length_are_of_the_very_bytes(pack: object) -> None:
     assert sum(item.length for item in read(data)) == len(data)
 
 
-def test_without_members_of_their_own_offsets_are_of_the_content() -> None:
+def test_offsets_within_one_member_count_decompressed_bytes() -> None:
     whole = b"".join(ITEMS)
     for item, url in zip(read(gzip.compress(whole)), URLS, strict=True):
         assert not item.stored
         assert urls(read(whole[item.offset : item.offset + item.length])) == [url]
 
 
-def test_continuation_lines_and_the_first_of_repeated_fields() -> None:
+def test_fields_are_continued_and_the_first_of_repeated_ones_counts() -> None:
     data = record(URLS[0], b"x", fields="X-Long: a\n\tb\nX-Long: c")
     assert read(data)[0].head["x-long"] == "a b"
 
 
-def test_arc_of_both_versions_with_spaces_in_urls() -> None:
+def test_arc_records_of_both_versions_with_spaces_in_urls() -> None:
     first = b"filedesc://a.arc 0.0.0.0 20080430204825 text/plain 9\n1 0 test\n\n"
     second = b"http://b.example/ 127.0.0.1 20080430204826 text/html 200 - - 10 a.arc 4\nbody\n"
     data = first + arc_record("http://a.example/x y z", b"HTTP/1.0 200 OK\n\nhello") + second
@@ -92,9 +94,9 @@ def test_arc_of_both_versions_with_spaces_in_urls() -> None:
 
 
 class TestDamage:
-    """What is damaged costs itself, and is named."""
+    """Only damaged records are lost, and they are reported."""
 
-    def test_garbage_between_records(self) -> None:
+    def test_garbage_between_records_is_reported(self) -> None:
         data = ITEMS[0] + b"this is\nno record\n" + ITEMS[1]
         found = read(data)
         assert urls(found) == [URLS[0], None, URLS[1]]
@@ -103,19 +105,19 @@ class TestDamage:
         assert found[1].failure.reason == "bad-record"
 
     @pytest.mark.parametrize("length", [5_000, 10**12])
-    def test_a_length_that_leads_past_the_next_records_costs_one(self, length: int) -> None:
+    def test_a_length_that_covers_the_next_records_loses_one_record(self, length: int) -> None:
         bad = record("http://bad.example/", b"short", length=length)
         found = read(b"".join([ITEMS[0], bad, *ITEMS[1:]]) * 3)
         assert urls(found).count(None) == 3
         assert urls(found).count(URLS[1]) == urls(found).count(URLS[4]) == 3
         assert next(item for item in found if item.failure).head["warc-target-uri"] == "http://bad.example/"
 
-    def test_a_length_that_is_none(self) -> None:
+    def test_a_length_that_is_no_number_loses_one_record(self) -> None:
         bad = ITEMS[1].replace(b"Content-Length: ", b"Content-Length: x")
         assert urls(read(ITEMS[0] + bad + ITEMS[2])) == [URLS[0], None, URLS[2]]
 
     @pytest.mark.parametrize("pack", [b"".join, by_record, by_frame])
-    def test_a_file_that_ends_within_a_record(self, pack: object) -> None:
+    def test_a_file_that_ends_within_a_record_loses_that_record(self, pack: object) -> None:
         data = pack(ITEMS)  # type: ignore[operator]
         found = read(data[:-60])
         assert urls(found) == [*URLS[:4], None]
@@ -123,7 +125,7 @@ class TestDamage:
         assert found[-1].failure.reason in ("truncated-record", "truncated-stream")
 
     @pytest.mark.parametrize("pack", [by_record, by_frame])
-    def test_a_member_that_does_not_decompress(self, pack: object) -> None:
+    def test_a_member_that_does_not_decompress_loses_one_record(self, pack: object) -> None:
         members = [pack([item]) for item in ITEMS]  # type: ignore[operator]
         middle = len(members[1]) // 2
         members[1] = members[1][:middle] + bytes(64) + members[1][middle + 64 :]
@@ -133,7 +135,7 @@ class TestDamage:
         assert [item.offset for item in failed] == [len(members[0])]
         assert failed[0].stored
 
-    def test_garbage_between_members(self) -> None:
+    def test_garbage_between_members_is_reported(self) -> None:
         members = [by_record([item]) for item in ITEMS]
         for garbage in (b"\x1f\x8b\x08 no member" * 9, b"other bytes\0"):
             found = read(members[0] + garbage + members[1] + garbage)
@@ -143,16 +145,16 @@ class TestDamage:
                 len(members[0] + garbage + members[1]),
             ]
 
-    def test_a_head_without_end(self) -> None:
+    def test_reading_continues_after_a_head_without_end(self) -> None:
         endless = b"WARC/1.0\r\n" + b"X: y\r\n" * 100_000
         assert urls(read(endless + ITEMS[0])) == [None, URLS[0]]
 
-    def test_a_line_without_end(self) -> None:
+    def test_reading_continues_after_a_line_without_end(self) -> None:
         assert urls(read(b"WARC/1.0\r\n" + b"x" * (1 << 20) + b"\r\n\r\n" + ITEMS[0]))[-1] == URLS[0]
 
 
 class TestBounds:
-    """Nothing that a file says or inflates to is held."""
+    """Memory is bounded whatever a file claims or inflates to."""
 
     def test_a_body_is_held_up_to_its_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_BODY_BYTES", 1000)
@@ -161,7 +163,7 @@ class TestBounds:
         assert [(len(item.body), item.body_length) for item in found] == [(1000, 100_000), (1, 1)]
 
     @pytest.mark.parametrize("pack", [by_record, by_frame])
-    def test_a_bomb_is_passed_over(self, pack: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_decompression_bomb_is_skipped(self, pack: object, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_MEMBER_BYTES", 4 << 20)
         bomb = record("http://bomb.example/", b"\0" * (64 << 20))
         found = read(pack([ITEMS[0], bomb, ITEMS[1]]))  # type: ignore[operator]
@@ -169,7 +171,7 @@ class TestBounds:
         assert found[1].failure is not None
         assert found[1].failure.reason == "too-large"
 
-    def test_what_follows_a_record_of_any_length_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_record_after_one_of_absurd_length_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_BODY_BYTES", 1000)
         endless = record("http://endless.example/", b"x" * 5000, length=10**15)
         found = read(endless + ITEMS[0])
@@ -177,7 +179,7 @@ class TestBounds:
         assert found[0].failure is not None
         assert found[0].failure.reason == "too-large"
 
-    def test_a_bomb_without_any_record_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_decompression_bomb_without_a_record_is_skipped(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_MEMBER_BYTES", 4 << 20)
         found = read(gzip.compress(b"\n" * 10 + b"\0" * (64 << 20)) + by_record(ITEMS[:1]))
         assert urls(found) == [None, URLS[0]]
@@ -186,7 +188,7 @@ class TestBounds:
         "line",
         [b"garbage\n", b"a: 1 12345678 x 1 12345678 y" * 99 + b"\n", b"x:" * 4000 + b"\n", b"y" * 10_000, b"WARC/\n"],
     )
-    def test_searching_for_a_record_is_linear(self, line: bytes) -> None:
+    def test_the_search_for_a_record_takes_linear_time(self, line: bytes) -> None:
         assert_linear(lambda size: read(ITEMS[0] + line * (size * 2000 // len(line)) + ITEMS[1]))
 
 
@@ -206,20 +208,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_a_record_of_a_gigabyte_is_reported_and_the_next_one_read(tmp_path: Path, is_packed: bool) -> None:
     size = 1 << 30
     head = record("http://large.example/", response(b""), length=size + len(response(b"")))[:-4]
-    place = tmp_path / "large.warc"
+    path = tmp_path / "large.warc"
     if is_packed:
         encoder = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
-        with place.open("wb") as file:
+        with path.open("wb") as file:
             file.write(encoder.compress(head))
             for _ in range(size >> 20):
                 file.write(encoder.compress(bytes(1 << 20)))
             file.write(encoder.compress(b"\r\n\r\n") + encoder.flush() + by_record(ITEMS[:1]))
     else:
-        with place.open("wb") as file:  # zeros that take no space
+        with path.open("wb") as file:  # a sparse file: the zeros take no space
             file.write(head)
             file.seek(size, os.SEEK_CUR)
             file.write(b"\r\n\r\n" + ITEMS[0])
-    done = subprocess.run([sys.executable, "-c", GIGABYTE, str(place)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", GIGABYTE, str(path)], capture_output=True, text=True, check=True)
     large, small, growth = done.stdout.splitlines()
     assert large.startswith("failed too-large 0 ")
     assert small.startswith("kept None ")
@@ -227,12 +229,12 @@ def test_a_record_of_a_gigabyte_is_reported_and_the_next_one_read(tmp_path: Path
 
 
 @pytest.mark.parametrize("data", [b"", b"BZh91AY&SY", b"\xfd7zXZ\0rest", b"PK\x03\x04", b"PAR1"])
-def test_what_is_no_archive_is_refused(data: bytes) -> None:
+def test_a_file_that_is_no_archive_is_refused(data: bytes) -> None:
     with pytest.raises(InputError):
         read(data)
 
 
-def test_mutants_neither_crash_nor_lose_the_rest() -> None:
+def test_randomly_damaged_archives_never_crash_the_reader() -> None:
     chance = random.Random(0)
     for data in (b"".join(ITEMS), by_record(ITEMS), by_frame(ITEMS), arc_record(URLS[0], b"body" * 99) * 4):
         for _ in range(300):
@@ -248,12 +250,12 @@ def test_mutants_neither_crash_nor_lose_the_rest() -> None:
             assert all(item.offset + item.length <= len(mutant) for item in found if item.stored)
 
 
-def test_one_bad_byte_costs_one_record_at_most() -> None:
+def test_one_bad_byte_loses_at_most_one_record() -> None:
     data = by_record(ITEMS)
     chance = random.Random(1)
     for _ in range(300):
-        place = chance.randrange(len(data))
-        mutant = data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :]
+        position = chance.randrange(len(data))
+        mutant = data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
         assert len([url for url in urls(read(mutant)) if url in URLS]) >= len(URLS) - 1
 
 
@@ -261,8 +263,8 @@ def _files(data_dir: Path, pattern: str) -> list[Path]:
     return sorted((data_dir / "web").glob(pattern))
 
 
-def test_real_archives_give_what_the_libraries_give(data_dir: Path) -> None:
-    """Of the sound ones; what FastWARC refuses, or takes for an empty record ("unknown"), is not compared."""
+def test_real_archives_give_the_records_that_fastwarc_gives(data_dir: Path) -> None:
+    """Compare undamaged archives; those FastWARC refuses, or reads as empty records ("unknown"), are left out."""
     num_compared = 0
     for path in _files(data_dir, "*/*.warc*"):
         found = read(path.read_bytes())
@@ -279,7 +281,7 @@ def test_real_archives_give_what_the_libraries_give(data_dir: Path) -> None:
     assert num_compared > 40
 
 
-def test_real_arc_files_give_what_warcio_gives(data_dir: Path) -> None:
+def test_real_arc_files_give_the_records_that_warcio_gives(data_dir: Path) -> None:
     for name in ("aut--example.arc.gz", "jwat--1-1-20110922131213-00000-svc-VirtualBox.arc"):
         path = data_dir / "web" / "odd" / name
         with path.open("rb") as file:
@@ -289,7 +291,7 @@ def test_real_arc_files_give_what_warcio_gives(data_dir: Path) -> None:
         assert len(ours) > 100
 
 
-def test_a_crc_error_costs_the_record() -> None:
+def test_a_crc_error_loses_the_record() -> None:
     member = bytearray(by_record(ITEMS[:1]))
     member[-6] ^= 0xFF
     found = read(bytes(member) + by_record(ITEMS[1:2]))

@@ -1,4 +1,4 @@
-"""Wikipedia as others extracted it: the same articles under the same keys, whatever the form."""
+"""Test the WikiExtractor reader, and that every form of Wikipedia gives the same articles under the same keys."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ ARTICLES: list[Article] = [
 
 
 def docs(articles: list[Article], host: str = "https://en.wikipedia.org/wiki", escape: bool = True) -> bytes:
-    """As WikiExtractor writes it; titles are escaped as the dump has them."""
+    """Return a file as WikiExtractor writes it; titles are escaped as in the dump."""
     parts = []
-    for number, title, text in articles:
+    for page_id, title, text in articles:
         body = html.escape(text, quote=False) if escape else text
         name = html.escape(title, quote=False)
-        parts.append(f'<doc id="{number}" url="{host}?curid={number}" title="{name}">\n{title}\n\n{body}\n\n</doc>\n')
+        parts.append(f'<doc id="{page_id}" url="{host}?curid={page_id}" title="{name}">\n{title}\n\n{body}\n\n</doc>\n')
     return "".join(parts).encode()
 
 
 def json_lines(articles: list[Article]) -> bytes:
-    """As `WikiExtractor --json` writes it."""
+    """Return a file as `WikiExtractor --json` writes it."""
     url = "https://en.wikipedia.org/wiki?curid="
     rows = [
         {
@@ -64,9 +64,9 @@ def json_lines(articles: list[Article]) -> bytes:
 
 
 def parquet(path: Path, articles: list[Article], host: str = "https://en.wikipedia.org/wiki/", **options: Any) -> Path:
-    """As Hugging Face's wikimedia/wikipedia has it."""
+    """Write a Parquet file in the format of Hugging Face's wikimedia/wikipedia."""
     columns = {
-        "id": [str(number) for number, _, _ in articles],
+        "id": [str(page_id) for page_id, _, _ in articles],
         "url": [host + title.replace(" ", "%20") for _, title, _ in articles],
         "title": [title for _, title, _ in articles],
         "text": [text for _, _, text in articles],
@@ -95,7 +95,7 @@ FORMS: dict[str, Callable[[Path], bytes]] = {
     "mobile": lambda folder: docs(ARTICLES, "https://en.m.wikipedia.org/wiki"),
     "json": lambda folder: json_lines(ARTICLES),
     "parquet": lambda folder: parquet(folder / "made.parquet", ARTICLES).read_bytes(),
-    "dump": lambda folder: dump_xml([Page(title, text, page_id=number) for number, title, text in ARTICLES]),
+    "dump": lambda folder: dump_xml([Page(title, text, page_id=page_id) for page_id, title, text in ARTICLES]),
 }
 
 
@@ -118,25 +118,15 @@ def test_an_article_is_the_same_in_every_form(form: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", sorted(COMPRESSORS))
 @pytest.mark.parametrize("form", ["doc", "json"])
-def test_compressed_files_and_their_offsets(form: str, name: str, tmp_path: Path) -> None:
+def test_offsets_count_decompressed_bytes(form: str, name: str, tmp_path: Path) -> None:
     data = FORMS[form](tmp_path)
     found = documents(tmp_path, COMPRESSORS[name](data))
     assert len(found) == len(ARTICLES)
-    for document, (number, _, _) in zip(found, ARTICLES, strict=True):
+    for document, (page_id, _, _) in zip(found, ARTICLES, strict=True):
         piece = data[document.input_offset : document.input_offset + document.input_length].decode()
-        assert re.match(rf'<doc id="{number}"|{{"id": "{number}"', piece)
+        assert re.match(rf'<doc id="{page_id}"|{{"id": "{page_id}"', piece)
         assert piece.rstrip().endswith(("</doc>", "}"))
         assert not document.input_stored
-
-
-def test_an_offset_in_parquet_is_a_row(tmp_path: Path) -> None:
-    path = parquet(tmp_path / "a.parquet", ARTICLES)
-    found = [item for item in read_articles(path, "a.parquet") if isinstance(item, Document)]
-    for document in found:
-        row = pq.read_table(path).slice(document.input_offset, 1).to_pylist()[0]
-        assert row["title"] == document.title
-        assert document.input_length == 0
-    assert len(found) == len(ARTICLES)
 
 
 @settings(max_examples=60)
@@ -151,7 +141,7 @@ def test_an_offset_in_parquet_is_a_row(tmp_path: Path) -> None:
         max_size=4,
     )
 )
-def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, articles: list[Article]) -> None:
+def test_any_text_is_read_back(tmp_path_factory: pytest.TempPathFactory, articles: list[Article]) -> None:
     folder = tmp_path_factory.mktemp("forms")
     made = parquet(folder / "made.parquet", articles).read_bytes()
     for data in (docs(articles), json_lines(articles), made):
@@ -163,7 +153,7 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, articles:
             assert document.markup.strip() in (text.strip(), without.strip())
 
 
-# Which wiki it is.
+# The wiki that the articles are of.
 
 
 @pytest.mark.parametrize(
@@ -176,13 +166,13 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, articles:
         ("https://de.wikipedia.org/wiki", "enwiki-x", WikiSite("dewiki", "de.wikipedia.org")),
     ],
 )
-def test_the_wiki_is_told_by_the_url_then_the_name(url: str, name: str, site: WikiSite, tmp_path: Path) -> None:
+def test_the_wiki_follows_from_the_url_then_the_name(url: str, name: str, site: WikiSite, tmp_path: Path) -> None:
     found = read(tmp_path, docs(ARTICLES, url), name)
     assert [item for item in found if isinstance(item, WikiSite)] == [site]
     assert found[0] == site
 
 
-def test_a_wiki_that_nothing_names_is_that_of_the_language(tmp_path: Path) -> None:
+def test_without_url_and_name_the_language_decides_the_wiki(tmp_path: Path) -> None:
     english = (12, "Bridge", "A bridge leads over a river or a valley, so that nobody has to walk through it.")
     german = (7, "Brücke", "Eine Brücke führt über einen Fluss oder ein Tal, damit niemand hindurch muss.")
     for data, scope in ((docs([english] * 9, ""), "enwiki"), (docs([german] * 9, ""), "dewiki")):
@@ -190,13 +180,13 @@ def test_a_wiki_that_nothing_names_is_that_of_the_language(tmp_path: Path) -> No
         assert {item.scope for item in found if isinstance(item, WikiSite)} == {scope}
 
 
-def test_an_article_of_no_wiki_fails_by_name_and_the_next_is_read(tmp_path: Path) -> None:
+def test_an_article_of_an_unknown_wiki_fails_and_the_next_is_read(tmp_path: Path) -> None:
     data = docs(ARTICLES[1:2]) + docs(ARTICLES[2:], "http://[x")
     found = documents(tmp_path, data, "stubs--wiki_00")
     assert outcomes(found) == [("25", None), (None, "no-wiki")]
 
 
-def test_each_wiki_is_told_once(tmp_path: Path) -> None:
+def test_each_wiki_is_yielded_once(tmp_path: Path) -> None:
     data = docs(ARTICLES) + docs(ARTICLES, "https://de.wikipedia.org/wiki") + docs(ARTICLES)
     sites = [item for item in read(tmp_path, data) if isinstance(item, WikiSite)]
     assert sites == [ENGLISH, WikiSite("dewiki", "de.wikipedia.org")]
@@ -209,12 +199,12 @@ def test_each_wiki_is_told_once(tmp_path: Path) -> None:
         *[("Disambiguation", False), ("(disambiguation)", False), ("Mercury (planet)", False)],
     ],
 )
-def test_titles_that_say_they_list_meanings(title: str, expected: bool, tmp_path: Path) -> None:
+def test_disambiguation_titles_are_recognised(title: str, expected: bool, tmp_path: Path) -> None:
     assert is_disambiguation_title(title) is expected
     assert documents(tmp_path, docs([(1, title, "A may refer to B.")]))[0].is_disambiguation is expected
 
 
-# What is wrong costs itself.
+# Broken articles: only they are lost.
 
 GOOD = docs(ARTICLES[:1]), docs(ARTICLES[2:])
 
@@ -232,7 +222,7 @@ GOOD = docs(ARTICLES[:1]), docs(ARTICLES[2:])
         (b"stray words\n", None, "malformed-page"),
     ],
 )
-def test_a_broken_article_costs_itself(bad: bytes, key: str | None, reason: str, tmp_path: Path) -> None:
+def test_only_the_broken_article_is_lost(bad: bytes, key: str | None, reason: str, tmp_path: Path) -> None:
     found = documents(tmp_path, GOOD[0] + bad + GOOD[1])
     assert outcomes(found) == [("12", None), (key, reason), ("39", None)]
     assert found[1].input_offset == len(GOOD[0])
@@ -244,13 +234,13 @@ def test_a_broken_article_costs_itself(bad: bytes, key: str | None, reason: str,
     "bad",
     ["{", "[]", "{}", '{"id": "x", "url": "https://en.wikipedia.org/x", "title": "T", "text": ""}', "[" * 100_000],
 )
-def test_a_broken_line_costs_itself(bad: str, tmp_path: Path) -> None:
+def test_only_the_broken_line_is_lost(bad: str, tmp_path: Path) -> None:
     lines = json_lines(ARTICLES).splitlines(keepends=True)
     found = documents(tmp_path, lines[0] + bad.encode() + b"\n" + lines[2])
     assert outcomes(found) == [("12", None), (None, "malformed-page"), ("39", None)]
 
 
-def test_a_file_that_ends_within_an_article(tmp_path: Path) -> None:
+def test_a_file_that_ends_within_an_article_is_truncated(tmp_path: Path) -> None:
     data = docs(ARTICLES)
     found = documents(tmp_path, data[: data.rindex(b"albedo")])
     assert outcomes(found) == [("12", None), ("25", None), ("39", "truncated")]
@@ -258,7 +248,7 @@ def test_a_file_that_ends_within_an_article(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["doc", "json"])
-def test_a_damaged_stream_is_named_once_and_read_on_behind(form: str, tmp_path: Path) -> None:
+def test_stream_damage_is_reported_once_and_reading_continues(form: str, tmp_path: Path) -> None:
     rng = random.Random(2)
     many = [(n, f"T{n}", " ".join(rng.choices(["alpha", "beta", "gamma", "delta"], k=900))) for n in range(1, 200)]
     data = docs(many) if form == "doc" else json_lines(many)
@@ -280,7 +270,7 @@ def test_a_damaged_stream_is_named_once_and_read_on_behind(form: str, tmp_path: 
 
 
 @pytest.mark.parametrize("form", ["doc", "json"])
-def test_an_article_without_end_is_bounded(form: str) -> None:
+def test_an_article_without_end_is_held_up_to_a_limit(form: str) -> None:
     def chunks() -> Iterator[bytes]:
         yield docs(ARTICLES[:1]) if form == "doc" else json_lines(ARTICLES[:1])
         yield (
@@ -291,33 +281,33 @@ def test_an_article_without_end_is_bounded(form: str) -> None:
         yield from (b"word " * 2000 for _ in range(500))
         yield b"</doc>\n" + docs(ARTICLES[2:]) if form == "doc" else b"\n" + json_lines(ARTICLES[2:])
 
-    cutter = wikiextractor._Cutter(chunks(), max_bytes=50_000)
-    fragments = list(cutter.lines() if cutter.head().startswith(b"{") else cutter.docs())
+    splitter = wikiextractor._ArticleSplitter(chunks(), max_bytes=50_000)
+    fragments = list(splitter.lines() if splitter.head().startswith(b"{") else splitter.docs())
     assert [f.failure.reason if f.failure else None for f in fragments] == [None, "too-large", None]
     assert fragments[1].length > 5_000_000
     assert len(fragments[1].data) <= 1 << 16
     assert fragments[2].offset - fragments[1].offset - fragments[1].length in (0, 1)  # a line end
 
 
-def test_half_of_a_surrogate_pair_can_be_stored(tmp_path: Path) -> None:
+def test_half_of_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
     data = json_lines([(1, "A\ud800B", "text \udfff")])
     assert b"ud800" in data
     (document,) = documents(tmp_path, data)
     assert (document.title, document.markup) == ("A?B", "text ?")
 
 
-def test_no_more_than_an_article_is_held(tmp_path: Path) -> None:
+def test_at_most_one_article_is_held_in_memory(tmp_path: Path) -> None:
     chunks = iter([docs([(n, f"T{n}", "word " * 100)]) for n in range(1, 3000)])
-    cutter = wikiextractor._Cutter(chunks)
-    assert not cutter.head().startswith(b"{")
-    held = [len(cutter._buffer) for fragment in cutter.docs()]
+    splitter = wikiextractor._ArticleSplitter(chunks)
+    assert not splitter.head().startswith(b"{")
+    held = [len(splitter._buffer) for fragment in splitter.docs()]
     assert len(held) == 2999
-    assert max(held) < wikiextractor._HEAD_BYTES + 2000
+    assert max(held) < wikiextractor._LANGUAGE_BYTES + 2000
 
 
-def test_stray_text_is_dropped_in_pieces() -> None:
+def test_stray_text_is_reported_in_pieces() -> None:
     chunks = iter([b"junk line\n" * 6000] * 100 + [docs(ARTICLES)])
-    fragments = list(wikiextractor._Cutter(chunks).docs())
+    fragments = list(wikiextractor._ArticleSplitter(chunks).docs())
     reasons = [fragment.failure.reason if fragment.failure else None for fragment in fragments]
     assert reasons[-3:] == [None] * 3
     assert set(reasons[:-3]) == {"malformed-page"}
@@ -331,96 +321,19 @@ def test_two_articles_on_one_line(tmp_path: Path) -> None:
     assert [(d.title, d.markup) for d in found] == [("A", "text"), ("B", "more <doc> text")]
 
 
-# Parquet.
-
-
-def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"id": ["1"], "url": ["x"], "title": [b"T"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet is Parquet, but has no title, text as text"):
-        list(read_articles(tmp_path / "a.parquet", "a.parquet"))
-
-
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.string()])
-def test_text_of_any_type_and_ids_that_are_numbers(kind: pa.DataType, tmp_path: Path) -> None:
-    url = ["https://en.wikipedia.org/wiki/A"]
-    columns = {
-        "id": pa.array([12]),
-        **{n: pa.array(v).cast(kind) for n, v in (("url", url), ("title", ["A"]), ("text", ["b"]))},
-    }
-    pq.write_table(pa.table({**columns, "more": [1]}), tmp_path / "a.parquet")
-    site, document = read_articles(tmp_path / "a.parquet", "a.parquet")
-    assert site == ENGLISH
-    assert isinstance(document, Document)
-    assert (document.key, document.markup) == ("wiki:enwiki:12", "b")
-
-
-def test_a_bad_row_costs_itself(tmp_path: Path) -> None:
-    text = pa.Array.from_buffers(
-        pa.string(),
-        4,
-        [None, pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3, 4))), pa.py_buffer(b"a\xffcd")],
-    )
-    url = "https://en.wikipedia.org/wiki/A"
-    columns = {"id": ["1", "2", "x", "4"], "url": [url] * 4, "title": ["A", "B", "C", "D"], "text": text}
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    columns["text"] = pa.array(["a", None, "c", "d"])
-    pq.write_table(pa.table(columns), tmp_path / "b.parquet")
-    for name in ("a.parquet", "b.parquet"):
-        found = [item for item in read_articles(tmp_path / name, name) if isinstance(item, Document)]
-        assert outcomes(found) == [("1", None), (None, "malformed-page"), (None, "malformed-page"), ("4", None)]
-        assert [document.input_offset for document in found] == [0, 1, 2, 3]
-
-
-def test_a_damaged_row_group_is_named_and_the_next_is_read(tmp_path: Path) -> None:
-    many = [(n, f"T{n}", random.Random(n).randbytes(300).hex()) for n in range(1, 7)]
-    path = parquet(tmp_path / "a.parquet", many, compression="zstd", use_dictionary=False)
-    column = pq.read_metadata(path).row_group(1).column(3)
-    data = bytearray(path.read_bytes())
-    data[column.data_page_offset + column.total_compressed_size - 100] ^= 255  # its start has statistics
-    found = documents(tmp_path, bytes(data))
-    assert outcomes(found) == [("1", None), ("2", None), (None, "corrupt-rows"), ("5", None), ("6", None)]
-    assert found[2].input_offset == 2
-    assert "rows 2 to 3" in found[2].detail
-
-
-@pytest.mark.parametrize("keep", [4, 5, 200])
-def test_a_file_without_its_end_is_one_failure(keep: int, tmp_path: Path) -> None:
-    data = parquet(tmp_path / "a.parquet", ARTICLES).read_bytes()
-    assert outcomes(documents(tmp_path, data[:keep])) == [(None, "corrupt-rows")]
-
-
-def test_rows_are_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = parquet(tmp_path / "a.parquet", [(n, f"T{n}", "text") for n in range(1, 501)], row_group_size=500)
-    sizes = []
-    whole = pa.RecordBatch.from_arrays
-
-    class Spy:
-        @staticmethod
-        def from_arrays(arrays: Any, names: Any) -> Any:
-            sizes.append(len(arrays[0]))
-            return whole(arrays, names)
-
-    from pipelines.readers.rows import parquet as rows
-
-    monkeypatch.setattr(rows.pa, "RecordBatch", Spy)
-    assert sum(isinstance(item, Document) for item in read_articles(path, "a.parquet")) == 500
-    assert len(sizes) > 5
-    assert max(sizes) <= 64
-
-
-# Anything at all.
+# Random damage and hostile files.
 
 
 @pytest.mark.parametrize("form", ["doc", "json", "parquet"])
-def test_mutants_cost_themselves_and_no_more(form: str, tmp_path: Path) -> None:
+def test_randomly_damaged_files_never_crash_the_reader(form: str, tmp_path: Path) -> None:
     rng, data = random.Random(17), FORMS[form](tmp_path)
     seeds = [data] if form == "parquet" else [data, gzip.compress(data, mtime=0)]
     reasons: Counter[str | None] = Counter()
     for _ in range(300):
         mutant = bytearray(rng.choice(seeds))
         for _ in range(rng.randint(1, 5)):
-            place = rng.randrange(4, len(mutant))
-            mutant[place : place + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
+            position = rng.randrange(4, len(mutant))
+            mutant[position : position + rng.randint(0, 4)] = rng.randbytes(rng.randint(0, 4))
         try:
             found = documents(tmp_path, bytes(mutant))
         except InputError:
@@ -442,12 +355,12 @@ def test_mutants_cost_themselves_and_no_more(form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "unit", [b'title="', b"</doc> ", b"   <doc \n", b' a="b"', b"\t" * 10, b"<doc >\n", b"{\n", b"word " * 10, b"&amp"]
 )
-def test_hostile_files_cost_no_more_than_others(unit: bytes) -> None:
+def test_hostile_files_take_linear_time(unit: bytes) -> None:
     def run(size: int) -> None:
         for start in (b'<doc id="1" url="https://en.wikipedia.org/" title="x">', b"<doc ", b"{"):
             data = start + unit * 10 * size
-            cutter = wikiextractor._Cutter(iter([data[i : i + 4096] for i in range(0, len(data), 4096)]))
-            for fragment in cutter.lines() if cutter.head().startswith(b"{") else cutter.docs():
+            splitter = wikiextractor._ArticleSplitter(iter([data[i : i + 4096] for i in range(0, len(data), 4096)]))
+            for fragment in splitter.lines() if splitter.head().startswith(b"{") else splitter.docs():
                 list(wikiextractor._read_fragment(fragment, "x", lambda: ""))
 
     assert_linear(run)

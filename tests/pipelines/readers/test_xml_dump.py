@@ -1,4 +1,4 @@
-"""The dump reader: every page of namespace 0 ends as a document or a redirect, whatever the state of the file."""
+"""Test the dump reader: every page of namespace 0 becomes a document or a redirect, also in damaged files."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def outcomes(data: bytes) -> list[tuple[str | None, str | None]]:
     return [(document.title, document.reason) for document in documents(data)]
 
 
-# What a page is.
+# Pages: documents, redirects, and other namespaces.
 
 
-def test_a_page_becomes_a_document_and_its_offset_leads_back_to_it() -> None:
+def test_a_page_becomes_a_document_with_its_byte_range() -> None:
     data = dump_xml([Page("A & B", "Text", page_id=12, timestamp="2016-12-01T08:15:00Z"), Page("Ünïcode <x>")])
     site, first, second = read(data)
     assert site == WikiSite("enwiki", "en.wikipedia.org")
@@ -54,12 +54,12 @@ def test_a_page_becomes_a_document_and_its_offset_leads_back_to_it() -> None:
         assert fragment.endswith(b"</page>")
 
 
-def test_other_namespaces_are_no_documents() -> None:
+def test_pages_of_other_namespaces_are_left_out() -> None:
     pages = [Page("Talk:A", ns=1), Page("A: the letter"), Page("Template:B", "{{x", ns=10), Page("Portal:C", ns=100)]
     assert outcomes(dump_xml(pages)) == [("A: the letter", None)]
 
 
-def test_without_ns_elements_the_title_tells() -> None:
+def test_without_ns_elements_the_title_gives_the_namespace() -> None:
     titles = ["Talk:A", "2001: A Space Odyssey", "USER TALK:B", "file:c.png", "C", ":D"]
     pages = [Page(title, "text", ns=None) for title in titles]
     kept = [("2001: A Space Odyssey", None), ("C", None), (":D", None)]
@@ -80,23 +80,23 @@ def test_without_ns_elements_the_title_tells() -> None:
         (Page("A", "#REDIRECT [[B%C3%A9]]"), "Bé"),
     ],
 )
-def test_redirects_in_any_language(page: Page, target: str) -> None:
+def test_redirects_in_any_language_are_recognised(page: Page, target: str) -> None:
     assert read(dump_xml([page]))[1:] == [Redirect("enwiki", "A", target)]
 
 
 @pytest.mark.parametrize("text", ["#Foo [[Bar]] and words", "# [[Bar]]", "#REDIRECT Bar", "#REDIRECT [[#Below]]", ""])
-def test_what_only_looks_like_a_redirect_is_a_document(text: str) -> None:
+def test_a_page_that_only_looks_like_a_redirect_is_a_document(text: str) -> None:
     assert outcomes(dump_xml([Page("A", text)])) == [("A", None)]
 
 
-def test_the_newest_revision_of_a_page_counts() -> None:
+def test_the_newest_revision_of_a_page_is_read() -> None:
     older = Revision(text="old", timestamp="2001-01-01T00:00:00Z")
     newer = Revision(text="new", timestamp="2021-01-01T00:00:00Z")
     (document,) = documents(dump_xml([Page("A", "middle", timestamp="2010-01-01T00:00:00Z", revisions=(older, newer))]))
     assert (document.markup, document.captured) == ("new", "2021-01-01T00:00:00Z")
 
 
-def test_of_revisions_of_one_second_the_last_counts() -> None:
+def test_of_revisions_with_one_time_stamp_the_last_is_read() -> None:
     (document,) = documents(dump_xml([Page("A", "last", revisions=(Revision(text="first"),))]))
     assert document.markup == "last"
 
@@ -126,12 +126,12 @@ def test_disambiguation_pages_are_marked(text: str, expected: bool) -> None:
     assert document.is_disambiguation is expected
 
 
-def test_short_template_names_count_on_their_own_wiki_only() -> None:
+def test_short_template_names_mark_pages_only_on_their_own_wiki() -> None:
     (document,) = documents(dump_xml([Page("A", "{{dp}}")], siteinfo("nlwiki", None)))
     assert document.is_disambiguation
 
 
-# Which wiki it is.
+# The wiki that a dump is of.
 
 
 @pytest.mark.parametrize(
@@ -145,28 +145,28 @@ def test_short_template_names_count_on_their_own_wiki_only() -> None:
         ("<siteinfo><dbname>&x;", "frwiki-x.xml", WikiSite("frwiki", "fr.wikipedia.org")),
     ],
 )
-def test_the_wiki_is_told_by_siteinfo_then_name_then_language(info: str | bool, name: str, site: WikiSite) -> None:
+def test_the_wiki_follows_from_siteinfo_then_name_then_language(info: str | bool, name: str, site: WikiSite) -> None:
     assert read(dump_xml([Page("A")], info), name)[0] == site
 
 
-def test_a_dump_that_does_not_say_its_wiki_is_refused() -> None:
+def test_a_dump_of_an_unknown_wiki_is_refused() -> None:
     with pytest.raises(InputError, match="does not say which wiki"):
         read(b"<page><title>A</title><id>1</id></page>", "pages.xml")
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"<html><body></body></html>", bytes(3 << 20), COMPRESSORS["gz"](b"")])
-def test_what_is_no_dump_is_refused_by_name(data: bytes) -> None:
+def test_a_file_that_is_no_dump_is_refused_with_its_name(data: bytes) -> None:
     with pytest.raises(InputError, match=re.escape(f"{NAME} is no MediaWiki dump")):
         read(data)
 
 
 @pytest.mark.parametrize("data", [dump_xml([]), b"<mediawiki/>"])
-def test_a_dump_without_pages_is_a_dump(data: bytes) -> None:
+def test_a_dump_without_pages_gives_its_wiki(data: bytes) -> None:
     assert read(data) == [WikiSite("enwiki", "en.wikipedia.org")]
 
 
 @pytest.mark.parametrize("compress", [None, *COMPRESSORS, "multistream"])
-def test_the_bytes_decide_and_not_the_name(tmp_path: Path, compress: str | None) -> None:
+def test_compression_is_recognised_by_the_bytes_not_the_name(tmp_path: Path, compress: str | None) -> None:
     pages = [Page(f"Title {number}", "text " * 50) for number in range(250)]
     path = write_dump(tmp_path / "dump", pages, compress=compress)
     assert list(read_wikipedia(path, NAME)) == read(dump_xml(pages))
@@ -174,7 +174,7 @@ def test_the_bytes_decide_and_not_the_name(tmp_path: Path, compress: str | None)
 
 @settings(max_examples=40)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn"]), min_size=1), max_size=5))
-def test_any_text_comes_back_as_it_was(texts: list[str]) -> None:
+def test_any_text_is_read_back_unchanged(texts: list[str]) -> None:
     pages = [Page(f"T{number}", text) for number, text in enumerate(texts)]
     assert [document.markup for document in documents(dump_xml(pages)) if not document.reason] == texts
 
@@ -187,7 +187,7 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
         code = (
             "import sys; from pipelines.readers.wikipedia.xml_dump import read_wikipedia\n"
             f"n = sum(1 for _ in read_wikipedia(sys.argv[1], 'enwiki-x')); assert n == {num_pages} + 1\n"
-            # not ru_maxrss, which a child process inherits from the one that started it
+            # not ru_maxrss, which a child process inherits from its parent
             "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')])"
         )
         root = Path(__file__).parents[3]
@@ -202,7 +202,7 @@ def test_memory_does_not_grow_with_the_dump(tmp_path: Path) -> None:
 # Real dumps.
 
 
-def test_the_excerpt_that_gensim_carries() -> None:
+def test_the_excerpt_in_gensim_is_read_whole() -> None:
     spec = find_spec("gensim")
     if spec is None or spec.origin is None:
         pytest.skip("gensim is not installed")
@@ -213,12 +213,12 @@ def test_the_excerpt_that_gensim_carries() -> None:
     assert len(found) == 106
     assert not any(document.reason for document in found)
     assert sum(document.is_disambiguation for document in found) == 8
-    # The file has 100 redirects; the one of "Wikipedia:Adding Wikipedia articles to Nupedia" is of namespace 4.
+    # The file has 100 redirects; "Wikipedia:Adding Wikipedia articles to Nupedia" is one of namespace 4.
     assert sum(isinstance(item, Redirect) for item in items) == 99
 
 
 def _manifest(data_dir: Path) -> dict[str, dict[str, int]]:
-    """The counts of each Wikipedia dump: pages, and articles (namespace 0, no redirect)."""
+    """Return the counts of each Wikipedia dump: pages, and articles (namespace 0, no redirect)."""
     path = data_dir / "MANIFEST.tsv"
     if not path.is_file():
         pytest.skip(f"no {path}")
@@ -230,7 +230,7 @@ def _manifest(data_dir: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def test_of_every_real_dump_every_article_is_read(data_dir: Path) -> None:
+def test_every_article_of_every_real_dump_is_read(data_dir: Path) -> None:
     manifest = _manifest(data_dir)
     failures = {}
     for file, counts in manifest.items():
@@ -247,7 +247,7 @@ def test_of_every_real_dump_every_article_is_read(data_dir: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "num_disambiguation"),
-    # The manifest counts hatnotes in the Italian dump, and knows no Japanese template; these were counted by hand.
+    # The manifest counts hatnotes in the Italian dump, and no Japanese template; these were counted by hand.
     [
         ("enwiki-sample-pages-articles-multistream.xml.bz2", 8),
         ("enwik8_first4MB_corrupt_tail.xml", 15),
@@ -256,7 +256,7 @@ def test_of_every_real_dump_every_article_is_read(data_dir: Path) -> None:
         ("tinywiki-pages-articles.xml", 1),
     ],
 )
-def test_disambiguation_pages_of_real_dumps(data_dir: Path, file: str, num_disambiguation: int) -> None:
+def test_disambiguation_pages_of_real_dumps_are_recognised(data_dir: Path, file: str, num_disambiguation: int) -> None:
     path = data_dir / "wikipedia" / file
     if not path.is_file():
         pytest.skip(f"no {path}")

@@ -1,4 +1,4 @@
-"""Wikitext to text: each kind of markup, damage, hostile input, and agreement with mwparserfromhell."""
+"""Test wikitext to text: each kind of markup, damage, hostile input, and agreement with mwparserfromhell."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_markup(name: str) -> None:
+def test_each_kind_of_markup(name: str) -> None:
     markup, text = CASES[name]
     assert wikitext_to_text(markup) == text
 
 
 def hostile(n: int) -> dict[str, str]:
-    """Markup that quadratic passes would take minutes over; every size grows with `n`."""
+    """Return markup for which a quadratic pass would take minutes; every size grows with `n`."""
     return {
         "templates": "{{{{" * (50 * n),
         "template openings and ends": "{{a|" * (50 * n) + "}}" * (50 * n),
@@ -117,7 +117,7 @@ def hostile(n: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", hostile(1))
-def test_hostile_markup_costs_linear_time(name: str) -> None:
+def test_hostile_markup_takes_linear_time(name: str) -> None:
     markup = {n: hostile(n)[name] for n in (SMALL, LARGE)}
     assert len(markup[LARGE]) > 3 * len(markup[SMALL])
     assert_linear(lambda n: wikitext_to_text(markup[n]))
@@ -131,7 +131,7 @@ FRAGMENTS = st.sampled_from([*MARKS.split(), "\n", "\n\n", " "])
 
 
 @given(st.lists(st.one_of(FRAGMENTS, st.text(max_size=5)), max_size=60).map("".join))
-def test_any_markup_gives_tidy_text(markup: str) -> None:
+def test_any_markup_gives_normalised_text(markup: str) -> None:
     text = wikitext_to_text(markup)
     assert text == text.strip()
     assert "\n\n\n" not in text
@@ -151,26 +151,26 @@ def test_an_unclosed_mark_never_loses_the_paragraphs_after_it(words: list[str], 
 
 
 @given(WORDS)
-def test_plain_text_is_left_alone(words: list[str]) -> None:
+def test_plain_text_is_unchanged(words: list[str]) -> None:
     assert wikitext_to_text(" ".join(words)) == " ".join(words)
 
 
-def test_extract_fills_the_text_and_drops_the_markup() -> None:
+def test_extract_sets_the_text_and_drops_the_markup() -> None:
     document = Document(kind=Kind.WIKI, key="wiki:enwiki:1", locator="", form=Form.WIKITEXT, markup="'''A''' [[b]]")
     extract(document)
     assert (document.text, document.markup) == ("A b", "")
 
 
-def test_extract_leaves_what_has_ended() -> None:
+def test_extract_gives_no_text_to_a_document_that_has_ended() -> None:
     document = Document(kind=Kind.WIKI, key="wiki:enwiki:1", locator="", markup="{}")
     document.end(Status.FILTERED, "not-wikitext")
     extract(document)
     assert (document.text, document.markup, document.reason) == ("", "", "not-wikitext")
 
 
-# Against mwparserfromhell, which keeps what must go here: tables, references, files, categories.
+# Comparison with mwparserfromhell, which keeps what is removed here: tables, references, files, categories.
 
-_GONE_TAGS = {
+_REMOVED_TAGS = {
     "ref",
     "references",
     "table",
@@ -182,25 +182,25 @@ _GONE_TAGS = {
     "source",
     "imagemap",
 }
-_GONE_LINKS = re.compile(r"\s*(?:file|image|category|[a-z]{2,3}|simple|[a-z]+-[a-z-]+):", re.IGNORECASE)
+_REMOVED_LINKS = re.compile(r"\s*(?:file|image|category|[a-z]{2,3}|simple|[a-z]+-[a-z-]+):", re.IGNORECASE)
 
 
 def _peer_text(markup: str) -> str:
     import mwparserfromhell
 
     code = mwparserfromhell.parse(markup)
-    gone = [tag for tag in code.ifilter_tags() if str(tag.tag).strip().lower() in _GONE_TAGS]
-    gone += [link for link in code.ifilter_wikilinks() if _GONE_LINKS.match(str(link.title))]
-    for node in gone:
+    removed = [tag for tag in code.ifilter_tags() if str(tag.tag).strip().lower() in _REMOVED_TAGS]
+    removed += [link for link in code.ifilter_wikilinks() if _REMOVED_LINKS.match(str(link.title))]
+    for node in removed:
         try:
             code.remove(node)
-        except ValueError:  # within another that is gone
+        except ValueError:  # within another that was removed
             continue
     return str(code.strip_code())
 
 
 def _agreement(ours: str, theirs: str) -> float:
-    """F1 over words, with their number of times."""
+    """Return the F1 score over words, counted with repetition."""
     counts, peer = Counter(ours.split()), Counter(theirs.split())
     return 2 * (counts & peer).total() / max(1, counts.total() + peer.total())
 
@@ -214,14 +214,14 @@ def _gensim_articles() -> list[Document]:
     return [item for item in items if isinstance(item, Document)]
 
 
-def test_agreement_with_mwparserfromhell() -> None:
+def test_97_percent_of_words_agree_with_mwparserfromhell() -> None:
     articles = _gensim_articles()[::12]
     assert sum(len(article.markup) for article in articles) > 300_000
     scores = sorted(_agreement(wikitext_to_text(a.markup), _peer_text(a.markup)) for a in articles)
     assert sum(scores) / len(scores) >= 0.97, scores
 
 
-def test_real_articles_keep_their_prose_and_no_markup(data_dir: Path) -> None:
+def test_real_articles_keep_prose_and_lose_markup(data_dir: Path) -> None:
     num_articles = num_marks = num_chars = 0
     for path in sorted((data_dir / "wikipedia" / "minidumps").glob("*.xml.bz2")):
         for item in read_wikipedia(path, path.name):

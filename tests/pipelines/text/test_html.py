@@ -1,4 +1,4 @@
-"""Web pages -> title and main content: encodings, boilerplate, and pages made to be slow."""
+"""Test web pages to title and main content: encodings, boilerplate, and pages made to be slow."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_main_content_and_title_without_boilerplate(extractor: HtmlExtractor) ->
         (GERMAN.encode(), "", GERMAN),
         (GERMAN.encode("latin-1"), "iso-8859-1", GERMAN),
         (GERMAN.encode("cp1252"), "", GERMAN),
-        (GERMAN.encode(), "iso-8859-1", GERMAN),  # the header is wrong: few texts are UTF-8 by chance
-        (GERMAN.encode("latin-1"), "utf-8", GERMAN),  # and so it is here
+        (GERMAN.encode(), "iso-8859-1", GERMAN),  # wrong header: valid UTF-8 is rarely UTF-8 by chance
+        (GERMAN.encode("latin-1"), "utf-8", GERMAN),  # wrong header again
         (GERMAN.encode("utf-16"), "", GERMAN),
         (b"\xef\xbb\xbf" + GERMAN.encode(), "latin-1", GERMAN),
         (RUSSIAN.encode("cp1251"), "windows-1251", RUSSIAN),
@@ -45,11 +45,11 @@ def test_main_content_and_title_without_boilerplate(extractor: HtmlExtractor) ->
         (b"", "", ""),
     ],
 )
-def test_encodings(payload: bytes, charset: str, text: str) -> None:
+def test_payloads_are_decoded_by_their_encoding(payload: bytes, charset: str, text: str) -> None:
     assert decode(payload, charset) == text
 
 
-def test_bytes_of_no_encoding_are_decoded_all_the_same() -> None:
+def test_bytes_invalid_in_every_encoding_are_decoded_nevertheless() -> None:
     assert isinstance(decode(bytes(range(256)), "utf-8"), str)
 
 
@@ -57,7 +57,7 @@ def test_text_is_normalised() -> None:
     assert normalise("a\r\nb\0c \t d\r\r\r\r\ne\ud800") == "a\nbc d\n\ne"
 
 
-def test_extract_fills_title_and_text_by_form() -> None:
+def test_extract_sets_title_and_text_by_form() -> None:
     found = Document(kind=Kind.WEB, key="web:a.example", locator="", form=Form.HTML, markup=page(title="T"))
     extract(found)
     assert (found.title, found.markup) == ("T", "")
@@ -68,7 +68,7 @@ def test_extract_fills_title_and_text_by_form() -> None:
 
 
 @pytest.mark.parametrize("tag", ["div", "b", "x-y", "table><tr><td", "svg", "q"])
-def test_what_is_nested_too_deep_is_refused_before_it_is_parsed(tag: str) -> None:
+def test_deeply_nested_html_is_refused_before_it_is_parsed(tag: str) -> None:
     with pytest.raises(RecordError, match="too-deep"):
         html_to_text(f"<{tag}>" * 50_000)
 
@@ -76,5 +76,5 @@ def test_what_is_nested_too_deep_is_refused_before_it_is_parsed(tag: str) -> Non
 @pytest.mark.parametrize(
     "piece", ["<p>word ", "<li>word", "<br>", "<td>x", "<div>a</div>", "&amp;", "<", "<!--", "<a b='"]
 )
-def test_long_pages_cost_by_their_length(piece: str) -> None:
+def test_long_pages_take_linear_time(piece: str) -> None:
     assert_linear(lambda size: html_to_text(piece * size * 9))
