@@ -88,7 +88,7 @@ class RemovalReport:
             found.append(f"  without {entry['key']}: {entry['num_documents']} documents, {entry['num_bytes']} bytes")
         found.append(f"  texts that stay under their other owners: {self.goes_on}")
         found.append(f"  near copies that come back: {self.came_back}")
-        return [*found, f"  files of texts: {self.shards_rewritten} rewritten, {self.shards_kept} unchanged"]
+        return [*found, f"  shards: {self.shards_rewritten} rewritten, {self.shards_kept} unchanged"]
 
 
 def remove(
