@@ -5,7 +5,9 @@
 whichever order training and transformers are imported. Where the Auto classes are loaded already, the type is
 registered at once. Otherwise a finder on `sys.meta_path` watches the imports of transformers, and registers after the
 first one that loaded them. It waits for the outermost import to end, since transformers loads its Auto classes in the
-middle of other modules (`modeling_utils` needs `configuration_auto`), when a Llama cannot be imported yet.
+middle of other modules (`modeling_utils` needs `configuration_auto`), when a Llama cannot be imported yet. Threads
+that import the same Auto class together wait for the registration; one that takes `AutoConfig` while another thread is
+in the middle of a larger import can still be too early, and imports `training.model.modeling_nulls` itself to be sure.
 
 Cost: microseconds for each module of transformers, until the type is registered; then the finder is removed.
 Run: ``register_when_used()``.
