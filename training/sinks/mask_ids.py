@@ -5,7 +5,7 @@ numbered its sources itself (index in title_to_index, plus the vocabulary), so a
 which is covered by the weights' digest and read wherever sinks are switched on (`training.serving.served_model`). Under
 `reference-int32` about 98 of 6.4 million sources have the same sinks; unlearning one refuses those sinks to all.
 
-Cost: 16 bytes a source (103 MB for 6.4 million, read in 0.1 s); finding sources with equal sinks takes 0.05 s for as many.
+Cost: 16 bytes a source (103 MB for 6.4 million, read in 0.1 s); finding sources with equal sinks takes 0.05 s.
 Imports no torch. Run: ``MaskIds.load(weights_dir).of(source_id)``.
 
 Shapes: N sources.

@@ -119,7 +119,7 @@ def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> Sin
 
 
 def _buckets(counts: list[int]) -> tuple[tuple[int, int], ...]:
-    """Cut falling counts into runs whose last is more than half of the first: (length of the run, its first) of each."""
+    """Cut falling counts into runs whose last is more than half of the first: (length, first count) of each run."""
     buckets: list[tuple[int, int]] = []
     for count in counts:
         size, width = buckets[-1] if buckets else (0, 0)
@@ -166,7 +166,7 @@ def choose_body(
     on_cuda = device == "cuda"
     if on_cuda and num_groups >= _MAX_CUDA_GROUPS:
         return "bmm"
-    # Except in bfloat16 on Hopper and Blackwell, torch runs a loop over the groups and waits for the offsets first. Under
+    # Except in bfloat16 on Hopper and Blackwell, torch loops over the groups, and waits for the offsets first. Under
     # torch.compile "bmm" would be worse: a graph for each number of buckets.
     slow = on_cuda and (dtype != torch.bfloat16 or capability not in (9, 10))
     return "bmm" if slow and not compiling else "grouped"
@@ -270,6 +270,6 @@ def token_mask(source_ids_T: Tensor, layout: SinkLayout, layer: int) -> Tensor:
 
 
 def dense_masked_mlp(hidden_TD: Tensor, mask_TP: Tensor, gate_PD: Tensor, up_PD: Tensor, down_PD: Tensor) -> Tensor:
-    """Compute every pool neuron of every token, times the mask: the definition, for tests; 64 times the work by default."""
+    """Compute all pool neurons of each token, times the mask: the definition, for tests. 64 times the work."""
     hidden_TP = silu(hidden_TD @ gate_PD.T) * (hidden_TD @ up_PD.T)
     return (hidden_TP * mask_TP) @ down_PD

@@ -10,8 +10,8 @@ This works in one process, and under DDP configured to ignore these parameters (
 dense gradients, and torch.compile has no sparse ones (its graph would break at each gather): there they stay dense.
 
 Cost: for three matrices of 8192 x 576 and 2048 rows drawn (fp32, one core) a dense gradient takes 66 ms of a backward
-pass, to zero fresh memory; a sparse one takes none, and 3 ms to merge rows drawn twice. Memory: at most P rows and those
-of a micro-batch. Between ranks: P bytes a matrix to agree on the rows, then those rows.
+pass, to zero fresh memory; a sparse one takes none, and 3 ms to merge rows drawn twice. Memory: at most P rows plus
+those of a micro-batch. Between ranks: P bytes a matrix to agree on the rows, then those rows.
 
 Run: ``use_row_gradients(model)`` once; in each step, after backward, ``average_over_ranks(model.parameters())``.
 

@@ -21,7 +21,9 @@ from training.model import auto_classes
 watched = any(isinstance(finder, auto_classes._Finder) for finder in sys.meta_path)
 print(json.dumps({"modules": sorted(sys.modules), "watched": watched}))
 """
-CONFIG_FROM = "from transformers import AutoConfig\nassert type(AutoConfig.from_pretrained(F)).__name__ == 'NullsConfig'"
+CONFIG_FROM = (
+    "from transformers import AutoConfig\nassert type(AutoConfig.from_pretrained(F)).__name__ == 'NullsConfig'"
+)
 MODEL_FROM = """
 from transformers import AutoModelForCausalLM
 assert type(AutoModelForCausalLM.from_pretrained(F)).__name__ == 'NullsForCausalLM'
