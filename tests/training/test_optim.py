@@ -1,4 +1,4 @@
-"""The optimizer: torch's AdamW for shared parameters; each row of a pool has its own Adam, which runs when it is active."""
+"""The optimizer: torch's AdamW for shared parameters, and an Adam for each row of a pool, run when it is active."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on several ranks that are interrupted and resumed with other numbers of workers or another kind of parallelism."""
+"""Runs on several ranks, interrupted and resumed with other numbers of workers or another kind of parallelism."""
 
 from __future__ import annotations
 

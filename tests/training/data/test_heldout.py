@@ -1,4 +1,4 @@
-"""The choice of held-out sources: a pure function that never chooses text that would be trained through another source."""
+"""The choice of held-out sources: a pure function that never chooses text that other sources are trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers loads exported weights after `import training`, in either order of imports; nothing heavy before that."""
+"""transformers loads exported weights after `import training`, in either order of imports; nothing heavy before."""
 
 from __future__ import annotations
 
