@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from registry.errors import InputError, UsageError
+from registry.ids import SourceId
 from registry.snapshot import Snapshot
 
 END_OF_TEXT = "<|endoftext|>"
@@ -84,7 +85,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(definition.encode()).hexdigest()[:16]
 
 
-def sample_texts(snapshot: Snapshot, *, excluded: Iterable[int], max_bytes: int) -> Iterator[str]:
+def sample_texts(snapshot: Snapshot, *, excluded: Iterable[SourceId], max_bytes: int) -> Iterator[str]:
     """Yield texts of a snapshot to train a tokenizer on: all, or an even sample of about `max_bytes`; always the same.
 
     Documents are chosen by a hash of their id, so the choice depends neither on their order nor on other documents.
