@@ -86,9 +86,9 @@ def test_held_out_sources_are_never_returned(cache: TokenCache) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3, 5, 7])
 def test_the_number_of_workers_does_not_change_the_data(cache: TokenCache, world_size: int) -> None:
-    alone, together = joined(cache, 1, sink_dropout=0.3), joined(cache, world_size, sink_dropout=0.3)
-    assert len(alone) == len(together) > 10
-    for one, other in zip(alone, together, strict=True):
+    one_worker, several = joined(cache, 1, sink_dropout=0.3), joined(cache, world_size, sink_dropout=0.3)
+    assert len(one_worker) == len(several) > 10
+    for one, other in zip(one_worker, several, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in TENSORS)
 
 

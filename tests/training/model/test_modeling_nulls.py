@@ -187,10 +187,10 @@ def test_each_beam_uses_its_prompts_source(model: NullsForCausalLM, ids_BT: Tens
     settings = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
     together = model.generate(ids_BT, source_ids=source_ids_B, attention_mask=torch.ones_like(ids_BT), **settings)
     for row, ids_T, source_id in zip(together, ids_BT, source_ids_B, strict=True):
-        alone = model.generate(
+        expected = model.generate(
             ids_T[None], source_ids=source_id[None], attention_mask=torch.ones_like(ids_T[None]), **settings
         )
-        assert torch.equal(row, alone[0])
+        assert torch.equal(row, expected[0])
 
 
 def test_save_and_load_through_the_auto_classes(

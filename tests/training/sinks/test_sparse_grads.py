@@ -142,9 +142,9 @@ def run_rank(rank: int, folder: str) -> None:
     hidden_TD, source_ids_T = batch(9, 0, 0)
     wrapped(hidden_TD, source_ids_T if rank == 0 else torch.full_like(source_ids_T, NO_SOURCE)).sum().backward()
     average_over_ranks(wrapped.parameters())
-    alone = {name: getattr(model, name).grad.to_dense() for name in POOL}
+    one_sided = {name: getattr(model, name).grad.to_dense() for name in POOL}
     steps = optimizer.state[model.sink_gate]["step"]
-    torch.save({"weights": parameters_of(model), "steps": steps, "alone": alone}, f"{folder}/{rank}.pt")
+    torch.save({"weights": parameters_of(model), "steps": steps, "one-sided": one_sided}, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,6 @@ def test_two_ranks_train_as_one(ranks: list[dict[str, dict[str, Tensor]]]) -> No
 
 def test_a_rank_without_sources_takes_part(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     for name in POOL:
-        ours, theirs = (rank["alone"][name] for rank in ranks)
+        ours, theirs = (rank["one-sided"][name] for rank in ranks)
         assert torch.equal(ours, theirs)
         assert ours.any(1).sum() == LAYOUT.num_sinks
