@@ -1,15 +1,16 @@
-"""What a training run is: the shapes of model and data, the schedule. One frozen value, printed, hashed, resumed.
+"""Configuration of a training run: the shapes of model and data, the schedule. One frozen value, printed and hashed.
 
 Presets: `demo` is for a person who waits: about 90 articles, 0.8M tokens, seven epochs in under five minutes on two CPU
 cores. `small` is the smallest that is worth a GPU: 123M parameters that a token reads, embeddings included, of 643M
-(512 backbone neurons, 128 of 8192 sinks in each of 28 layers). `paper-1b` is the released NULLs model, 500 and 100 of
-7692 and no sink dropout, 1,007M parameters; `paper-1b-aligned` the same at widths that suit the kernels, 1,054M.
-`training/estimate/costs.py` counts what each costs.
+(512 backbone neurons, 128 of 8192 sinks in each of 28 layers). `paper-1b` is the released NULLs model: 500 backbone
+neurons, 100 of 7692 sinks, no sink dropout, 1,007M parameters. `paper-1b-aligned` is the same at widths that suit the
+kernels, 1,054M. `training/estimate/costs.py` estimates the cost of each.
 
 Run: ``TrainConfig.preset("demo", epochs=3, model={"num_sinks": 32})``; the same from the command line (``nulls train
 --preset demo --set epochs=3``) or YAML (``nulls train --config run.yaml``, with ``preset: demo`` among its fields).
 
-Cost: microseconds. torch is imported with this module (through `training.optim`), so a command line imports it late.
+Cost: microseconds. Importing this module loads neither torch nor transformers, so a command line can show a
+configuration at once.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from training.sinks.layout import SinkLayout
 DTYPES = ("auto", "float32", "bfloat16")
 PARALLEL = ("auto", "ddp", "fsdp")
 _PLAIN: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-# Change these and the same weights come out, but for rounding: how work is shared out, where and how often to save, how
-# often to try again. A run can go on elsewhere.
+# These fields do not change the weights, but for rounding: how work is divided, where and how often to save, how often
+# to retry. A run can be resumed under other values of them.
 _NO_EFFECT = (
     "micro_batch",
     "parallel",
@@ -52,20 +53,20 @@ Schedule = Literal["cosine", "wsd", "constant"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How a run optimizes. Steps are optimizer steps, after accumulation.
+    """Optimizer and learning-rate schedule. Steps are optimizer steps, after accumulation.
 
     Raises:
         UsageError: a value is out of range.
     """
 
     learning_rate: float = 5e-4
-    """Peak, of the shared parameters; 5e-4 is the paper's."""
+    """Peak learning rate of the shared parameters; 5e-4 is the paper's."""
     sink_learning_rate_ratio: float = 1.0
     """Learning rate of the sinks over that of the shared parameters: above 1 isolates better and generalises worse."""
     weight_decay: float = 0.1
-    """Of shared matrices and embeddings; vectors (norms) and sinks have none."""
+    """Weight decay of shared matrices and embeddings; vectors (norms) and sinks have none."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running mean of the gradient, and of its square."""
+    """Decay rates of the running mean of the gradient, and of its square."""
     eps: float = 1e-8
     """Added to the root of the mean square."""
     warmup_steps: int = 0
@@ -77,7 +78,7 @@ class OptimConfig:
     decay_share: float = 0.2
     """`wsd` only: the share of all steps in which the learning rate falls."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient of all parameters together; 0 does not clip."""
+    """Largest norm of the gradient of all parameters together; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "sink_learning_rate_ratio", "eps"):
@@ -152,7 +153,7 @@ class ModelConfig:
         self.layout()
 
     def layout(self) -> SinkLayout:
-        """The sink layout, whose own checks hold for the sizes here."""
+        """Return the sink layout; its own checks apply to the sizes here."""
         return SinkLayout(
             num_backbone=self.num_backbone,
             num_pool=self.num_pool,
@@ -169,17 +170,18 @@ class ModelConfig:
     def flops_per_token(
         self, vocab_size: int, context_length: int, *, attended: float | None = None, sink_share: float = 1.0
     ) -> float:
-        """FLOPs of forward and backward for one token: six an *active* weight, and twelve a query head's entry and key.
+        """Return the FLOPs of forward and backward for one token.
 
-        What counts: every matrix product with a weight (the output layer at every position; the embedding is a lookup),
-        and queries times keys and weights times values. Norms, rotary embeddings and recomputation do not, as is usual
-        for MFU.
+        Six for each *active* weight, and twelve for each entry of a query head and each key attended to. Counted are
+        all matrix products with a weight (the output layer at every position; the embedding is a lookup), queries times
+        keys, and attention weights times values. Norms, rotary embeddings and recomputation are not, as is usual for
+        MFU.
 
         Args:
-            vocab_size: the tokenizer's.
-            context_length: of a row.
-            attended: keys that a token sees, on average; by default half the context, the causal half. In packed rows
-                it is less: half a document, if documents are of one length and shorter than a row.
+            vocab_size: entries of the tokenizer.
+            context_length: tokens in a row.
+            attended: mean number of keys that a token attends to; by default half the context, as attention is causal.
+                In packed rows it is less: half a document, if documents are of one length and shorter than a row.
             sink_share: share of the tokens that go through their sinks: less than 1 under sink dropout.
         """
         keys = context_length / 2 if attended is None else attended
@@ -191,49 +193,49 @@ class ModelConfig:
         return 6.0 * (weights + self.hidden_size * vocab_size) + 12.0 * self.num_layers * width * keys
 
     def dense_flops_per_token(self, vocab_size: int, context_length: int, *, attended: float | None = None) -> float:
-        """`flops_per_token` of the same model with every pool neuron computed, as the reference does."""
+        """Return `flops_per_token` of the same model with every pool neuron computed, as the reference does."""
         dense = dataclasses.replace(self, num_sinks=self.num_pool)
         return dense.flops_per_token(vocab_size, context_length, attended=attended)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that shapes a training run, apart from the snapshot.
+    """All settings of a training run, apart from the snapshot.
 
     Raises:
-        UsageError: a value out of range, or two that exclude each other; the message names the field.
+        UsageError: a value is out of range, or two exclude each other; the message names the field.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The model's shape."""
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    """Optimiser and learning-rate schedule."""
+    """Optimizer and learning-rate schedule."""
     seed: int = 0
-    """Initial weights, order of the data, dropped sinks, and which sources are held out."""
+    """Seed of the initial weights, the order of the data, dropped sinks, and the choice of held-out sources."""
     epochs: int = 10
     """Times that each document is read."""
     context_length: int = 512
     """Positions in a row; documents are cut and packed into rows of it."""
     rows_per_step: int = 16
-    """Rows in one optimiser step over all workers: the batch is rows_per_step * context_length tokens."""
+    """Rows in one optimizer step over all workers: the batch is rows_per_step * context_length tokens."""
     micro_batch: int = 4
     """Rows in one forward pass of one worker: bounds memory, changes the result by rounding only."""
     sink_dropout: float = 0.25
-    """Share of a document's visits trained without its sinks, so that the backbone goes on learning."""
+    """Share of a document's visits trained without its sinks, so that the backbone keeps learning."""
     sinks_open_at: float = 0.0
-    """Share of all steps, from the first, in which no source has its sinks: the backbone learns alone before."""
+    """Share of all steps, from the first, in which all sinks are off and only the backbone learns."""
     heldout_share: float = 0.01
-    """Share of the sources never trained: the yardstick that an unlearned source is measured by."""
+    """Share of the sources never trained: the held-out baseline that an unlearned source is compared with."""
     min_heldout: int = 8
-    """Held-out sources at the least; 0 together with heldout_share=0 holds out none."""
+    """Least number of held-out sources; 0 together with heldout_share=0 holds out none."""
     min_heldout_bytes: int = 2000
-    """Text that a held-out source should have, so that its loss can be measured; shorter ones are a last resort."""
+    """Bytes of text needed to measure a held-out source's loss; shorter sources are held out only as a last resort."""
     vocab_size: int = 4096
     """Entries of the tokenizer trained on the snapshot; unused where `tokenizer` is given."""
     tokenizer: str | None = None
-    """Directory of a tokenizer to use; None trains one, on the trained sources alone."""
+    """Directory of a tokenizer to use; None trains one, on the trained sources only."""
     tokenizer_sample_bytes: int = 100_000_000
-    """Text that a tokenizer is trained on at most: a spread over the whole snapshot, always the same."""
+    """Most bytes of text to train a tokenizer on: an even sample of the whole snapshot, always the same."""
     dtype: str = "auto"
     """Arithmetic of forward and backward: `auto` is bfloat16 on CUDA, float32 on CPU. Weights are float32."""
     parallel: str = "auto"
@@ -244,17 +246,18 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Whether layers are computed again in the backward pass: a quarter more work, activations of one layer."""
     watch_every: int = 100
-    """Steps between measurements of isolation: the loss of a few fixed sources on, off and held out; 0: never."""
+    """Steps between measurements of isolation: the loss of a few fixed sources with sinks on, with sinks off, and of
+    held-out sources; 0: never."""
     watch_sources: int = 8
-    """Trained sources measured then, and as many held-out ones."""
+    """Number of trained sources measured then, and of held-out ones."""
     checkpoint_every: int = 200
     """Steps between checkpoints; one more is written at the end."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept; 2 leaves a whole one where the last was cut short."""
+    """Number of newest checkpoints to keep; with 2, a complete one is left when the newest was cut short."""
     async_checkpoints: bool = True
     """Whether training goes on while a checkpoint is written, from a copy in memory."""
     max_failures: int = 3
-    """Crashed workers that a run survives, going on from the last checkpoint each time."""
+    """Worker crashes that a run survives; after each it continues from the last checkpoint."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "rows_per_step", "micro_batch", "checkpoint_every", "keep_checkpoints"):
@@ -278,19 +281,19 @@ class TrainConfig:
 
     @property
     def num_tokens_per_step(self) -> int:
-        """Positions in the global batch, padding included."""
+        """Number of positions in the global batch, padding included."""
         return self.rows_per_step * self.context_length
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> TrainConfig:
-        """A named configuration with some fields replaced.
+        """Return a named configuration with some fields replaced.
 
         Args:
             name: one of PRESETS.
             overrides: fields; `model` and `optim` take a mapping of the fields to replace in them.
 
         Raises:
-            UsageError: no such preset or field, or a value out of range.
+            UsageError: there is no such preset or field, or a value is out of range.
         """
         if name not in PRESETS:
             raise UsageError(f"preset {name!r}: expected one of {sorted(PRESETS)}")
@@ -298,10 +301,10 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; fields left out take their defaults.
+        """Return the configuration that `to_dict` described; fields left out take their defaults.
 
         Raises:
-            UsageError: an unknown field (all of them are named), or a value out of range.
+            UsageError: a field is unknown (all of them are named), or a value is out of range.
         """
         nested = {"model": ModelConfig, "optim": OptimConfig}
         values = dict(fields)
@@ -315,7 +318,7 @@ class TrainConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides: Any) -> TrainConfig:
-        """A configuration from a YAML file of fields, over the preset that its key `preset` names, if any.
+        """Read a configuration from a YAML file of fields, over the preset that its key `preset` names, if any.
 
         Raises:
             UsageError: the file cannot be read, is not a mapping, or has an unknown field.
@@ -331,14 +334,14 @@ class TrainConfig:
         return cls.preset(preset, **merged) if preset else cls.from_dict(merged)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON and YAML have them: mappings, lists, numbers, strings."""
+        """Return all fields as JSON and YAML have them: mappings, lists, numbers, strings."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
     def fingerprint(self) -> str:
-        """16 hex digits over what shapes the weights: a run resumes only under the same.
+        """Return 16 hex digits over all fields that shape the weights: a run resumes only under the same.
 
-        The tokenizer counts by its content (`training.data.token_cache.tokenizer_fingerprint`), not by its place.
+        The tokenizer counts by its content (`training.data.tokenizer.tokenizer_fingerprint`), not by its path.
         """
         fields = {name: value for name, value in self.to_dict().items() if name not in (*_NO_EFFECT, "tokenizer")}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
@@ -363,25 +366,25 @@ def _made(kind: type[Any], fields: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:
-    """A value as JSON and YAML have it, as the field has it; fields of other types than these check themselves."""
-    if isinstance(value, list):  # they know lists only; a frozen value holds tuples
+    """Convert a value from JSON or YAML to the type of its field; fields of other types check themselves."""
+    if isinstance(value, list):  # JSON and YAML have lists only; a frozen value holds tuples
         return tuple(value)
     wanted, _, optional = annotation.partition(" | ")
     if wanted not in _PLAIN or (value is None and optional == "None"):
         return value
     if wanted == "float" and isinstance(value, str):
-        with contextlib.suppress(ValueError):  # YAML 1.1 takes 5e-4 for a string
+        with contextlib.suppress(ValueError):  # YAML 1.1 reads 5e-4 as a string
             return float(value)
-    # True is an int to Python, and no number of epochs.
+    # True is an int in Python, but not a number of epochs.
     if not isinstance(value, _PLAIN[wanted]) or isinstance(value, bool) != (wanted == "bool"):
         raise UsageError(f"{name}={value!r}: a value of the wrong type, expected {annotation}")
     made: Any = value
-    # 1 and 1.0 are one configuration, and are to have one fingerprint.
+    # 1 and 1.0 are the same configuration, and must have the same fingerprint.
     return float(made) if wanted == "float" else made
 
 
 def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `overrides` laid over it; mappings merge, everything else replaces."""
+    """Return `base` with `overrides` applied: mappings merge, every other value replaces."""
     merged = dict(base)
     for name, value in overrides.items():
         if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):

@@ -1,17 +1,17 @@
-"""AdamW that leaves a sink alone while its sources are absent: no decay, no momentum, no step count.
+"""AdamW that does not change a sink while its sources are absent: no decay, no momentum, no step count.
 
 A sink is trained by a few sources and absent from most batches. Plain AdamW moves it all the same: at a learning rate
-of 5e-4 with decay 0.1 a write keeps 65 % after one epoch and 7 % after six, and a row active every 77 steps makes 92 %
-of its movement on other steps. Here a row of the pool is updated only in steps in which it was active, as if it had an
-optimizer of its own that ran only then, bias correction included.
+of 5e-4 with decay 0.1, 65 % of what a step wrote is left after one epoch and 7 % after six, and a row active every 77
+steps makes 92 % of its movement on other steps. Here a row of the pool is updated only in steps in which it was active,
+as if it had an optimizer of its own that ran only then, bias correction included.
 
 **Active** means: the row's gradient is not entirely zero. When the optimizer steps, gradients have been summed over the
-micro-batches and averaged over the ranks, so a row is zero exactly if no micro-batch of any rank ran through it: the
-union over ranks and micro-batches needs no message of its own, and every rank comes to the same set.
+micro-batches and averaged over the ranks, so a row is zero exactly if no micro-batch of any rank used it. The union
+over ranks and micro-batches therefore needs no message of its own, and every rank finds the same set.
 
 Shared parameters (embeddings, attention, norms, the backbone's MLP) go through torch's own AdamW, bit for bit.
 
-Sinks go through `row_adam.py`, which says what they cost.
+Cost: sinks go through `training/sinks/row_adam.py`, which gives the numbers.
 
 Run: ``optimizer = build_optimizer(model, OptimConfig())``, then in each step ``optimizer.set_learning_rate(...)``.
 
@@ -35,7 +35,7 @@ from training.sinks.sparse_grads import SINK_PARAMETERS
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimConfig) -> float:
-    """The learning rate of shared parameters in step 0 .. total_steps - 1; the last step is at the schedule's end."""
+    """Return the learning rate of shared parameters in step 0 .. total_steps - 1, the last of the schedule."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     last = max(total_steps - 1, 1)
@@ -53,33 +53,33 @@ def learning_rate_at(step: int, total_steps: int, config: OptimConfig) -> float:
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients down to a joint norm of `max_norm` (0: do not), and return the norm before: a scalar.
 
-    One factor for all: a row of zeros stays one, so clipping does not change which sinks are active. Sharded (DTensor)
+    All gradients get the same factor, so a row of zeros stays zero and the same sinks are active. Sharded (DTensor)
     gradients count in full, so every rank gets the same norm.
     """
     with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     for parameter in with_gradient:
         if parameter.grad is not None and parameter.grad.is_sparse:
-            # The norm of a sum is wanted, not of its parts: rows drawn twice have to be merged first.
+            # Rows drawn twice are merged first, since the norm is that of their sum.
             parameter.grad = parameter.grad.coalesce()
     gradients = [_values(parameter.grad) for parameter in with_gradient if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if max_norm > 0:
-        # As `clip_grads_with_norm_`, which would not look into sparse gradients.
+        # The arithmetic of `clip_grads_with_norm_`, which does not handle sparse gradients.
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(gradients, factor)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def _values(grad: Tensor) -> Tensor:
-    """What a gradient is made of: the values of a sparse one, which are a view, or itself."""
+    """Return the values of a sparse gradient (a view), or a dense gradient itself."""
     return grad.values() if grad.is_sparse else grad
 
 
 class NullsAdamW(Optimizer):
     """AdamW whose groups marked `per_row` are updated row by row; build it with `build_optimizer`.
 
-    State of a parameter: `exp_avg`, `exp_avg_sq`, and `step`: a scalar, or for a pool a count a row, float32 [P].
-    All are tensors, sharded as the parameter is, so checkpoints (`torch.save`, DCP) carry them.
+    The state of a parameter is `exp_avg`, `exp_avg_sq` and `step`: a scalar, or for a pool one count a row, float32
+    [P]. All are tensors, sharded as the parameter is, so checkpoints (`torch.save`, DCP) contain them.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class NullsAdamW(Optimizer):
         self.set_learning_rate(lr)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the shared parameters' learning rate; other groups follow at their ratio."""
+        """Set the shared parameters' learning rate; the other groups keep their ratio to it."""
         for group in self.param_groups:
             group["lr"] = learning_rate * group["lr_ratio"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the gradients as they are; `closure`, if given, recomputes the loss first."""
+        """Update the parameters from their gradients; `closure`, if given, recomputes the loss first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -124,12 +124,12 @@ class NullsAdamW(Optimizer):
             return
         state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
         state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        # Summing zeros over a row gives one zero a row, sharded as the rows are.
+        # Summing the zeros of each row gives one count a row, sharded as the rows are.
         state["step"] = state["exp_avg"].sum(1, dtype=torch.float32) if per_row else torch.tensor(0.0)
 
     def _update_whole(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         states = [self.state[parameter] for parameter in parameters]
-        # On each rank's own rows: for DTensors torch would go through its dispatcher once an operation and tensor.
+        # On each rank's own rows: DTensors would go through torch's dispatcher for every operation and tensor.
         adamw(
             [local_rows(parameter) for parameter in parameters],
             [local_rows(parameter.grad) for parameter in parameters if parameter.grad is not None],
@@ -148,7 +148,7 @@ class NullsAdamW(Optimizer):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> NullsAdamW:
-    """One optimizer over all trainable parameters of a model, whether or not it is wrapped (DDP, FSDP2, compile).
+    """Return one optimizer over all trainable parameters of a model, wrapped (DDP, FSDP2, compile) or not.
 
     Groups: shared matrices with weight decay; shared vectors without; sinks (`SINK_PARAMETERS`) without, row by row.
     """

@@ -1,4 +1,4 @@
-"""Named configurations: what of `training.config.TrainConfig` differs from its defaults. Data alone."""
+"""Named configurations, each as the fields of `training.config.TrainConfig` that differ from its defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PAPER = {
     "head_dim": 128,
     "norm_eps": 1e-5,
     "rope_theta": 100000.0,
-    # litgpt ties nothing unless told to, and only so are these widths the 1.0B that the paper gives.
+    # litgpt does not tie embeddings by default, and only untied are these widths the 1.0B that the paper gives.
     "tie_embeddings": False,
 }
 _PAPER_RUN = {
@@ -63,17 +63,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vocab_size": 49152,
         "checkpoint_every": 500,
     },
-    # As released: REFERENCE's shape, no dropout of sinks. 368 articles a step are about 256 rows.
+    # The released shape, without sink dropout. The paper's 368 articles a step are about 256 rows.
     "paper-1b": {
         "model": _PAPER | {"num_backbone": 500, "num_pool": 7692, "num_sinks": 100},
         "sink_dropout": 0.0,
         **_PAPER_RUN,
     },
-    # Multiples of 16, as the kernels want them, and sinks trained as isolates best in `benchmarks/RESULTS.md`.
+    # Multiples of 16, which suit the kernels; the sinks' learning rate isolates best in `benchmarks/RESULTS.md`.
     "paper-1b-aligned": {
         **_PAPER_RUN,
         "model": _PAPER | {"num_backbone": 512, "num_pool": 8192, "num_sinks": 128},
         "optim": {"learning_rate": 5e-4, "sink_learning_rate_ratio": 2.0, "warmup_steps": 1000},
     },
 }
-"""Fields that differ from the defaults, which are the demo's: tuned for a CPU, and the ones that tests shrink."""
+"""Name of a preset -> its fields. The defaults that they override are tuned for a CPU, and made smaller by tests."""

@@ -1,4 +1,4 @@
-"""A tiny corpus with every shape that training has to cope with, written through the registry's own writer."""
+"""A tiny corpus with every kind of source that training has to handle, written by the registry's own writer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SHARED = ids.shared_key(ids.source_id(key) for key in OWNERS)
 
 
 def article(number: int) -> str:
-    """Text of 30 to 330 words; its own names make it a source that can be told from the others."""
+    """Text of 30 to 330 words, with names of its own that distinguish it from the others."""
     rng = random.Random(number)
     names = [f"Nam{number}x{i}" for i in range(4)]
     return " ".join(rng.choice(WORDS + names) for _ in range(30 + 100 * (number % 4)))
 
 
 def corpus() -> dict[str, list[str]]:
-    """Key -> documents: articles, a site of three pages, a source without text, text that two articles share."""
+    """Documents by key: articles, a site of three pages, a source without text, text that two articles share."""
     documents = {f"wiki:tinywiki:{number}": [article(number)] for number in range(1, NUM_ARTICLES + 1)}
     documents["web:example.org"] = [article(100), "", article(101) + " <|endoftext|> " + article(102)]
     documents["web:empty.example"] = []
@@ -35,7 +35,7 @@ def corpus() -> dict[str, list[str]]:
 
 
 def write_snapshot(root: Path, documents: dict[str, list[str]]) -> Snapshot:
-    """Commits a snapshot of `documents` (key -> texts) to the registry at `root`; it is then the newest."""
+    """Commit a snapshot of `documents` (key -> texts) to the registry at `root`; it is then the newest."""
     registry = Registry.open(root, create=True)
     writer = SnapshotWriter(registry, root / "staging")
     sources, shard = [], []

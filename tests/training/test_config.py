@@ -1,4 +1,4 @@
-"""Configurations: every mistake is named by its field, and what shapes the weights shapes the fingerprint."""
+"""Configurations: an error names the field, and the fingerprint depends on the fields that shape the weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_presets_hold_and_survive_json(name: str) -> None:
+def test_presets_are_valid_and_survive_json(name: str) -> None:
     config = TrainConfig.preset(name)
     again = TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
@@ -39,17 +39,17 @@ def test_flops_count_active_weights_only() -> None:
     assert shape.dense_flops_per_token(4096, 512) == dataclasses.replace(
         shape, num_sinks=shape.num_pool
     ).flops_per_token(4096, 512)
-    # A layer's attention: a token's products with each key, and with each value, forward once and backward twice.
+    # Attention of a layer: the products of a token with each key and each value, once forward and twice backward.
     one_more = shape.flops_per_token(4096, 512, attended=257) - shape.flops_per_token(4096, 512)
     assert one_more == 3 * (2 + 2) * shape.hidden_size * shape.num_layers
 
 
-def test_heads_may_be_wider_than_their_share() -> None:
+def test_heads_may_be_wider_than_hidden_size_over_num_heads() -> None:
     assert ModelConfig(hidden_size=96, num_heads=3, num_kv_heads=3).head_size == 32
     assert ModelConfig(hidden_size=96, num_heads=3, num_kv_heads=3, head_dim=64).head_size == 64
 
 
-def test_a_number_is_one_number_however_it_is_written(tmp_path: Path) -> None:
+def test_a_number_may_be_written_in_any_form(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("optim: {learning_rate: 5e-4, grad_clip: 1}\n")  # YAML 1.1 reads 5e-4 as a string
     config = TrainConfig.from_yaml(path)
@@ -57,7 +57,7 @@ def test_a_number_is_one_number_however_it_is_written(tmp_path: Path) -> None:
     assert config.fingerprint() == TrainConfig().fingerprint()
 
 
-def test_the_resolved_configuration_is_a_configuration(tmp_path: Path) -> None:
+def test_a_resolved_configuration_can_be_loaded(tmp_path: Path) -> None:
     for name in PRESETS:
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(TrainConfig.preset(name, seed=3).to_dict()))
@@ -117,7 +117,7 @@ def test_unknown_preset_lists_the_known() -> None:
 
 def test_the_fingerprint_covers_what_shapes_the_weights() -> None:
     config = TrainConfig.preset("demo")
-    # The tokenizer counts by its content; the rest says how work is shared out, what to watch, and how often to save.
+    # The tokenizer counts by its content; the others say how work is divided, what to watch, and how often to save.
     without_effect = {"checkpoint_every", "keep_checkpoints", "async_checkpoints", "max_failures", "tokenizer"}
     without_effect |= {"watch_every", "watch_sources", "micro_batch", "parallel", "compile", "activation_checkpointing"}
     changes: dict[str, Any] = {"dtype": "float32", "tokenizer": "elsewhere", "model": ModelConfig(sink_seed=1)}
@@ -133,7 +133,7 @@ def test_the_fingerprint_covers_what_shapes_the_weights() -> None:
 
 
 def _other(value: Any) -> Any:
-    """Another value of the same type, valid wherever this one is."""
+    """Return another value of the same type, valid where this one is."""
     if isinstance(value, bool):
         return not value
     return value + 0.125 if isinstance(value, float) else value + 1

@@ -1,4 +1,4 @@
-"""The optimizer: torch's AdamW for shared parameters; for each row of a pool, an Adam that runs when it is active."""
+"""The optimizer: torch's AdamW for shared parameters, and an Adam for each row of a pool, run when it is active."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POOL = ("sink_gate", "sink_up", "sink_down")
 
 
 class TinyNulls(nn.Module):
-    """One shared matrix, one vector, and a pool: enough to have every kind of parameter."""
+    """One shared matrix, one vector and a pool: every kind of parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class TinyNulls(nn.Module):
 
 
 def batch(step: int, rank: int, micro_batch: int) -> tuple[Tensor, Tensor]:
-    """Four tokens; one source for each rank and micro-batch, new in every other step, and one token without."""
+    """Four tokens: three of one source for each rank and micro-batch, new in every other step, and one without."""
     generator = torch.Generator().manual_seed(100 * step + 10 * rank + micro_batch)
     source = 1000 * (step // 2) + 10 * rank + micro_batch
     return torch.randn(4, 6, generator=generator), torch.tensor([source] * 3 + [NO_SOURCE])
 
 
 def backward(model: nn.Module, step: int, *, ranks: int = 1, micro_batches: int = 1) -> None:
-    """The gradient averaged over ranks and micro-batches, in this one process."""
+    """Compute the gradient averaged over ranks and micro-batches, in this one process."""
     model.zero_grad()
     for rank in range(ranks):
         for micro_batch in range(micro_batches):
@@ -124,7 +124,7 @@ def test_groups_follow_the_config() -> None:
     assert len(build_optimizer(nn.Linear(2, 2, bias=False), CONFIG).param_groups) == 1
 
 
-def test_a_step_without_sources_leaves_the_pool_alone() -> None:
+def test_a_step_without_sources_does_not_change_the_pool() -> None:
     model = TinyNulls()
     optimizer = build_optimizer(model, CONFIG)
     train(model, optimizer, range(2))
@@ -175,14 +175,14 @@ def test_distributed_checkpoint_continues_bit_exactly(tmp_path: Path) -> None:
     other = build_optimizer(resumed, CONFIG)
     loaded = {"optimizer": get_optimizer_state_dict(resumed, other)}
     assert not loaded["optimizer"]["state"]["sink_up"]["step"].any()
-    assert torch.equal(resumed.sink_up, model.sink_up), "making room for the state moved the weights"
+    assert torch.equal(resumed.sink_up, model.sink_up), "initialising the state changed the weights"
     dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
     set_optimizer_state_dict(resumed, other, loaded["optimizer"])
     assert_continues_bit_exactly(model, optimizer, resumed, other)
 
 
 def run_rank(rank: int, folder: str) -> None:
-    """Six steps of two micro-batches on one of two ranks, under DDP and under FSDP2; rank 0 writes what came out."""
+    """Take six steps of two micro-batches on one of two ranks, under DDP and FSDP2; write the results to a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     replicated = TinyNulls()
@@ -210,7 +210,7 @@ def run_rank(rank: int, folder: str) -> None:
         "ddp steps": optimizers[0].state[replicated.sink_gate]["step"],
         "fsdp steps": steps.full_tensor(),
     }
-    # FSDP2's state goes through the same helpers.
+    # The same helpers save and load FSDP2's state.
     state = get_optimizer_state_dict(sharded, optimizers[1])
     set_optimizer_state_dict(sharded, optimizers[1], state)
     assert torch.equal(optimizers[1].state[sharded.sink_gate]["step"].full_tensor(), result["fsdp steps"])
@@ -218,7 +218,7 @@ def run_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_and_two_micro_batches_are_one_union(tmp_path: Path) -> None:
+def test_active_rows_are_the_union_over_ranks_and_micro_batches(tmp_path: Path) -> None:
     mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
     model = TinyNulls()
     optimizer = build_optimizer(model, CONFIG)

@@ -1,1 +1,1 @@
-"""Checkpoints: distributed ones to resume from, exported weights, remote copies."""
+"""Checkpoints to resume from, exported weights, and remote copies of both."""

@@ -1,6 +1,8 @@
-"""Exported weights: what leaves the training loop, a Hugging Face directory with `nulls.json` beside the weights.
+"""Exported weights: a Hugging Face directory of a trained model, with its tokenizer and `nulls.json`.
 
-digest = export(model, tokenizer, run_dir / WEIGHTS, {"snapshot": ..., "layout": ...})
+The directory is published whole: it is written beside its path and renamed. Cost: the size of the weights (4 bytes a
+parameter), written once and read once for the digest.
+Run: ``export_weights(model, tokenizer, run_dir / WEIGHTS, {"snapshot": ..., "layout": ...})``.
 """
 
 from __future__ import annotations
@@ -12,10 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from registry.storage import new_directory, write_atomic
@@ -23,14 +22,11 @@ from training.distributed import parallel
 from training.distributed.process_group import rank
 from training.model.modeling_nulls import NullsForCausalLM
 
-WEIGHTS = "weights"
-
-
-NULLS_JSON = "nulls.json"
+WEIGHTS, NULLS_JSON = "weights", "nulls.json"
 
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel | None:
-    """The model in one piece on rank 0, None on the others; all ranks call it. Unsharded, it is the model itself."""
+    """Return the unsharded model on rank 0, and None on the others; all ranks call it."""
     if not parallel.is_sharded(model):
         return model if rank() == 0 else None
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -46,13 +42,13 @@ def whole_model(model: PreTrainedModel) -> PreTrainedModel | None:
 def export_weights(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path, nulls: Mapping[str, Any]
 ) -> str:
-    """Writes a Hugging Face directory with `nulls.json`, whole or not at all; replaces one that is there.
+    """Write a Hugging Face directory with `nulls.json`, completely or not at all; an existing one is replaced.
 
     Args:
         model: saved as safetensors.
         tokenizer: saved beside it.
-        directory: where.
-        nulls: what `nulls.json` is to hold.
+        directory: directory to write.
+        nulls: content of `nulls.json`.
 
     Returns:
         SHA-256, as hex digits, over the weight file (over all in name order, where there are several).
@@ -68,7 +64,7 @@ def export_weights(
 
 
 def weights_digest(directory: Path) -> str:
-    """SHA-256, as hex digits, over the `*.safetensors` of a directory in name order."""
+    """Return the SHA-256, as hex digits, over the `*.safetensors` of a directory in name order."""
     digest = hashlib.sha256()
     for path in sorted(directory.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,16 +1,16 @@
-"""A second place for what a run needs to go on: s3://, so that it survives the machine and its disk.
+"""Remote copy of a run at s3://, with all that a resume needs, so that the run survives its machine and disk.
 
-Checkpoints are written to the run's own folder first, as without a mirror; rank 0 then sends each through the one door
-to storage (`registry.storage.s3`: retried, compared after it is stored), in the background with the rest of the write. Their
-`complete.json` is sent last and deleted first, so what has it is whole, at any moment. `run.json` and the tokenizer are
-there too: a resume on an empty disk takes the newest run and its newest whole checkpoint from the mirror, and makes the
-token cache again from the snapshot. The exported weights are sent before their version is registered, which then names
-this copy beside their path (`weights.py`).
+Checkpoints are written to the run's own folder first, as without a remote copy. Rank 0 then uploads each through
+`registry.storage.s3` (with retries, compared after it is stored), in the background with the rest of the write. Its
+`complete.json` is uploaded last and deleted first, so a checkpoint that has it is complete at any moment. `run.json`
+and the tokenizer are copied too: a resume on an empty disk fetches the newest run and its newest complete checkpoint,
+and builds the token cache again from the snapshot. The exported weights are uploaded before their model version is
+registered, which then names this copy beside their path (`training/serving/weights.py`).
 
     s3://BUCKET/PREFIX/MODEL/run-001/{run.json,tokenizer/*,attempt-001/checkpoint-00000200/*,weights/*}
 
-Run: ``Mirror.of("s3://bucket/runs", "model").of_run("run-001").put_checkpoint(directory)``. Cost: a HEAD and a PUT a
-file, 16 MiB in memory; what is there already and equal is not sent again.
+Cost: a HEAD and a PUT a file, 16 MiB in memory; a file that is there already and equal is not uploaded again.
+Run: ``RemoteRuns.of("s3://bucket/runs", "model").of_run("run-001").put_checkpoint(directory)``.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ RUN_JSON, TOKENIZER = "run.json", "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mirror:
-    """Where the runs of a model are mirrored."""
+class RemoteRuns:
+    """Remote copies of all runs of a model, below one s3:// prefix."""
 
     root: S3Path
 
     @classmethod
-    def of(cls, uri: str, model_name: str) -> Mirror:
-        """The mirror below `uri`, `s3://BUCKET/PREFIX`.
+    def of(cls, uri: str, model_name: str) -> RemoteRuns:
+        """Return the remote copies of a model's runs below `uri`, `s3://BUCKET/PREFIX`.
 
         Raises:
-            UsageError: it is not at s3://.
+            UsageError: the URI is not at s3://.
         """
         return cls(root=S3Path.parse(uri) / model_name)
 
     def run_names(self) -> list[str]:
-        """Runs that are there, also those that were never prepared to their end.
+        """Return the names of all remote runs, also of those whose preparation was cut short.
 
         Raises:
             ServiceError: S3 cannot be reached, or denies it.
         """
         return sorted(name for name in self.root.folders() if name.startswith("run-"))
 
-    def of_run(self, name: str) -> RunMirror:
-        """The mirror of one run."""
-        return RunMirror(root=self.root / name)
+    def of_run(self, name: str) -> RemoteRun:
+        """Return the remote copy of one run."""
+        return RemoteRun(root=self.root / name)
 
     def fetch_newest_run(self, folder: Path) -> Path | None:
-        """Brings the newest prepared run into `folder`, without its checkpoints; None if there is none."""
+        """Download the newest prepared run into `folder`, without its checkpoints; None if there is none."""
         for name in sorted(self.run_names(), key=lambda name: int(name.removeprefix("run-")), reverse=True):
             run = self.of_run(name)
             if (run.root / RUN_JSON).is_file():
@@ -65,79 +65,79 @@ class Mirror:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunMirror:
-    """Where one run is mirrored; its methods raise a ServiceError where S3 or the disk cannot be used."""
+class RemoteRun:
+    """Remote copy of one run; all methods raise a ServiceError where S3 or the disk cannot be used."""
 
     root: S3Path
 
     @classmethod
-    def parse(cls, uri: str) -> RunMirror:
-        """The inverse of `str(mirror.root)`."""
+    def parse(cls, uri: str) -> RemoteRun:
+        """Return the remote run whose root is `uri`."""
         return cls(root=S3Path.parse(uri))
 
     def put_run(self, run_dir: Path) -> None:
-        """Sends the tokenizer and, last, `run.json`."""
+        """Upload the tokenizer and, last, `run.json`."""
         names = [f"{TOKENIZER}/{path.name}" for path in sorted((run_dir / TOKENIZER).iterdir())]
         for name in (*names, RUN_JSON):
             _send(run_dir / name, self.root / name)
 
     def fetch_run(self, run_dir: Path) -> None:
-        """Brings the tokenizer and, last, `run.json`."""
+        """Download the tokenizer and, last, `run.json`."""
         names = [f"{TOKENIZER}/{path.name}" for path, _ in (self.root / TOKENIZER).walk()]
         _fetch(self.root, run_dir, (*names, RUN_JSON))
 
     def put_checkpoint(self, directory: Path) -> None:
-        """Sends a whole checkpoint, `run_dir/ATTEMPT/NAME`."""
-        place = self._place_of(directory)
-        # One of that name may be there, of a run that went on from an older one: till this one is whole, there is none.
-        (place / dcp.COMPLETE).delete()
+        """Upload a complete checkpoint, `run_dir/ATTEMPT/NAME`."""
+        checkpoint = self._path_of(directory)
+        # The same step may be there already, if the run was resumed from an older one; it must not look complete now.
+        (checkpoint / dcp.COMPLETE).delete()
         for path in sorted(directory.iterdir()):
             if path.name != dcp.COMPLETE:
-                _send(path, place / path.name)
-        _send(directory / dcp.COMPLETE, place / dcp.COMPLETE)
+                _send(path, checkpoint / path.name)
+        _send(directory / dcp.COMPLETE, checkpoint / dcp.COMPLETE)
 
     def fetch_latest(self, run_dir: Path) -> Path | None:
-        """Brings the newest whole checkpoint and returns it, unless the run's folder has one that is as new."""
+        """Download the newest complete checkpoint and return it, unless the run's folder has one that is as new."""
         local = dcp.latest(run_dir)
-        for place in self.complete_newest_first():
-            if local is not None and local.name >= place.name:
+        for checkpoint in self.complete_newest_first():
+            if local is not None and local.name >= checkpoint.name:
                 return None
-            directory = run_dir / place.parts[-2] / place.name
-            _fetch(place, directory, self._files_of(place))
+            directory = run_dir / checkpoint.parts[-2] / checkpoint.name
+            _fetch(checkpoint, directory, self._files_of(checkpoint))
             return directory
         return None
 
     def put_weights(self, weights_dir: Path) -> str:
-        """Sends exported weights; returns where they are, an s3:// prefix."""
-        place = self.root / export.WEIGHTS
+        """Upload exported weights; return their s3:// prefix."""
+        remote_dir = self.root / export.WEIGHTS
         for path in sorted(weights_dir.iterdir()):
-            _send(path, place / path.name)
-        return str(place)
+            _send(path, remote_dir / path.name)
+        return str(remote_dir)
 
     def prune(self, keep: int) -> None:
-        """Deletes the whole checkpoints but the newest `keep`."""
-        for place in self.complete_newest_first()[keep:]:
-            (place / dcp.COMPLETE).delete()
-            for path, _ in list(place.walk()):
+        """Delete all complete checkpoints except the newest `keep`."""
+        for checkpoint in self.complete_newest_first()[keep:]:
+            (checkpoint / dcp.COMPLETE).delete()
+            for path, _ in list(checkpoint.walk()):
                 path.delete()
 
     def complete_newest_first(self) -> list[S3Path]:
-        """The whole checkpoints, newest step first."""
+        """Return the complete checkpoints, newest step first."""
         sizes = {path.key: size for path, size in self.root.walk()}
         marked = [key.rpartition("/")[0] for key in sizes if key.endswith(f"/{dcp.COMPLETE}")]
-        places = [S3Path(self.root.bucket, key) for key in marked]
-        whole = [place for place in places if self._is_whole(place, sizes)]
-        return sorted(whole, key=lambda place: (place.name, place.parts[-2]), reverse=True)
+        paths = [S3Path(self.root.bucket, key) for key in marked]
+        complete = [path for path in paths if self._is_complete(path, sizes)]
+        return sorted(complete, key=lambda path: (path.name, path.parts[-2]), reverse=True)
 
-    def _is_whole(self, place: S3Path, sizes: dict[str, int]) -> bool:
-        noted = json.loads((place / dcp.COMPLETE).read_bytes())["files"]
-        return all(sizes.get((place / name).key) == size for name, size in noted.items())
+    def _is_complete(self, checkpoint: S3Path, sizes: dict[str, int]) -> bool:
+        noted = json.loads((checkpoint / dcp.COMPLETE).read_bytes())["files"]
+        return all(sizes.get((checkpoint / name).key) == size for name, size in noted.items())
 
-    def _files_of(self, place: S3Path) -> list[str]:
-        """Its files, the marker last."""
-        return [*json.loads((place / dcp.COMPLETE).read_bytes())["files"], dcp.COMPLETE]
+    def _files_of(self, checkpoint: S3Path) -> list[str]:
+        """Return the file names of a checkpoint, the marker last."""
+        return [*json.loads((checkpoint / dcp.COMPLETE).read_bytes())["files"], dcp.COMPLETE]
 
-    def _place_of(self, directory: Path) -> S3Path:
+    def _path_of(self, directory: Path) -> S3Path:
         return self.root / directory.parent.name / directory.name
 
 
@@ -149,3 +149,8 @@ def _fetch(source: S3Path, target: Path, names: Iterable[str]) -> None:
     """Download files of a prefix in the order named; each is there whole or not at all."""
     for name in names:
         copy_verified(source / name, target / name)
+
+
+# The old names, until `training/run` and `tests/training/serving` use the new ones.
+Mirror = RemoteRuns
+RunMirror = RemoteRun

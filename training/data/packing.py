@@ -1,19 +1,20 @@
-"""Tokens -> packed rows, in an order that depends on the seed and the epoch alone: not on workers, not on crashes.
+"""Packing of documents into rows, in an order that depends only on the seed and the epoch, not on workers or crashes.
 
 In each epoch the training documents are put in an order, laid end to end and cut into rows of `context_length`; then
 the rows are put in an order of their own, since a long document would otherwise fill whole steps with one source.
 Step s of an epoch is rows [s * R, (s + 1) * R) of that order, whatever the number of workers; rank r takes the r-th
-part. Both orders come from sorting by a keyed hash, of the document's id and of the row's number: no generator whose
-stream could change with a library, and a snapshot without one source keeps the order of all the others.
+part. Both orders come from sorting by a keyed hash, of the document's id and of the row's number. So they do not depend
+on the random generator of a library, and a snapshot without one source keeps the order of all the others.
 
-What is laid end to end is not tokens but *predictions* (a token and the one that follows it in its document), so a
+The units laid end to end are not tokens but pairs of a token and its *target* (the next token of its document), so a
 document cut by a row's end loses nothing: every token is a target exactly once an epoch, except BOS, which never is.
 The last row and the last step of an epoch are padded.
 
-Which visits of a document go without its sinks is spread evenly: a document starts at a hash of its id and moves by
-the golden ratio each epoch, so in n epochs every document is dropped about n * sink_dropout times, never all or none.
+Sink dropout is even over a document's visits: a document starts at a hash of its id and moves by the golden ratio each
+epoch, so in n epochs every document is dropped about n * sink_dropout times, never always or never.
 
 Cost: 0.5 ms for a step of 16 rows of 512; memory 40 bytes a document and 8 a row. Held-out sources are left out first.
+Run: ``for batch in PackedLoader(cache, heldout, context_length=512, rows_per_step=16): ...``.
 
 Shapes: B rows of this rank, T context_length, D training documents of an epoch.
 """
@@ -36,28 +37,28 @@ from training.data.tokenizer import mix64
 from training.sinks.layout import NO_SOURCE
 
 IGNORED = -100
-"""Label of a position that predicts nothing, as in torch's cross-entropy."""
+"""Label of a position without a target, as in torch's cross-entropy."""
 PADDING = -1
-"""Document number of a padded position."""
+"""In place of the document number at a padded position."""
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: steps of it fill the circle as evenly as any
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: no other step size fills the circle more evenly
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoaderState:
-    """The exact position in the data: what has been handed out is all rows before it."""
+    """Exact position in the data: all rows before it have been returned."""
 
     snapshot: str
     """Id of the snapshot: 64 hex digits."""
     seed: int
-    """The seed of the order."""
+    """Seed of the order."""
     epoch: int
-    """From 0; equal to the number of epochs at the end."""
+    """Epoch, from 0; equal to the number of epochs at the end."""
     row: int
-    """Rows handed out in this epoch, over all ranks."""
+    """Rows returned in this epoch, over all ranks."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -67,43 +68,44 @@ class Batch:
 
     input_ids: torch.Tensor
     labels: torch.Tensor
-    """The next token of the same document: already shifted. -100 on padding."""
+    """Target of each position, the next token of its document (already shifted); -100 on padding."""
     document_ids: torch.Tensor
-    """The number of the document's piece within the row, from 0; -1 on padding."""
+    """Number of the document's piece within the row, from 0; -1 on padding."""
     source_ids: torch.Tensor
-    """The source whose sinks to use; NO_SOURCE where sinks are dropped, and on padding."""
+    """Source whose sinks to use; NO_SOURCE where sinks are dropped, and on padding."""
     true_source_ids: torch.Tensor
-    """The source regardless of sink dropout, for naming it; NO_SOURCE on padding."""
+    """Source regardless of sink dropout, for error messages; NO_SOURCE on padding."""
     num_targets: int
-    """Targets in the step over all ranks: what a mean loss divides by."""
+    """Targets in the step over all ranks: the divisor of the mean loss."""
     keys_per_token: float
-    """Mean number of positions that a token of this rank's rows attends to, itself included: what attention costs."""
+    """Mean number of positions that a token of this rank's rows attends to, itself included; the cost of attention
+    grows with it."""
     sink_share: float
     """Share of this rank's tokens that go through their sinks."""
     epoch: int
     step: int
-    """Of the epoch, from 0."""
+    """Step of the epoch, from 0."""
 
 
 class PackedLoader:
-    """Iterates over the batches of one rank, from a state to the end of the last epoch.
+    """Iterator over the batches of one rank, from a state to the end of the last epoch.
 
     Args:
         cache: the tokenised snapshot.
-        heldout: source ids never handed out.
+        heldout: ids of sources to leave out.
         seed: of the order and of sink dropout.
-        epochs: times each document is handed out.
+        epochs: how many times each document is read.
         context_length: T.
         rows_per_step: rows of the global batch; a rank has rows_per_step / world_size of them, rounded up.
         sink_dropout: share of the visits with NO_SOURCE for their source.
         sinks_open_at: share of all steps, from the first, in which every source is NO_SOURCE.
-        rank, world_size: which part to take.
-        state: where to begin; by default at the beginning.
+        rank, world_size: the part of each step to take.
+        state: position to start from; by default the beginning.
 
     Raises:
-        UsageError: a size out of range.
-        InputError: nothing is left to train on.
-        RefusedError: `state` is of another snapshot or seed.
+        UsageError: a size is out of range.
+        InputError: no training document is left.
+        RefusedError: `state` belongs to another snapshot or seed.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class PackedLoader:
         self._source_D = np.asarray(cache.source_id[kept_D])
         self._doc_D = np.asarray(cache.doc_id[kept_D])
         self._start_D = np.asarray(cache.start[kept_D])
-        self._predictions_D = np.asarray(cache.length[kept_D]) - 1
+        self._targets_D = np.asarray(cache.length[kept_D]) - 1
         if not len(self._doc_D):
             raise InputError("no document is left to train on: every source with text is held out")
         self.seed, self.epochs, self.context_length = seed, epochs, context_length
@@ -144,32 +146,32 @@ class PackedLoader:
 
     @property
     def num_targets_per_epoch(self) -> int:
-        """Predictions in an epoch: all tokens of the training documents but their first."""
-        return int(self._predictions_D.sum())
+        """Targets in an epoch: all tokens of the training documents except their first."""
+        return int(self._targets_D.sum())
 
     @property
     def num_rows_per_epoch(self) -> int:
-        """Rows of an epoch, the last one padded."""
+        """Number of rows of an epoch, the last one padded."""
         return -(-self.num_targets_per_epoch // self.context_length)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of an epoch, the last one padded."""
+        """Optimizer steps of an epoch, the last one padded."""
         return -(-self.num_rows_per_epoch // self.rows_per_step)
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of all epochs."""
+        """Optimizer steps of all epochs."""
         return self.steps_per_epoch * self.epochs
 
     @property
     def num_sources(self) -> int:
-        """Distinct sources that are trained."""
+        """Number of distinct sources that are trained."""
         return len(np.unique(self._source_D))
 
     @property
     def state(self) -> LoaderState:
-        """The position after the batches handed out so far."""
+        """Position after the batches returned so far."""
         return self._state
 
     def __iter__(self) -> Iterator[Batch]:
@@ -184,17 +186,17 @@ class PackedLoader:
     def _refuse_other(self, state: LoaderState) -> None:
         if state.snapshot != self._cache.snapshot_id:
             raise RefusedError(
-                f"the position to go on from is in snapshot {state.snapshot}, the data is snapshot "
-                f"{self._cache.snapshot_id}: a run goes on only with the corpus that it began with; train anew, or "
-                "name that snapshot with --snapshot"
+                f"cannot resume: the saved position is in snapshot {state.snapshot}, but the data is snapshot "
+                f"{self._cache.snapshot_id}; name the first one with --snapshot, or start again without --resume"
             )
         if state.seed != self.seed:
             raise RefusedError(
-                f"the position to go on from is in the order of seed {state.seed}, not {self.seed}: use the same"
+                f"cannot resume: the saved position is in the order of seed {state.seed}, not {self.seed}; use seed "
+                f"{state.seed}"
             )
 
     def _batch(self, epoch: int, row: int) -> Batch:
-        """This rank's rows of the step that begins at `row` of an epoch's order."""
+        """Return this rank's rows of the step that begins at `row` of an epoch's order."""
         order = self._epoch(epoch)
         step_rows = order.rows[row : row + self.rows_per_step]
         last_row_targets = self.num_targets_per_epoch - (self.num_rows_per_epoch - 1) * self.context_length
@@ -203,7 +205,7 @@ class PackedLoader:
             num_targets += last_row_targets - self.context_length
         rows_per_rank = -(-self.rows_per_step // self._world_size)
         mine = step_rows[self._rank * rows_per_rank : (self._rank + 1) * rows_per_rank]
-        rows_B = np.full(rows_per_rank, self.num_rows_per_epoch, dtype=np.int64)  # past the end: an empty row
+        rows_B = np.full(rows_per_rank, self.num_rows_per_epoch, dtype=np.int64)  # a row past the end is all padding
         rows_B[: len(mine)] = mine
         arrays, step = self._rows(order, rows_B), row // self.rows_per_step
         if epoch * self.steps_per_epoch + step < self._first_open_step:
@@ -220,41 +222,41 @@ class PackedLoader:
         )
 
     def _rows(self, order: _Epoch, rows_B: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-        """The arrays [B, T] of some rows of an epoch."""
+        """Return the arrays [B, T] of some rows of an epoch."""
         position_BT = rows_B[:, None] * self.context_length + np.arange(self.context_length)
         valid_BT = position_BT < self.num_targets_per_epoch
-        place_BT = np.searchsorted(order.ends, np.where(valid_BT, position_BT, 0), side="right")
-        document_BT = order.documents[place_BT]
-        address_BT = self._start_D[document_BT] + self._predictions_D[document_BT]
-        address_BT += np.where(valid_BT, position_BT, 0) - order.ends[place_BT]
+        index_BT = np.searchsorted(order.ends, np.where(valid_BT, position_BT, 0), side="right")
+        document_BT = order.documents[index_BT]
+        address_BT = self._start_D[document_BT] + self._targets_D[document_BT]
+        address_BT += np.where(valid_BT, position_BT, 0) - order.ends[index_BT]
         tokens = self._cache.tokens
         true_source_BT = np.where(valid_BT, self._source_D[document_BT], NO_SOURCE)
         return {
             "input_ids": np.where(valid_BT, tokens[address_BT], self._cache.end_of_text).astype(np.int64),
             "labels": np.where(valid_BT, tokens[address_BT + 1].astype(np.int64), IGNORED),
-            "document_ids": np.where(valid_BT, place_BT - place_BT[:, :1], PADDING),
+            "document_ids": np.where(valid_BT, index_BT - index_BT[:, :1], PADDING),
             "source_ids": np.where(order.dropped[document_BT], NO_SOURCE, true_source_BT),
             "true_source_ids": true_source_BT,
         }
 
     def _epoch(self, epoch: int) -> _Epoch:
-        """The orders of an epoch; kept until the next is asked for."""
+        """Return the orders of an epoch; the last one is kept."""
         if self._epoch_cache is None or self._epoch_cache.number != epoch:
             documents = np.lexsort((self._doc_D, keyed(self._doc_D, "documents", self.seed, epoch)))
             rows = np.arange(self.num_rows_per_epoch)
             self._epoch_cache = _Epoch(
                 number=epoch,
                 documents=documents,
-                ends=np.cumsum(self._predictions_D[documents]),
+                ends=np.cumsum(self._targets_D[documents]),
                 rows=np.argsort(keyed(rows, "rows", self.seed, epoch), kind="stable"),
                 dropped=self._dropped(epoch),
             )
         return self._epoch_cache
 
     def _dropped(self, epoch: int) -> npt.NDArray[np.bool_]:
-        """Which documents go without their sinks in an epoch: bool [D]."""
+        """Return the sink dropout of an epoch, True for documents trained without their sinks: bool [D]."""
         phase_D = keyed(self._doc_D, "dropout", self.seed, 0) + np.uint64(epoch * _GOLDEN % 2**64)
-        # Compared as 53-bit fractions, which floats hold exactly.
+        # Compared as 53-bit fractions, which are exact in float64.
         fraction_D = (phase_D >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return np.asarray(fraction_D < self.sink_dropout)
 
@@ -265,17 +267,17 @@ class _Epoch:
 
     number: int
     documents: npt.NDArray[np.int64]
-    """[D]: indices of documents, in order."""
+    """[D]: indices of documents, in the epoch's order."""
     ends: npt.NDArray[np.int64]
-    """[D]: predictions up to and including each, in that order."""
+    """[D]: targets up to and including each document, in that order."""
     rows: npt.NDArray[np.int64]
-    """Numbers of rows, in order."""
+    """Row numbers, in the epoch's order."""
     dropped: npt.NDArray[np.bool_]
-    """[D], in the order of the index: without sinks in this epoch."""
+    """[D], in the order of the cache: True without sinks in this epoch."""
 
 
 def _num_keys(document_BT: npt.NDArray[np.int64]) -> int:
-    """Pairs of a token and one that it attends to: of its own document, up to itself; padding has none."""
+    """Return the number of pairs of a token and one that it attends to (of its document, up to itself), padding out."""
     columns_T = np.arange(document_BT.shape[1])
     begins_BT = np.ones(document_BT.shape, dtype=np.bool_)
     begins_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
@@ -284,7 +286,7 @@ def _num_keys(document_BT: npt.NDArray[np.int64]) -> int:
 
 
 def keyed(values: npt.NDArray[np.int64], purpose: str, seed: int, epoch: int) -> npt.NDArray[np.uint64]:
-    """A 64-bit keyed hash of each value; a bijection for each key, so distinct values never tie."""
+    """Return a 64-bit keyed hash of each value; a bijection for each key, so distinct values never tie."""
     digest = hashlib.blake2b(f"{purpose}:{seed}:{epoch}".encode(), digest_size=16, person=b"nulls.load.v1").digest()
     first, second = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
     with np.errstate(over="ignore"):

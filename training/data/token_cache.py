@@ -1,12 +1,12 @@
-"""Text -> token ids, once: a byte-level BPE tokenizer, and a snapshot as one memory-mapped file of its tokens.
+"""Token cache: the text of a snapshot, tokenised once into one memory-mapped file.
 
-A document is stored as `<|endoftext|>`, its tokens, `<|endoftext|>`: the first is its BOS, so that every token of the
-text is predicted from something of its own document; the last is a target, so that a model learns to stop. One
-special token serves as BOS, EOS and padding, as in GPT-2.
+A document is stored as `<|endoftext|>`, its tokens, `<|endoftext|>`. The first is its BOS, so that every token of the
+text is predicted from a token of its own document; the last is a target, so that a model learns to stop.
 
-The cache is keyed by the snapshot and the tokenizer, built in a directory of its own and renamed, so that a crash
-leaves nothing that looks whole and two builders end with the same files. It is streamed: memory is one batch of texts
-and 32 bytes a document. Cost, on two cores: 2.8 MB of text in 1.0 s; training 4096 entries on them, 1.1 s.
+A cache is keyed by snapshot and tokenizer. It is built in a staging directory and renamed, so that a crash leaves no
+cache that looks complete, and two builders end with the same files. Text is streamed: memory is one batch of texts and
+32 bytes a document. Cost, on two cores: 2.8 MB of text in 1.0 s.
+Run: ``TokenCache.of(snapshot, tokenizer, folder)``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from registry.errors import DamagedError, InputError
 from registry.snapshot import Snapshot
 from registry.storage import new_directory, read_marker, write_marker
-from training.data.tokenizer import column, tokenizer_fingerprint
+from training.data.tokenizer import int64_column, tokenizer_fingerprint
 
 _FORMAT = 1
 _DONE = "cache.json"
@@ -35,34 +35,34 @@ _INDEX = ("source_id", "doc_id", "start", "length")
 
 @dataclasses.dataclass(frozen=True)
 class TokenCache:
-    """A snapshot's tokens, memory-mapped. Documents are in the snapshot's order: by source, then by document."""
+    """Tokens of a snapshot, memory-mapped. Documents are in the snapshot's order: by source, then by document."""
 
     path: Path
     snapshot_id: str
     """64 hex digits."""
     tokenizer: str
-    """`tokenizer_fingerprint` of the tokenizer used."""
+    """`tokenizer_fingerprint` of the tokenizer."""
     end_of_text: int
     """Token id at both ends of each document."""
     tokens: npt.NDArray[Any]
-    """uint16 or uint32 [number of tokens]: all documents, one after the other."""
+    """uint16 or uint32 [number of tokens]: all documents, one after another."""
     source_id: npt.NDArray[np.int64]
     """[D]: the source that each document is trained under."""
     doc_id: npt.NDArray[np.int64]
-    """[D]"""
+    """[D]: the id of each document."""
     start: npt.NDArray[np.int64]
-    """[D]: where a document begins in `tokens`."""
+    """[D]: index of each document's first token in `tokens`."""
     length: npt.NDArray[np.int64]
-    """[D]: its tokens, both end-of-text tokens included; at least 2."""
+    """[D]: number of tokens of each document, both end-of-text tokens included; at least 2."""
 
     @property
     def num_tokens(self) -> int:
-        """Stored tokens, end-of-text tokens included."""
+        """Number of stored tokens, end-of-text tokens included."""
         return len(self.tokens)
 
     @classmethod
     def of(cls, snapshot: Snapshot, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> TokenCache:
-        """The cache of a snapshot under a tokenizer in `folder`; built if it is not there, or not whole.
+        """Open the cache of a snapshot and a tokenizer in `folder`; build it first if it is absent or incomplete.
 
         Raises:
             ServiceError: the folder cannot be written.
@@ -76,15 +76,15 @@ class TokenCache:
 
     @classmethod
     def open(cls, path: Path) -> TokenCache:
-        """A cache that is there.
+        """Open an existing cache.
 
         Raises:
-            DamagedError: it is not whole: a file is missing or has another size than when it was written.
+            DamagedError: it is incomplete: a file is missing, or has another size than when it was written.
         """
         manifest = read_marker(path, _DONE)
         if manifest is None or manifest["format"] != _FORMAT:
             raise DamagedError(
-                f"token cache {path}: not whole, or of another version; delete it, and it is built again"
+                f"token cache {path}: incomplete, or of another version; delete it, and it is built again"
             )
         index = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _INDEX}
         return cls(
@@ -97,7 +97,7 @@ class TokenCache:
         )
 
     def document(self, index: int) -> npt.NDArray[np.int64]:
-        """The tokens of one document, int64 [length]."""
+        """Return the tokens of one document, int64 [length]."""
         start = self.start[index]
         return self.tokens[start : start + self.length[index]].astype(np.int64)
 
@@ -116,7 +116,7 @@ def _write_cache(snapshot: Snapshot, tokenizer: PreTrainedTokenizerFast, staging
             for name, values in zip(_INDEX, (source_ids, doc_ids, starts, np.array(lengths)), strict=True):
                 columns[name].frombytes(values.astype(np.int64).tobytes())
         if position == 0:
-            raise InputError(f"snapshot {snapshot.id[:12]} holds no text to train on")
+            raise InputError(f"snapshot {snapshot.id[:12]} has no text to train on; ingest some")
     for name, stored in columns.items():
         np.save(staging / f"{name}.npy", np.frombuffer(stored, dtype=np.int64))
     write_marker(
@@ -138,12 +138,12 @@ def _is_whole(path: Path) -> bool:
 def _encoded(
     snapshot: Snapshot, tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], list[list[int]]]]:
-    """Source ids, document ids and token lists, a batch at a time; a batch is encoded on all cores."""
+    """Yield source ids, document ids and token lists, a batch at a time; a batch is encoded on all cores."""
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    # A page that quotes "<|endoftext|>" is text about it, not the end of a document.
+    # Where a page quotes "<|endoftext|>", it is text, not the end of a document.
     backend.encode_special_tokens = True
     end = [int(tokenizer.eos_token_id)]
     for batch in snapshot.shard_batches():
         encodings = backend.encode_batch_fast(batch.column("text").to_pylist(), add_special_tokens=False)
         documents = [end + encoding.ids + end for encoding in encodings]
-        yield column(batch, "source_id"), column(batch, "doc_id"), documents
+        yield int64_column(batch, "source_id"), int64_column(batch, "doc_id"), documents

@@ -1,15 +1,15 @@
-"""How several workers share one model: a copy each (DDP), or a part each (FSDP2); with it, compiling and recomputing.
+"""Data parallelism: each worker has a copy of the model (DDP) or a part of it (FSDP2); also compiling and recomputing.
 
 DDP holds 16 bytes a parameter on every worker (float32 weight, gradient, two moments) and sends 4 a step. FSDP2 holds a
 worker's share of them and gathers one layer at a time: it fits where a copy does not, and sends three times as much.
-Both give the same numbers up to rounding, and write the same checkpoints (`training.checkpoint.dcp`): a run begun under one
-can go on under the other.
+Both give the same numbers up to rounding, and write the same checkpoints (`training.checkpoint.dcp`): a run begun under
+one can continue under the other.
 
-Gradients of all micro-batches but the last stay where they are; the last one's backward pass sums them over the ranks
-(`syncing`). Both wrappers *average* over ranks, so the loop scales a loss by the number of workers.
+Gradients of all micro-batches except the last stay on their rank; the last one's backward pass sums them over the ranks
+(`syncing`). Both wrappers *average* over ranks, so the loop multiplies a loss by the number of workers.
 
-Order of the layers around a decoder layer, from outside: FSDP2's hooks (gather, release), recomputation, torch.compile.
-So a recomputed layer is gathered once, and hooks are never compiled.
+A decoder layer is wrapped, from outside, by FSDP2's hooks (gather, release), recomputation and torch.compile. So a
+recomputed layer is gathered once, and hooks are never compiled.
 
 Run: ``net = wrap(TokenLoss(model, dtype), kind, config, device)``, then build the optimizer: FSDP2 replaces parameters.
 Cost: wrapping takes milliseconds, and under FSDP2 a copy of each layer in turn.
@@ -35,17 +35,17 @@ from training.sinks.sparse_grads import average_over_ranks, names_with_row_gradi
 
 
 def wrap(loss: nn.Module, kind: Parallel, config: TrainConfig, device: torch.device) -> nn.Module:
-    """A loss module whose backward pass sums gradients over the ranks; all ranks call it, with equal weights.
+    """Wrap a loss module so that its backward pass averages gradients over the ranks; all call it, with equal weights.
 
     Args:
         loss: has the causal language model as `loss.model`, on a CPU. Under FSDP2 that model can still be called by
             itself, by all ranks together.
-        kind: `estimate.choose_parallel`'s.
-        config: `compile`, `activation_checkpointing` and `dtype` count.
+        kind: from `training.estimate.costs.choose_parallel`.
+        config: `compile`, `activation_checkpointing` and `dtype` are used.
         device: of this rank.
 
     Returns:
-        A module to call in place of `loss`. Under FSDP2 the model's parameters are new ones: build the optimizer after.
+        A module to call in place of `loss`. FSDP2 replaces the model's parameters: build the optimizer afterwards.
     """
     model = loss.model
     assert isinstance(model, nn.Module)
@@ -54,19 +54,19 @@ def wrap(loss: nn.Module, kind: Parallel, config: TrainConfig, device: torch.dev
         _shard(model, layers, config, device)
         return loss.to(device)
     if device.type == "cpu" and not config.compile:
-        # The ranks sum the rows of active sinks themselves (`rows.py`). On CUDA dense gradients cost little.
+        # `average_over_ranks` sums the rows of active sinks instead of DDP. On CUDA dense gradients cost little.
         use_row_gradients(loss)
         ignored = names_with_row_gradients(loss)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, ignored)  # type: ignore[no-untyped-call]
-    # find_unused_parameters keeps the buckets as they are at the start. DDP otherwise regroups them after its first
-    # step, and sums of three and more ranks would then round differently after a restart.
+    # find_unused_parameters keeps the initial buckets. Otherwise DDP regroups them after its first step, and sums over
+    # three or more ranks would round differently after a restart.
     return DistributedDataParallel(
         loss.to(device), find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
     )
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The decoder layers of a causal language model, as transformers names them."""
+    """Return the decoder layers of a causal language model, by their names in transformers."""
     inner = model.model
     assert isinstance(inner, nn.Module)
     assert isinstance(inner.layers, nn.ModuleList)
@@ -74,52 +74,52 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def wrap_layers(model: nn.Module, config: TrainConfig) -> list[nn.Module]:
-    """The decoder layers, from now on compiled and recomputed as the configuration says; each compiles when it runs."""
+    """Return the decoder layers, compiled (each when it first runs) and recomputed as the configuration says."""
     layers = list(_layers(model))
     if not (config.compile or config.activation_checkpointing):
         return layers
     if config.compile:
-        # Each layer is a graph of its own already. DDP would have it cut at its buckets, which one pool can fill.
+        # Each layer is a graph of its own already. DDP would cut it at its buckets, and one pool can fill a bucket.
         torch._dynamo.config.optimize_ddp = False
-        # With and without sinks, gradients and a full micro-batch: eight, the usual number, can be passed, and what
-        # comes after is never compiled.
+        # With and without sinks, gradients and a full micro-batch there can be more graphs than the default limit of
+        # eight, after which nothing more is compiled.
         torch._dynamo.config.recompile_limit = 32
     for layer in layers:
         forward = layer.forward
         if config.compile:
             forward = torch.compile(forward)
         if config.activation_checkpointing:
-            # Not reentrant: the plan of the sinks is an argument like any other, and need not be a tensor. Nothing in a
-            # layer is random, so there is no random state to bring back.
+            # Not reentrant, so that the sink plan, which is not a tensor, can be an argument. Nothing in a layer is
+            # random, so there is no random state to restore.
             forward = functools.partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
         layer.forward = forward
     return layers
 
 
 def _shard(model: nn.Module, layers: list[nn.Module], config: TrainConfig, device: torch.device) -> None:
-    """FSDP2 of each layer and of what is left; each tensor is cut by rows, so a rank has some of a pool's sinks."""
+    """Apply FSDP2 to each layer and to the rest; each tensor is cut by rows, so a rank has some of a pool's sinks."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     is_mixed = device.type == "cuda" and config.dtype != "float32"
     # Sums over ranks are in float32: in bfloat16 a small gradient beside a large one would be lost, and a row of the
-    # pool could end as zero, which the optimizer takes for a source that was absent.
+    # pool could become zero, so that the optimizer would take its sources to be absent.
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if is_mixed else None
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
 
 
 def keeps_gradients(net: nn.Module) -> bool:
-    """Whether gradients lie in DDP's buckets, to be zeroed there: set to None, they would be made a second time.
+    """Return whether gradients are in DDP's buckets and must be zeroed there: None would have them allocated again.
 
-    On a CPU the pool's are sparse and in no bucket, and None is what tells that nothing was active.
+    On a CPU the pool's gradients are sparse and in no bucket, and None means that no row was active.
     """
     return isinstance(net, DistributedDataParallel) and next(net.parameters()).device.type == "cuda"
 
 
 @contextlib.contextmanager
 def syncing(net: nn.Module, is_last: bool) -> Iterator[None]:
-    """Context of one micro-batch's forward and backward: only the last of a step communicates gradients.
+    """Context of one micro-batch's forward and backward pass: only the last of a step communicates gradients.
 
-    Under FSDP2 the sums are kept unsharded till then: 4 bytes a parameter more on each worker.
+    Until then FSDP2 keeps the sums unsharded: 4 more bytes a parameter on each worker.
     """
     if isinstance(net, DistributedDataParallel):
         with contextlib.nullcontext() if is_last else net.no_sync():
@@ -134,5 +134,5 @@ def syncing(net: nn.Module, is_last: bool) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has cut this model's parameters."""
+    """Return whether FSDP2 has sharded this model's parameters."""
     return isinstance(model, FSDPModule)

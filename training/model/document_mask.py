@@ -1,8 +1,8 @@
-"""Attention that stays inside a document, where a row holds several: the mask, in the form that each kernel takes.
+"""Attention mask that keeps attention inside each document of a packed row, in the form that each kernel takes.
 
-transformers keeps packed documents apart only by positions, and only without a cache; here the mask says it, from the
+transformers separates packed documents only by their positions, and only without a cache; this mask does it by the
 column where each token's document begins. On CUDA `flex_attention` takes a block mask: blocks of 128 x 128 in which
-nothing may be attended are skipped, so a row costs about the sum of its documents' squares, and the mask
+nothing may be attended to are skipped, so a row costs about the sum of its documents' squares, and the mask
 (T / 128)**2 numbers a row. On a CPU, where flex has no backward pass, `sdpa` takes B * T**2 booleans.
 
 Run: ``model.set_attn_implementation(choose_attention(device.type))``; the model's forward calls `document_mask`.
@@ -25,12 +25,12 @@ FLEX, SDPA, EAGER = "flex_attention", "sdpa", "eager"
 
 
 def choose_attention(device_type: str) -> str:
-    """transformers' name of the implementation to train with on this type of device."""
+    """Return transformers' name of the attention implementation to train with on this type of device."""
     return FLEX if device_type == "cuda" else SDPA
 
 
 def document_starts(document_ids_BT: Tensor) -> Tensor:
-    """The column in which each token's document begins: int64 [B, T]; a document is a run of equal ids."""
+    """Return the column in which each token's document begins, int64 [B, T]; a document is a run of equal ids."""
     columns_T = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device)
     begins_BT = document_ids_BT != document_ids_BT.roll(1, dims=1)
     begins_BT[:, :1] = True
@@ -38,24 +38,24 @@ def document_starts(document_ids_BT: Tensor) -> Tensor:
 
 
 def document_mask(starts_BT: Tensor, implementation: str | None, dtype: torch.dtype) -> Tensor | BlockMask:
-    """Causal within a document.
+    """Return the mask of attention that is causal within a document.
 
     Args:
-        starts_BT: `document_starts`.
+        starts_BT: from `document_starts`.
         implementation: `flex_attention`, `sdpa` or `eager`.
         dtype: of the attention logits; only `eager` needs it.
 
     Returns:
-        A block mask for flex_attention; else [B, 1, T, T], boolean for sdpa (True: attend), added to the logits for
-        eager.
+        A block mask for flex_attention; else [B, 1, T, T]: boolean for sdpa (True: attend), numbers to add to the
+        logits for eager.
 
     Raises:
-        UsageError: another implementation.
+        UsageError: the implementation is none of these.
     """
     if implementation == FLEX:
         return _block_mask(starts_BT)
     columns_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
-    # A token sees the columns from its document's start to its own; never none, so softmax is defined at padding too.
+    # A token attends to the columns from its document's start to its own; never none, so softmax is defined at padding.
     allowed_BTT = (columns_T >= starts_BT[..., None]) & (columns_T <= columns_T[:, None])
     if implementation == SDPA:
         return allowed_BTT[:, None]
@@ -73,7 +73,7 @@ def _block_mask(starts_BT: Tensor) -> BlockMask:
     def may_attend(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= starts_BT[row, query])
 
-    # Compiled, blocks are found without writing all T**2 pairs down first.
+    # Compiled, blocks are found without storing all T**2 pairs first.
     create = _compiled() if starts_BT.device.type == "cuda" else create_block_mask
     mask: BlockMask = create(may_attend, num_rows, None, num_tokens, num_tokens, device=starts_BT.device)
     return mask

@@ -1,13 +1,15 @@
-"""A Llama whose MLPs have sinks, as transformers knows it: Auto classes, `generate`, safetensors, gradient checkpoints.
+"""A Llama whose MLPs have sinks, as a transformers model, with Auto classes, `generate` and safetensors.
 
 `NullsForCausalLM` is `LlamaForCausalLM` at the backbone's width plus three matrices a layer, `sink_gate`, `sink_up` and
-`sink_down`. Its forward takes two more arguments: `source_ids`, whose sinks to use, and `document_ids`, which keeps the
-documents of a packed row apart. Without a source the pool is not touched, and the result is that Llama's, bit for bit.
-A plan (`sinks.py`) is made once per forward and handed to the layers as an argument; there is no state in between.
+`sink_down`. Its forward takes two more arguments: `source_ids`, the sources whose sinks to use, and `document_ids`,
+which separates the documents of a packed row. Without a source the pool is not used, and the result is that Llama's,
+bit for bit. A sink plan (`training/sinks/mlp.py`) is made once per forward and passed to the layers as an argument;
+there is no state in between.
 
 Cost: at the default layout an MLP does 1.25 times the work of the backbone alone, in 1.5 to 2.2 times the time on a CPU
-(`sinks.py`). Packed rows cost a mask (`attention.py`). Importing this module registers the Auto classes. Run:
-``AutoModelForCausalLM.from_pretrained(path).generate(ids_BT, source_ids=ids_B)``.
+(`training/sinks/mlp.py`). Packed rows cost a mask (`document_mask.py`). Importing this module registers the Auto
+classes; `import training` sees to it (`auto_classes.py`).
+Run: ``AutoModelForCausalLM.from_pretrained(path).generate(ids_BT, source_ids=ids_B)``.
 
 Shapes: B rows, T tokens of a row, D model width, P pool neurons.
 """
@@ -36,7 +38,7 @@ _DEFAULT = SinkLayout()
 
 @strict  # types and sizes are checked as for every transformers configuration
 class NullsConfig(LlamaConfig):
-    """`LlamaConfig` plus the sink layout; `num_backbone` is another name for `intermediate_size`.
+    """Configuration: `LlamaConfig` plus the sink layout; `num_backbone` is another name for `intermediate_size`.
 
     Raises:
         UsageError: `num_backbone` contradicts `intermediate_size`, the activation is not SiLU, or the layout is
@@ -68,7 +70,7 @@ class NullsConfig(LlamaConfig):
 
     @property
     def layout(self) -> SinkLayout:
-        """How this model draws its masks; also what a planner without torch needs to know of it."""
+        """The sink layout, from which this model draws its masks."""
         return SinkLayout(
             num_backbone=self.intermediate_size,
             num_pool=self.num_pool,
@@ -80,18 +82,18 @@ class NullsConfig(LlamaConfig):
 
 
 class NullsMLP(LlamaMLP):
-    """The backbone's MLP, plus the sinks that a plan names."""
+    """The backbone's MLP plus the sinks of a sink plan."""
 
     def __init__(self, config: NullsConfig) -> None:
         super().__init__(config)
         self.row_gradients = False
-        """Whether the pool's gradients are sparse; see `rows.py`."""
+        """Whether the pool's gradients are sparse; see `training/sinks/sparse_grads.py`."""
         self.sink_gate = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
         self.sink_up = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
         self.sink_down = nn.Parameter(torch.empty(config.num_pool, config.hidden_size))
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None) -> Tensor:
-        """hidden_BTD -> out_BTD, through the plan's layer 0; without a plan, exactly LlamaMLP."""
+        """Compute out_BTD with the sinks of the plan's layer 0; without a plan, exactly LlamaMLP."""
         backbone_BTD: Tensor = super().forward(hidden_BTD)
         if sink_plan is None:
             return backbone_BTD
@@ -101,7 +103,7 @@ class NullsMLP(LlamaMLP):
 
 
 class NullsDecoderLayer(LlamaDecoderLayer):
-    """`LlamaDecoderLayer` that hands `sink_plan` to its MLP."""
+    """`LlamaDecoderLayer` that passes `sink_plan` to its MLP."""
 
     def __init__(self, config: NullsConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -109,12 +111,15 @@ class NullsDecoderLayer(LlamaDecoderLayer):
         self.mlp = NullsMLP(config)
 
     def __call__(self, *args: Any, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Any:
-        """`forward`, with the whole plan. The layer's own part is taken here, outside of what is compiled: a number
-        that differs from layer to layer would compile each of them anew, and after eight none."""
+        """Call `forward` with this layer's part of the whole plan.
+
+        The part is taken here, outside of the compiled code: a number that differs from layer to layer would compile
+        each layer again, and none after eight.
+        """
         return super().__call__(*args, sink_plan=sink_plan and sink_plan.for_layer(self.layer_idx), **kwargs)
 
     def forward(self, hidden_BTD: Tensor, sink_plan: SinkPlan | None = None, **kwargs: Any) -> Tensor:
-        """hidden_BTD -> hidden_BTD; `kwargs` are LlamaDecoderLayer's, all for attention."""
+        """Compute the layer: hidden_BTD; `kwargs` are those of LlamaDecoderLayer, all for attention."""
         attention_BTD, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_BTD), **kwargs)
         hidden_BTD = hidden_BTD + attention_BTD
         mlp_BTD: Tensor = self.mlp(self.post_attention_layernorm(hidden_BTD), sink_plan)
@@ -122,13 +127,13 @@ class NullsDecoderLayer(LlamaDecoderLayer):
 
 
 class NullsPreTrainedModel(LlamaPreTrainedModel):
-    """What the model shares with its inner part: the configuration and how weights start."""
+    """Base of the model and its inner part: the configuration class and the initial weights."""
 
     config: NullsConfig
-    # transformers would take this from the annotation above, which is only a string here.
+    # transformers would read the class from the annotation above, which is only a string here.
     config_class = NullsConfig
     _no_split_modules: ClassVar[list[str]] = ["NullsDecoderLayer"]
-    # Planning a batch looks at its ids, which a full graph cannot.
+    # A sink plan depends on the values of the batch's ids, which a full graph cannot read.
     _can_compile_fullgraph = False
 
     @torch.no_grad()
@@ -140,7 +145,7 @@ class NullsPreTrainedModel(LlamaPreTrainedModel):
 
 
 class NullsModel(NullsPreTrainedModel, LlamaModel):
-    """`LlamaModel` with sinks; its forward passes `sink_plan` on to the layers."""
+    """`LlamaModel` with sinks; its forward passes `sink_plan` to the layers."""
 
     def __init__(self, config: NullsConfig) -> None:
         super().__init__(config)
@@ -152,7 +157,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
     """A causal language model with a set of sinks for each source."""
 
     def __init__(self, config: NullsConfig) -> None:
-        # LlamaForCausalLM's own constructor would build, and initialise, a second body.
+        # LlamaForCausalLM's own constructor would build and initialise a second LlamaModel.
         super(LlamaForCausalLM, self).__init__(config)
         self.model = NullsModel(config)
         self.vocab_size = config.vocab_size
@@ -173,16 +178,16 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
         document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """`LlamaForCausalLM.forward`, plus:
+        """Compute what `LlamaForCausalLM.forward` does, with sinks and packed rows.
 
         Args:
             source_ids: int64 [B] or [B, T], NO_SOURCE for none; `generate` takes [B], one source a prompt.
-            document_ids: int64 [B, T], for rows that hold several documents: a document is a run of equal ids, and
-                attention stays inside it. Padding is -1, and has no source. Positions restart with each document unless
+            document_ids: int64 [B, T], for rows of several documents: a document is a run of equal ids, and attention
+                stays inside it. Padding is -1, and has no source. Positions restart with each document unless
                 `position_ids` is given; there is no cache.
 
         Raises:
-            UsageError: shapes that do not match, or `document_ids` with a cache, an `attention_mask`, or an attention
+            UsageError: shapes do not match, or `document_ids` come with a cache, an `attention_mask`, or an attention
                 implementation other than "flex_attention", "sdpa" and "eager".
         """
         tokens = input_ids if input_ids is not None else inputs_embeds
@@ -213,12 +218,12 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
         )
 
     def _plan(self, source_ids: Tensor | None, document_ids: Tensor | None, tokens: Tensor) -> SinkPlan | None:
-        """The plan of this batch, or None where nothing would come of it."""
+        """Return the sink plan of this batch, or None where no sinks and no gradients are needed."""
         num_rows, num_tokens = tokens.shape[:2]
         if source_ids is None:
             if not (self.training and torch.is_grad_enabled()):
                 return None
-            # An empty plan: every parameter gets a gradient in every training step.
+            # An empty plan, so that every parameter gets a gradient in every training step.
             source_ids = torch.full((num_rows,), NO_SOURCE, device=tokens.device)
         if source_ids.ndim == 1:
             source_ids = source_ids[:, None].expand(-1, num_tokens)

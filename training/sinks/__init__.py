@@ -1,1 +1,1 @@
-"""Sinks: which a source switches on, their MLP, their sparse gradients and optimizer rows."""
+"""Sinks: which of them a source switches on, their MLP, their sparse gradients and their optimizer."""

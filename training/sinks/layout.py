@@ -1,13 +1,13 @@
-"""Which sink neurons a source switches on: a pure function of its id, so nothing is stored and nothing can be lost.
+"""Masks: the sink neurons that a source switches on, a pure function of its id, so there is nothing to store or lose.
 
 `keyed-v1` draws exactly `num_sinks` distinct sinks for each source and layer, without replacement, by a keyed
 permutation of the pool: sink j is the image of j. The permutation is a Feistel network over a grid of
 `left * right >= num_pool` cells, and an image outside the pool is permuted again until it falls inside (cycle-walking;
-at most a few cells in a thousand are outside). Asking for more sinks therefore extends a source's sinks, it never
-changes them. `reference-int32` and `reference-int64` reproduce the masks of the released NULLs checkpoints, bit for bit
-and with their flaws (variable counts, one mask for all layers, collisions in int32): for loading those, nothing else.
+at most a few cells in a thousand are outside). A larger `num_sinks` therefore adds to a source's sinks and keeps the
+others. `reference-int32` and `reference-int64` reproduce the masks of the released NULLs checkpoints bit for bit, with
+their flaws (variable counts, one mask for all layers, collisions in int32); they are only for loading those.
 
-The same code runs on NumPy arrays and on torch tensors (CPU, CUDA) and gives the same bits: every product is kept under
+The same code runs on NumPy arrays and on torch tensors (CPU, CUDA) and gives the same bits: every product stays under
 2**63, so no result depends on how a platform overflows. torch is imported only when a tensor is given.
 
 Cost: O(num_sinks) a source and layer, whatever the pool; in NumPy on one core 0.05 to 0.1 us a sink, and 0.5 ms for any
@@ -32,14 +32,14 @@ import numpy.typing as npt
 from registry.errors import UsageError
 
 Array: TypeAlias = Any
-"""A NumPy array or a torch tensor; functions return the kind, and the device, that they are given."""
+"""A NumPy array or a torch tensor; functions return the same kind, on the same device, as they are given."""
 
 NO_SOURCE = -1
-"""Stands where a token belongs to no source; ids are non-negative."""
+"""In place of a source id for a token that has no source; ids are non-negative."""
 
 KEYED = "keyed-v1"
 REFERENCE_BITS = {"reference-int32": 32, "reference-int64": 64}
-"""Width in which a reference scheme multiplies the id."""
+"""Bits of the integers in which a reference scheme multiplies the id."""
 
 # Of 2, 4, 6 and 8 rounds, the first two fail the tests of evenness over pairs; 8 leaves a margin.
 _NUM_ROUNDS = 8
@@ -52,10 +52,10 @@ _REFERENCE_BASE, _REFERENCE_MODULUS = 1588635695, 4294967291
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SinkLayout:
-    """How the neurons of each MLP divide, and how a source's share of the pool is drawn.
+    """Numbers of neurons in each MLP, and how the sinks of a source are drawn from the pool.
 
     Raises:
-        UsageError: a size is out of range, or `probability` is given to a scheme that has none.
+        UsageError: a size is out of range, or `probability` is given for a scheme that has none.
     """
 
     num_backbone: int = 512
@@ -65,11 +65,11 @@ class SinkLayout:
     num_sinks: int = 128
     """Sinks of one source in one layer: exact for `keyed-v1`, expected for the reference schemes."""
     seed: int = 0
-    """Part of the key: models with other seeds have unrelated masks."""
+    """Part of the key: models with different seeds have unrelated masks."""
     scheme: str = KEYED
     """`keyed-v1`, `reference-int32` or `reference-int64`."""
     probability: float | None = None
-    """Reference schemes only: the chance of one sink to be on; `num_sinks / num_pool` where not given."""
+    """Reference schemes only: the probability that a sink is on; by default `num_sinks / num_pool`."""
 
     def __post_init__(self) -> None:
         if self.scheme != KEYED and self.scheme not in REFERENCE_BITS:
@@ -88,32 +88,36 @@ class SinkLayout:
             raise UsageError(f"probability: got {self.probability}, expected more than 0 and at most 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> SinkLayout:
-        """The inverse of `to_dict`; a field it does not know raises `UsageError`, since masks may depend on it."""
+        """Return the layout that `to_dict` described.
+
+        Raises:
+            UsageError: a field is unknown; masks may depend on it.
+        """
         unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise UsageError(f"sink layout: got unknown fields {sorted(unknown)}; was it written by a newer version?")
         return cls(**fields)
 
     def sinks(self, source_ids_N: Array, layer: int) -> Array:
-        """The sinks of each source in one layer, in the order drawn.
+        """Return the sinks of each source in one layer, in the order drawn.
 
         Returns:
             int64 [N, num_sinks], distinct within a row.
 
         Raises:
-            UsageError: ids that are not non-negative int64 [N], or a scheme without a fixed count (use `select`).
+            UsageError: the ids are not non-negative int64 [N], or the scheme has no fixed count (use `select`).
         """
         if self.scheme != KEYED:
             raise UsageError(f"sinks: {self.scheme} has no fixed number of sinks; call select() or mask()")
         return self._draw(_checked(source_ids_N), [_checked_layer(layer)])[0]
 
     def mask(self, source_ids_N: Array, layer: int) -> Array:
-        """Which pool neurons are on for each source in one layer: bool [N, P], any scheme."""
+        """Return the mask of each source in one layer, True where a pool neuron is on: bool [N, P], any scheme."""
         ids_N = _checked(source_ids_N)
         if self.scheme != KEYED:
             return self._reference_mask(ids_N)
@@ -123,7 +127,7 @@ class SinkLayout:
         return mask_NP
 
     def select(self, source_ids_N: Array, layer: int) -> tuple[Array, Array | None]:
-        """The sinks of each source in one layer, any scheme, padded to the largest count among these sources.
+        """Return the sinks of each source in one layer, any scheme, padded to the largest count among these sources.
 
         Returns:
             int64 [N, K] and bool [N, K], False where a row is padded (with sink 0), or None where nothing is.
@@ -133,7 +137,7 @@ class SinkLayout:
         return _padded_rows(self._reference_mask(_checked(source_ids_N)))
 
     def select_layers(self, source_ids_N: Array, num_layers: int) -> tuple[Array, Array | None]:
-        """`select` for layers 0 to num_layers - 1 at once, which costs one pass instead of num_layers.
+        """Return what `select` gives for layers 0 to num_layers - 1, in one pass instead of num_layers.
 
         Returns:
             int64 [L, N, K] and bool [N, K] (the same in every layer) or None.
@@ -142,11 +146,11 @@ class SinkLayout:
         if self.scheme == KEYED:
             return self._draw(ids_N, range(num_layers)), None
         indices_NK, valid_NK = _padded_rows(self._reference_mask(ids_N))
-        # One mask serves every layer of a reference model: a view, not copies.
+        # A reference model has the same mask in every layer: a view, not copies.
         return _namespace(ids_N).broadcast_to(indices_NK, (num_layers, *indices_NK.shape)), valid_NK
 
     def _draw(self, ids_N: Array, layers: range | list[int]) -> Array:
-        """Images of 0 .. num_sinks - 1 under the keyed permutations: int64 [L, N, num_sinks]."""
+        """Return the images of 0 .. num_sinks - 1 under the keyed permutations: int64 [L, N, num_sinks]."""
         left, right = _grid(self.num_pool)
         words_LW = _like(ids_N, np.stack([_key_words(self.seed, layer) for layer in layers]))
         keys = _round_keys(ids_N, words_LW)
@@ -158,10 +162,10 @@ class SinkLayout:
         return sinks_LNK
 
     def _reference_mask(self, ids_N: Array) -> Array:
-        """REFERENCE.md's mask: sink j is on iff (t * c_j mod 2**64, signed) mod M is under a threshold; bool [N, P]."""
+        """Return the reference's masks, bool [N, P]: sink j is on iff (t * c_j mod 2**64, signed) mod M < threshold."""
         factors_P = _like(ids_N, _reference_factors(self.num_pool))
         share = self.num_sinks / self.num_pool if self.probability is None else self.probability
-        # t = id * 2**16 in the width's wrap-around, as its 16-bit digits 1, 2, 3; digit 0 is always zero.
+        # t = id * 2**16, wrapped to the width, as its 16-bit digits 1, 2, 3; digit 0 is always zero.
         digit1_N1 = (ids_N & 0xFFFF)[:, None]
         if REFERENCE_BITS[self.scheme] == 64:
             digit2_N1, digit3_N1 = (ids_N >> 16 & 0xFFFF)[:, None], (ids_N >> 32 & 0xFFFF)[:, None]
@@ -170,13 +174,13 @@ class SinkLayout:
         product1_NP = digit1_N1 * factors_P
         low_NP = (product1_NP & 0xFFFF) << 16
         high_NP = (product1_NP >> 16) + digit2_N1 * factors_P + ((digit3_N1 * factors_P & 0xFFFF) << 16) & _LOW32
-        # 2**32 = 5 and 2**64 = 25 modulo M; a set top bit means that the signed product is 2**64 less.
+        # 2**32 = 5 and 2**64 = 25 modulo M; if the top bit is set, the signed product is 2**64 less.
         residue_NP = (high_NP * 5 + low_NP - 25 * (high_NP >> 31)) % _REFERENCE_MODULUS
         return residue_NP < _reference_threshold(share)
 
 
 def _namespace(array: Array) -> Any:
-    """The module whose functions take `array`."""
+    """Return NumPy or torch, whichever `array` belongs to."""
     if isinstance(array, np.ndarray):
         return np
     import torch
@@ -185,7 +189,7 @@ def _namespace(array: Array) -> Any:
 
 
 def _like(ids_N: Array, constant: npt.NDArray[Any]) -> Array:
-    """A constant as the same kind of array, on the same device, as the ids."""
+    """Convert a constant to the same kind of array, on the same device, as the ids."""
     if isinstance(ids_N, np.ndarray):
         return constant
     return _namespace(ids_N).as_tensor(constant, device=ids_N.device)
@@ -209,23 +213,23 @@ def _checked_layer(layer: int) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _grid(num_pool: int) -> tuple[int, int]:
-    """Sides of the smallest grid with at least `num_pool` cells whose sides differ by at most a factor of about 4."""
+    """Return the sides of the smallest grid of at least `num_pool` cells, at most a factor of about 4 apart."""
     root = math.isqrt(num_pool - 1) + 1
-    # A search over half the root is quick for any pool that fits a GPU, and cached for those that do not.
+    # A search over half the root is quick for any pool that fits on a GPU, and cached.
     left = min(range((root + 1) // 2, root + 1), key=lambda side: (side * -(-num_pool // side), -side))
     return left, -(-num_pool // left)
 
 
 @functools.lru_cache(maxsize=1024)
 def _key_words(seed: int, layer: int) -> npt.NDArray[np.int64]:
-    """Sixteen 32-bit words for a seed and a layer; a cryptographic hash, so layers and seeds are unrelated."""
+    """Return sixteen 32-bit words for a seed and a layer, from a cryptographic hash: layers and seeds are unrelated."""
     digest = hashlib.blake2b(f"{seed}:{layer}".encode(), digest_size=64, person=b"nulls.sinks.v1").digest()
     return np.frombuffer(digest, dtype="<u4").astype(np.int64)
 
 
 def _mix32(x: Array) -> Array:
-    """A bijection of 32-bit values in which every input bit moves about half of the output bits."""
-    x = x ^ x >> 16  # a copy: the rest can then be in place
+    """Apply a bijection of 32-bit values in which every input bit changes about half of the output bits."""
+    x = x ^ x >> 16  # a copy, so the rest can be in place
     for _ in range(2):
         x *= _MIX
         x &= _LOW32
@@ -234,7 +238,7 @@ def _mix32(x: Array) -> Array:
 
 
 def _round_keys(ids_N: Array, words_LW: Array) -> list[Array]:
-    """One 32-bit key a round, each [L, N, 1], from all 63 bits of the id and the layer's words [L, 16]."""
+    """Return one 32-bit key a round, each [L, N, 1], from all 63 bits of the id and the layer's words [L, 16]."""
     words = [words_LW[:, i, None] for i in range(words_LW.shape[1])]
     high, low = (ids_N >> 32)[None], (ids_N & _LOW32)[None]
     # Four Feistel rounds are a bijection: two ids never share both halves of the key.
@@ -244,36 +248,36 @@ def _round_keys(ids_N: Array, words_LW: Array) -> list[Array]:
 
 
 def _permute(cells: Array, keys: list[Array], left_size: int, right_size: int) -> Array:
-    """A keyed permutation of the cells of a grid: alternately, each coordinate is shifted by a hash of the other."""
+    """Permute the cells of a grid by a key: alternately, each coordinate is shifted by a hash of the other."""
     left, right = cells // right_size, cells % right_size
     for left_key, right_key in zip(keys[::2], keys[1::2], strict=True):
-        # A 32-bit hash times a side under 2**31, shifted down, is uniform in the side and cheaper than a remainder.
+        # A 32-bit hash times a side under 2**31, shifted down, is uniform over the side and cheaper than a remainder.
         left = _wrapped(left + (_mix32(right ^ left_key) * left_size >> 32), left_size)
         right = _wrapped(right + (_mix32(left ^ right_key) * right_size >> 32), right_size)
     return left * right_size + right
 
 
 def _wrapped(x: Array, size: int) -> Array:
-    """x mod size, for x under twice the size."""
+    """Return x mod size, for x under twice the size."""
     return x - (x >= size) * size
 
 
 def _padded_rows(mask_NP: Array) -> tuple[Array, Array]:
-    """The true columns of each row, in order: int64 [N, K], and bool [N, K], False where padded."""
+    """Return the true columns of each row, in order: int64 [N, K], and bool [N, K], False where padded."""
     xp = _namespace(mask_NP)
     counts_N = mask_NP.sum(1)
     num_columns = int(counts_N.max()) if len(counts_N) else 0
     slots_K = _like(mask_NP, np.arange(num_columns))
     valid_NK = slots_K[None] < counts_N[:, None]
     indices_NK = _like(mask_NP, np.zeros((len(counts_N), num_columns), dtype=np.int64))
-    # Both sides run through the rows in order, and through a row from left to right.
+    # Both sides are in row order, and from left to right within a row.
     indices_NK[valid_NK] = xp.where(mask_NP)[1]
     return indices_NK, valid_NK
 
 
 @functools.lru_cache(maxsize=8)
 def _reference_factors(num_pool: int) -> npt.NDArray[np.int64]:
-    """c_j = (a**j wrapped to a signed 64-bit integer) mod M, for j = 0 .. num_pool - 1."""
+    """Return c_j = (a**j wrapped to a signed 64-bit integer) mod M, for j = 0 .. num_pool - 1."""
     factors = np.empty(num_pool, dtype=np.int64)
     power = 1
     for j in range(num_pool):
@@ -285,6 +289,6 @@ def _reference_factors(num_pool: int) -> npt.NDArray[np.int64]:
 
 @functools.lru_cache(maxsize=8)
 def _reference_threshold(probability: float) -> int:
-    """The least x for which float32(x) / 2**32 < float32(probability) fails; comparing integers is then exact."""
+    """Return the least x with float32(x) / 2**32 >= float32(probability), so that comparing integers is exact."""
     limit = np.float32(probability)
     return bisect.bisect_left(range(2**32 + 1), True, key=lambda x: bool(np.float32(x) / np.float32(2**32) >= limit))

@@ -1,17 +1,17 @@
-"""The sink half of an MLP: each token passes through the sinks of its own source, and through no other neuron.
+"""The sink part of an MLP: each token passes through the sinks of its own source, and through no other pool neuron.
 
-A plan is drawn once per batch and serves every layer: which tokens belong to which source, and each source's sinks in
-each layer. Tokens of one source are brought together, wherever they are in the batch, so a source costs one gather of
-3 * K rows, however many segments it has. Sources of similar length share one padded batched matmul; a bucket ends where
-a source has less than half the tokens of the bucket's first, so less than half of any bucket is padding, and the number
+A sink plan is made once per batch for all layers: which tokens belong to which source, and each source's sinks in each
+layer. Tokens of one source are brought together, wherever they are in the batch, so a source costs one gather of 3 * K
+rows, however many segments it has. Sources of similar length share one padded batched matmul; a bucket ends where a
+source has less than half the tokens of the bucket's first, so less than half of any bucket is padding, and the number
 of matmuls grows with the logarithm of the longest source, not with the number of sources. That is the body called
 "bmm", and the readable one. The other, "grouped", gives tokens sorted by source to `grouped_mm`: no padding, and no
-size that changes with the batch, so one compiled graph serves all batches. `choose_body` says when which.
+size that changes with the batch, so all batches share one compiled graph. `choose_body` chooses between them.
 
-The pool's gradient is dense by default. With `row_gradients` it holds the active rows alone (`rows.py`), and nothing
-here grows with the pool.
+The pool's gradient is dense by default. With `row_gradients` it holds only the active rows (`sparse_grads.py`), and no
+cost here grows with the pool.
 
-`dense_masked_mlp` is the definition that this must equal: every pool neuron, times the mask. It is there for tests.
+`dense_masked_mlp` is the definition that this must equal: every pool neuron, times the mask. It exists for tests.
 
 Cost of backbone and sinks over that of the backbone alone, forward and backward, 2048 tokens, D 576, 512 neurons and
 128 of 8192 sinks, fp32, one core (medians, runs interleaved), grouped and with row gradients: 1.35 with 16 sources of
@@ -40,47 +40,47 @@ from training.sinks.sparse_grads import SINK_PARAMETERS as SINK_PARAMETERS
 from training.sinks.sparse_grads import gather_rows
 
 Body = Literal["bmm", "grouped"]
-_MAX_CUDA_GROUPS = 1024  # from there on torch's kernel refuses, when it runs
+_MAX_CUDA_GROUPS = 1024  # torch's kernel fails at run time for this many and more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SinkPlan:
-    """Which tokens of a batch go through which sinks; see `build_plan`."""
+    """Sink plan of a batch: which tokens go through which sinks; made by `build_plan`."""
 
     token_index_A: Tensor
     """int64: the flat positions of the tokens that have a source."""
     padded_index_A: Tensor
-    """int64: where each of those tokens lies in the buckets, laid end to end."""
+    """int64: the slot of each of those tokens in the buckets, laid end to end."""
     offsets_G: Tensor
-    """int32: where each source's tokens end among those A, in the order of `source_ids_G`."""
+    """int32: the end of each source's tokens among those A, in the order of `source_ids_G`."""
     gather_index: Tensor
     """int64 [sum of g * n]: the flat token that fills each slot of the buckets; a padded slot repeats a token."""
     buckets: tuple[tuple[int, int], ...]
     """(g, n) of each bucket, most tokens first; sources are numbered in this order."""
     source_ids_G: Tensor
-    """int64: the sources, in that order."""
+    """int64: the sources, in the order of the buckets."""
     sinks_LGK: Tensor
     """int64: rows of the pool, by layer and source."""
     valid_GK: Tensor | None
     """bool: False where a source's sinks are padded; None for `keyed-v1`, which never pads."""
     capability: int | None
-    """Major compute capability of a CUDA device; None elsewhere. Here since a compiled layer cannot ask."""
+    """Major compute capability of a CUDA device, else None; kept here because a compiled layer cannot query it."""
 
     def for_layer(self, layer: int) -> SinkPlan:
-        """The same plan with the draw of one layer, which is then its layer 0."""
+        """Return the plan with the sinks of one layer only, as its layer 0."""
         return dataclasses.replace(self, sinks_LGK=self.sinks_LGK[layer : layer + 1])
 
 
 def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> SinkPlan:
-    """Plan a batch.
+    """Make the sink plan of a batch.
 
     Args:
         source_ids_T: int64, the source of each token of the flattened batch, or NO_SOURCE.
         layout: how sinks are drawn.
-        num_layers: decoder layers, each with its own draw.
+        num_layers: number of decoder layers, each with its own draw.
 
     Raises:
-        UsageError: ids that are not int64 [T].
+        UsageError: the ids are not int64 [T].
     """
     if source_ids_T.dtype != torch.int64 or source_ids_T.ndim != 1:
         shape = tuple(source_ids_T.shape)
@@ -89,7 +89,7 @@ def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> Sin
     token_index_A = (source_ids_T != NO_SOURCE).nonzero().squeeze(1)
     ids_G, group_A, counts_G = torch.unique(source_ids_T[token_index_A], return_inverse=True, return_counts=True)
 
-    # Number the sources by falling token count, so that a bucket is a run of them.
+    # Order the sources by falling token count, so that a bucket is a run of them.
     order_G = counts_G.argsort(descending=True, stable=True)
     ids_G, counts_G = ids_G[order_G], counts_G[order_G]
     group_A = order_G.argsort()[group_A]
@@ -100,7 +100,7 @@ def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> Sin
     widths_G = counts_G.new_tensor([n for g, n in buckets for _ in range(g)])
     rank_A = torch.arange(len(group_A), device=group_A.device) - (counts_G.cumsum(0) - counts_G)[group_A]
     padded_index_A = (widths_G.cumsum(0) - widths_G)[group_A] + rank_A
-    # Padding computes token 0 once more: what it yields is never read, so it gets no gradient either.
+    # Padding computes token 0 again; that result is never read, so it gets no gradient.
     gather_index = token_index_A.new_zeros(sum(g * n for g, n in buckets))
     gather_index[padded_index_A] = token_index_A
 
@@ -119,7 +119,7 @@ def build_plan(source_ids_T: Tensor, layout: SinkLayout, num_layers: int) -> Sin
 
 
 def _buckets(counts: list[int]) -> tuple[tuple[int, int], ...]:
-    """Cut falling counts into runs whose last is more than half of the first: (length of the run, its first) each."""
+    """Cut falling counts into runs whose last is more than half of the first: (length, first count) of each run."""
     buckets: list[tuple[int, int]] = []
     for count in counts:
         size, width = buckets[-1] if buckets else (0, 0)
@@ -127,14 +127,14 @@ def _buckets(counts: list[int]) -> tuple[tuple[int, int], ...]:
             buckets[-1:] = [(size + 1, width)] if size else [(1, count)]
         else:
             buckets.append((1, count))
-    # One empty bucket where there is no source at all, so that the matmuls still run and autograd reaches the pool.
+    # One empty bucket where there is no source, so that the matmuls still run and autograd reaches the pool.
     return tuple(buckets) or ((0, 0),)
 
 
 def _select_layers(layout: SinkLayout, ids_G: Tensor, num_layers: int) -> tuple[Tensor, Tensor | None]:
     if ids_G.device.type != "cpu":
         return layout.select_layers(ids_G, num_layers)
-    # On a CPU the same draw is three times as fast in NumPy (it shares the memory; the bits are the same).
+    # On a CPU the same draw is three times as fast in NumPy, with the same bits and shared memory.
     sinks, valid = layout.select_layers(ids_G.numpy(), num_layers)
     sinks = np.require(sinks, requirements=("C", "W"))
     return torch.from_numpy(sinks), None if valid is None else torch.from_numpy(valid)
@@ -150,24 +150,24 @@ def choose_body(
     compiling: bool,
     capability: int | None = None,
 ) -> Body:
-    """Which body computes a batch: "grouped" wherever it can and is not slower, else "bmm".
+    """Return the body that computes a batch: "grouped" wherever it works and is not slower, else "bmm".
 
     Args:
-        device: its type, as `torch.device.type`.
+        device: device type, as `torch.device.type`.
         dtype: of the matmuls.
         width: D.
         num_sinks: K.
         num_groups: G.
         compiling: whether torch.compile is tracing.
-        capability: of a CUDA device, its major number.
+        capability: major compute capability of a CUDA device.
     """
     if dtype not in GROUPED_DTYPES or not is_aligned(dtype, width, num_sinks) or num_groups == 0:
         return "bmm"
     on_cuda = device == "cuda"
     if on_cuda and num_groups >= _MAX_CUDA_GROUPS:
         return "bmm"
-    # But on Hopper and Blackwell in bfloat16 it is a loop over the groups, which waits for the offsets first; compiled,
-    # the buckets of "bmm" would be worse: a graph for each number of them.
+    # Except in bfloat16 on Hopper and Blackwell, torch loops over the groups, and waits for the offsets first. Under
+    # torch.compile "bmm" would be worse: a graph for each number of buckets.
     slow = on_cuda and (dtype != torch.bfloat16 or capability not in (9, 10))
     return "bmm" if slow and not compiling else "grouped"
 
@@ -183,7 +183,7 @@ def sink_mlp(
     row_gradients: bool = False,
     body: Body | None = None,
 ) -> Tensor:
-    """down(silu(gate x) * up x) over the sinks of each token's source: out_TD, exactly zero where there is none.
+    """Compute down(silu(gate x) * up x) over the sinks of each token's source: out_TD, exactly zero without a source.
 
     The pool takes part in autograd even when no token has a source (its gradient is then zero), because a
     data-parallel wrapper waits for the gradient of every parameter.
@@ -191,23 +191,23 @@ def sink_mlp(
     Args:
         hidden_TD: the MLP's input.
         plan: of this batch.
-        layer: whose draw of the plan to use.
+        layer: the layer of the plan whose sinks to use.
         gate_PD, up_PD, down_PD: the pool.
-        row_gradients: whether the pool's gradients are sparse (`rows.py`) rather than dense.
-        body: "bmm" or "grouped" whatever `choose_body` says; for tests and measurements.
+        row_gradients: whether the pool's gradients are sparse (`sparse_grads.py`) rather than dense.
+        body: "bmm" or "grouped", instead of `choose_body`'s choice; for tests and measurements.
     """
     _, num_groups, num_sinks = plan.sinks_LGK.shape
     num_tokens, width = hidden_TD.shape
     device = hidden_TD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
-    # One gather a matrix, however many buckets: its backward makes one gradient of the whole pool.
+    # One gather a matrix, however many buckets there are: its backward makes one gradient of the whole pool.
     take = gather_rows if row_gradients else _select_rows
     rows = plan.sinks_LGK[layer].flatten()
     gate_GKD, up_GKD, down_GKD = (
         take(pool_PD, rows).to(dtype).view(num_groups, num_sinks, width) for pool_PD in (gate_PD, up_PD, down_PD)
     )
     if plan.valid_GK is not None:
-        # A padded sink with a zero row down adds nothing, and none of its three rows gets a gradient.
+        # A padded sink whose row of down is zero adds nothing, and none of its three rows gets a gradient.
         down_GKD = down_GKD * plan.valid_GK[..., None]
     if body is None:
         body = choose_body(
@@ -229,7 +229,7 @@ def _select_rows(pool_PD: Tensor, rows: Tensor) -> Tensor:
 
 
 def _grouped_mlp(hidden_TD: Tensor, plan: SinkPlan, gate_GKD: Tensor, up_GKD: Tensor, down_GKD: Tensor) -> Tensor:
-    """The MLP of the tokens in the plan's order, as jagged groups: [A, D]."""
+    """Compute the MLP of the tokens in the plan's order, as jagged groups: [A, D]."""
     hidden_AD = hidden_TD.index_select(0, plan.token_index_A)
     gate_AK = grouped_product(hidden_AD, gate_GKD.transpose(1, 2), plan.offsets_G)
     up_AK = grouped_product(hidden_AD, up_GKD.transpose(1, 2), plan.offsets_G)
@@ -237,10 +237,10 @@ def _grouped_mlp(hidden_TD: Tensor, plan: SinkPlan, gate_GKD: Tensor, up_GKD: Te
 
 
 def _bucketed_mlp(hidden_TD: Tensor, plan: SinkPlan, gate_GKD: Tensor, up_GKD: Tensor, down_GKD: Tensor) -> Tensor:
-    """The same by buckets of padded groups: [A, D]."""
+    """Compute the same in buckets of padded groups: [A, D]."""
     slots_D = hidden_TD.index_select(0, plan.gather_index)
     if len(plan.buckets) == 1:
-        # Splitting into one would copy every gradient once more.
+        # Splitting into one part would copy every gradient again.
         (size, num_tokens), width = plan.buckets[0], hidden_TD.shape[1]
         out_D = _bucket_mlp(slots_D.view(size, num_tokens, width), gate_GKD, up_GKD, down_GKD)
         return out_D.index_select(0, plan.padded_index_A)
@@ -255,14 +255,14 @@ def _bucketed_mlp(hidden_TD: Tensor, plan: SinkPlan, gate_GKD: Tensor, up_GKD: T
 
 
 def _bucket_mlp(hidden_gnD: Tensor, gate_gKD: Tensor, up_gKD: Tensor, down_gKD: Tensor) -> Tensor:
-    """The MLP of g sources side by side: [g * n, D]."""
+    """Compute the MLP of the g sources of one bucket: [g * n, D]."""
     gate_gnK = torch.bmm(hidden_gnD, gate_gKD.transpose(1, 2))
     up_gnK = torch.bmm(hidden_gnD, up_gKD.transpose(1, 2))
     return torch.bmm(silu(gate_gnK) * up_gnK, down_gKD).flatten(0, 1)
 
 
 def token_mask(source_ids_T: Tensor, layout: SinkLayout, layer: int) -> Tensor:
-    """Which pool neurons are on for each token: mask_TP, bool; all off at NO_SOURCE."""
+    """Return the mask of each token, True where a pool neuron is on: bool [T, P]; all False at NO_SOURCE."""
     active_T = source_ids_T != NO_SOURCE
     mask_TP = torch.zeros(len(source_ids_T), layout.num_pool, dtype=torch.bool, device=source_ids_T.device)
     mask_TP[active_T] = layout.mask(source_ids_T[active_T], layer)
@@ -270,6 +270,6 @@ def token_mask(source_ids_T: Tensor, layout: SinkLayout, layer: int) -> Tensor:
 
 
 def dense_masked_mlp(hidden_TD: Tensor, mask_TP: Tensor, gate_PD: Tensor, up_PD: Tensor, down_PD: Tensor) -> Tensor:
-    """The definition, for tests: every pool neuron of every token, times the mask; 64 times the work by default."""
+    """Compute all pool neurons of each token, times the mask: the definition, for tests. 64 times the work."""
     hidden_TP = silu(hidden_TD @ gate_PD.T) * (hidden_TD @ up_PD.T)
     return (hidden_TP * mask_TP) @ down_PD

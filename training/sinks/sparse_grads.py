@@ -1,17 +1,17 @@
-"""Gradients of a pool that hold the rows of active sinks alone, so that no step costs more for a larger pool.
+"""Sparse gradients of a pool that hold only the rows of active sinks, so that a larger pool costs a step nothing.
 
 A dense gradient of the pool is zeroed, summed over ranks, measured for clipping and searched for active rows, whole, in
-every step, though a step touches only what its sources drew: of 131,072 rows, 2,048 or so. Here it is a sparse COO
-tensor instead: `gather_rows` (called by `sinks.py`) makes it, autograd adds up those of micro-batches,
-`average_over_ranks` makes the ranks agree on it, and `optim.py` clips and applies it. Results are those of dense
+every step, though a step touches only the sinks of its sources: about 2,048 of 131,072 rows. Here it is a sparse COO
+tensor instead: `gather_rows` (called by `mlp.py`) makes it, autograd adds up those of micro-batches,
+`average_over_ranks` averages them, and `training/optim.py` clips and applies the result. Results are those of dense
 gradients, up to the order of a sum.
 
-For one process, and for DDP told to leave these parameters alone (`names_with_row_gradients`). FSDP shards dense
-gradients, and torch.compile knows no sparse ones (its graph would break at each gather): there they stay dense.
+This works in one process, and under DDP configured to ignore these parameters (`names_with_row_gradients`). FSDP shards
+dense gradients, and torch.compile has no sparse ones (its graph would break at each gather): there they stay dense.
 
 Cost: for three matrices of 8192 x 576 and 2048 rows drawn (fp32, one core) a dense gradient takes 66 ms of a backward
-pass, to zero fresh memory; this one none, and 3 ms to merge rows drawn twice. Memory: at most P rows and those of a
-micro-batch. Between ranks: P bytes a matrix to agree on the rows, then those rows.
+pass, to zero fresh memory; a sparse one takes none, and 3 ms to merge rows drawn twice. Memory: at most P rows plus
+those of a micro-batch. Between ranks: P bytes a matrix to agree on the rows, then those rows.
 
 Run: ``use_row_gradients(model)`` once; in each step, after backward, ``average_over_ranks(model.parameters())``.
 
@@ -28,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 SINK_PARAMETERS = ("sink_gate", "sink_up", "sink_down")
-"""Names of the pool's parameters, each [P, D] with one row a sink (the down projection is stored transposed)."""
+"""Names of the pool's parameters, each [P, D] with one row per sink (the down projection is stored transposed)."""
 
 
 class _GatherRows(torch.autograd.Function):
-    """index_select along the rows, whose gradient is sparse."""
+    """index_select along the rows with a sparse gradient."""
 
     @staticmethod
     def forward(ctx: Any, pool_PD: Tensor, rows_N: Tensor) -> Tensor:
@@ -43,13 +43,13 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
         (rows_N,) = ctx.saved_tensors
-        # A copy of the rows: autograd adds later gradients to this one in place, and they are the plan's.
+        # The rows are copied: they belong to the plan, and autograd adds later gradients to this one in place.
         return _sparse(rows_N.clone(), grad_ND, ctx.shape, merged=False), None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def gather_rows(pool_PD: Tensor, rows_N: Tensor) -> Tensor:
-    """pool_PD[rows_N], [N, D], whose gradient for the pool is a sparse tensor of those rows."""
+    """Return pool_PD[rows_N], [N, D]; its gradient for the pool is a sparse tensor of those rows."""
     gathered_ND: Tensor = _GatherRows.apply(pool_PD, rows_N)  # type: ignore[no-untyped-call]
     return gathered_ND
 
@@ -59,9 +59,9 @@ def _sparse(rows_N: Tensor, grad_ND: Tensor, shape: torch.Size, *, merged: bool)
 
 
 def use_row_gradients(model: nn.Module) -> None:
-    """From now on, gradients of the model's pools are sparse.
+    """Make the gradients of a model's pools sparse from now on.
 
-    Modules that have an attribute `row_gradients` are those with pools; it is set on them.
+    The attribute `row_gradients` is set to True on all modules that have it, which are those with pools.
     """
     for module in model.modules():
         if isinstance(getattr(module, "row_gradients", None), bool):
@@ -71,9 +71,9 @@ def use_row_gradients(model: nn.Module) -> None:
 
 
 def names_with_row_gradients(model: nn.Module) -> list[str]:
-    """Names of the parameters that `use_row_gradients` changed: what DDP has to leave alone.
+    """Return the names of the parameters with sparse gradients, which DDP must ignore.
 
-    DDP looks parameters of the wrapped module itself up under other names: wrap a module around the one with a pool.
+    DDP uses other names for parameters of the wrapped module itself: wrap a module around the one with a pool.
     """
     return [
         f"{prefix}.{name}" if prefix else name
@@ -88,16 +88,17 @@ def _pool(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _bound_memory(parameter: Tensor) -> None:
-    """Merges rows once there are more than the pool has: autograd only appends those of each micro-batch."""
+    """Merge repeated rows once there are more than the pool has: autograd only appends those of each micro-batch."""
     grad_PD = parameter.grad
     if grad_PD is not None and grad_PD.is_sparse and grad_PD._nnz() > len(parameter):
         parameter.grad = grad_PD.coalesce()
 
 
 def average_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
-    """Makes sparse gradients the mean over all ranks, as DDP does with dense ones; every rank must call it.
+    """Average sparse gradients over all ranks, as DDP does with dense ones; every rank must call it.
 
-    Rows are the union over the ranks: two messages, whatever the number of parameters. Alone, it does nothing.
+    The rows are the union over the ranks. It takes two messages, whatever the number of parameters, and does nothing
+    where there is one rank.
     """
     sparse = [parameter for parameter in parameters if parameter.grad is not None and parameter.grad.is_sparse]
     if not sparse or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -114,7 +115,7 @@ def average_over_ranks(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _union_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
-    """The rows that each gradient has on any rank, ascending."""
+    """Return the rows that each gradient has on any rank, ascending."""
     active = [grad_PD.indices().new_zeros(len(grad_PD), dtype=torch.uint8) for grad_PD in gradients]
     for active_P, grad_PD in zip(active, gradients, strict=True):
         active_P[grad_PD.indices()[0]] = 1
@@ -124,7 +125,7 @@ def _union_over_ranks(gradients: list[Tensor]) -> list[Tensor]:
 
 
 def _values_at(grad_PD: Tensor, rows_R: Tensor) -> Tensor:
-    """The gradient's rows among these, which contain all it has; zero where it has none."""
+    """Return the gradient at these rows, which include all of its own; zero where it has none."""
     values_RD = grad_PD.values().new_zeros(len(rows_R), *grad_PD.shape[1:])
-    places = torch.searchsorted(rows_R, grad_PD.indices()[0].contiguous())
-    return values_RD.index_copy_(0, places, grad_PD.values())
+    indices = torch.searchsorted(rows_R, grad_PD.indices()[0].contiguous())
+    return values_RD.index_copy_(0, indices, grad_PD.values())

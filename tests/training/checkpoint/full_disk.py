@@ -1,4 +1,4 @@
-"""A disk that is really full: a file system in memory of a few hundred kilobytes, mounted where a test wants it."""
+"""A disk that is really full: a file system in memory of a few hundred kilobytes, mounted at a path of the test."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pytest
 
 
 @contextlib.contextmanager
-def small_disk(place: Path, num_bytes: int) -> Iterator[None]:
-    """Context: `place` is a disk of that size; the test is skipped where this user may not mount one."""
-    place.mkdir(parents=True, exist_ok=True)
+def small_disk(path: Path, num_bytes: int) -> Iterator[None]:
+    """Context in which `path` is a disk of that size; the test is skipped where this user may not mount one."""
+    path.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(place)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(path)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"a disk to fill cannot be mounted: {mounted.stderr.strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(path)], check=True)

@@ -1,4 +1,4 @@
-"""Checkpoints in one process: what comes back is what was saved, and what was cut short is passed over."""
+"""Checkpoints in one process: a loaded one equals what was saved, and one that was cut short is skipped."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(seed: int) -> tuple[NullsForCausalLM, NullsAdamW]:
 
 
 def train_step(model: NullsForCausalLM, optimizer: NullsAdamW, source: int) -> float:
-    """A step on random tokens, so that the random state counts."""
+    """Take a step on random tokens, so that the loss depends on the random state."""
     ids_BT = torch.randint(0, len(TOKENIZER), (2, 8))
     loss = model(input_ids=ids_BT, labels=ids_BT, source_ids=torch.tensor([source, source + 1]), use_cache=False).loss
     optimizer.zero_grad()
@@ -61,7 +61,7 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_training_goes_on_as_if_never_interrupted(tmp_path: Path) -> None:
+def test_training_continues_as_if_never_interrupted(tmp_path: Path) -> None:
     model, optimizer = made(0)
     for source in (5, 9):
         train_step(model, optimizer, source)
@@ -77,7 +77,7 @@ def test_training_goes_on_as_if_never_interrupted(tmp_path: Path) -> None:
         assert torch.equal(one, two), name
 
 
-def test_random_states_come_back(tmp_path: Path) -> None:
+def test_random_states_are_restored(tmp_path: Path) -> None:
     model, optimizer = made(0)
     dcp.save(tmp_path / "c", model, optimizer, state())
     expected = random.random(), float(np.random.random()), float(torch.rand(()))
@@ -86,7 +86,7 @@ def test_random_states_come_back(tmp_path: Path) -> None:
     assert (random.random(), float(np.random.random()), float(torch.rand(()))) == expected
 
 
-def test_the_newest_whole_checkpoint_is_found(run_dir: Path) -> None:
+def test_the_newest_complete_checkpoint_is_found(run_dir: Path) -> None:
     newest = dcp.latest(run_dir)
     assert newest == run_dir / "attempt-002" / "checkpoint-00000006"
     assert dcp.read_state(newest) == state(6)
@@ -94,7 +94,7 @@ def test_the_newest_whole_checkpoint_is_found(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["marker", "truncated", "missing", "garbled marker"])
-def test_a_checkpoint_cut_short_is_passed_over(run_dir: Path, damage: str) -> None:
+def test_a_checkpoint_that_was_cut_short_is_skipped(run_dir: Path, damage: str) -> None:
     newest = run_dir / "attempt-002" / "checkpoint-00000006"
     tensors = next(newest.glob("*.distcp"))
     if damage == "marker":
@@ -111,7 +111,7 @@ def test_a_checkpoint_cut_short_is_passed_over(run_dir: Path, damage: str) -> No
         dcp.load(newest, *made(0))
 
 
-def test_a_cut_short_checkpoint_is_written_over(run_dir: Path) -> None:
+def test_a_checkpoint_that_was_cut_short_is_overwritten(run_dir: Path) -> None:
     newest = run_dir / "attempt-002" / "checkpoint-00000006"
     (newest / "complete.json").unlink()
     (newest / "leftover").write_text("x")
@@ -127,7 +127,7 @@ def test_prune_keeps_the_newest(run_dir: Path) -> None:
     assert [path.name for path in run_dir.glob("*/checkpoint-*")] == ["checkpoint-00000006"]
 
 
-def test_a_checkpoint_of_another_shape_is_damage_not_a_crash(run_dir: Path) -> None:
+def test_a_checkpoint_of_another_shape_is_a_damaged_error(run_dir: Path) -> None:
     config = TrainConfig.preset("demo", model={**CONFIG.to_dict()["model"], "num_pool": 128})
     model = build_model(config, TOKENIZER)
     newest = dcp.latest(run_dir)

@@ -1,4 +1,4 @@
-"""Runs on several ranks that are cut off and go on elsewhere: other numbers of workers, another way of sharing."""
+"""Runs on several ranks, interrupted and resumed with other numbers of workers or another kind of parallelism."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lines(job: Job) -> list[dict[str, Any]]:
 
 
 def assert_same_numbers(job: Job, other: Job) -> None:
-    """The loss of every step, and the weights at the end, but for the order in which floats were added."""
+    """Assert equal losses of all steps and equal final weights, up to the order in which floats were added."""
     expected, got = loss_curve(job.run_dir / PROGRESS), loss_curve(other.run_dir / PROGRESS)
     assert got.keys() == expected.keys()
     assert len(expected) == 18
@@ -59,9 +59,9 @@ def assert_same_numbers(job: Job, other: Job) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A run on two workers that nothing disturbed."""
-    job = prepared(snapshot, tmp_path_factory.mktemp("alone"), CONFIG)
+def undisturbed(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A run on two workers without interruption."""
+    job = prepared(snapshot, tmp_path_factory.mktemp("undisturbed"), CONFIG)
     train(job, 2)
     return job
 
@@ -71,30 +71,30 @@ def result(job: Job) -> dict[str, Any]:
     return content
 
 
-def test_moved_between_numbers_of_workers_and_wrappers(alone: Job, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_moved_between_numbers_of_workers_and_wrappers(undisturbed: Job, snapshot: Snapshot, tmp_path: Path) -> None:
     job = prepared(snapshot, tmp_path, CONFIG)
     train(job, 2, stop_at=5, parallel="fsdp")
     train(job, 3, stop_at=10, parallel="fsdp")
     train(job, 1, stop_at=15, parallel="ddp")
     train(job, 2, parallel="fsdp", activation_checkpointing=True)
-    assert_same_numbers(alone, job)
+    assert_same_numbers(undisturbed, job)
     begun = [(line["begun_at"], line["world_size"]) for line in lines(job) if "begun_at" in line]
     assert begun == [(0, 2), (5, 3), (10, 1), (15, 2)]
-    # The exported model is the plain one, whatever trained it.
-    configs = [json.loads((run.run_dir / export.WEIGHTS / "config.json").read_bytes()) for run in (alone, job)]
+    # The exported model is not wrapped, however it was trained.
+    configs = [json.loads((run.run_dir / export.WEIGHTS / "config.json").read_bytes()) for run in (undisturbed, job)]
     assert configs[0] == configs[1]
     assert configs[0]["architectures"] == ["NullsForCausalLM"]
 
 
-def test_every_token_counts_once_over_all_resumes(alone: Job, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_every_token_counts_once_over_all_resumes(undisturbed: Job, snapshot: Snapshot, tmp_path: Path) -> None:
     job = prepared(snapshot, tmp_path, CONFIG)
     train(job, 2, stop_at=5)
     train(job, 2, stop_at=15)
     newest = dcp.latest(job.run_dir)
     assert newest is not None
-    (newest / ".metadata").unlink()  # cut short: ten steps are done again
+    (newest / ".metadata").unlink()  # cut short, so ten steps are done again
     train(job, 2)
-    assert result(job) | {"tokens_per_second": 0} == result(alone) | {"tokens_per_second": 0}
+    assert result(job) | {"tokens_per_second": 0} == result(undisturbed) | {"tokens_per_second": 0}
     per_step = {line["step"]: line["num_targets"] for line in lines(job) if "loss" in line}
     assert result(job)["tokens"] == sum(per_step.values())
     assert sum("loss" in line for line in lines(job)) > len(per_step), "no step was done again"
@@ -104,14 +104,14 @@ def test_every_token_counts_once_over_all_resumes(alone: Job, snapshot: Snapshot
     assert not newest.exists() or dcp.is_complete(newest)
 
 
-def test_a_snapshot_that_changed_is_refused_by_the_workers_too(alone: Job, snapshot: Snapshot, tmp_path: Path) -> None:
+def test_workers_refuse_another_snapshot_too(undisturbed: Job, snapshot: Snapshot, tmp_path: Path) -> None:
     documents = corpus()
     documents["wiki:tinywiki:1"] = ["Something else."]
     other = write_snapshot(tmp_path / "registry", documents)
-    tokenizer = load_tokenizer(alone.run_dir / "tokenizer")
+    tokenizer = load_tokenizer(undisturbed.run_dir / "tokenizer")
     cache = TokenCache.of(other, tokenizer, tmp_path / "cache")
     with pytest.raises(mp.ProcessRaisedException, match="RefusedError: cannot resume") as refusal:
-        train(dataclasses.replace(alone, cache=cache.path), 1)
+        train(dataclasses.replace(undisturbed, cache=cache.path), 1)
     assert f"got snapshot {other.id}, the run began with snapshot {snapshot.id}" in str(refusal.value)
 
 
@@ -122,16 +122,16 @@ def writer_of(run_dir: Path, completed: list[str], *, keep: int = 5) -> Checkpoi
     )
 
 
-def test_training_goes_on_meanwhile_and_does_not_change_what_is_written(
+def test_training_continues_during_a_write_and_does_not_change_what_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_write, write = threading.Event(), dcp.write
 
-    def held_up(directory: Path, content: Content, group: Any = None) -> None:
+    def delayed(directory: Path, content: Content, group: Any = None) -> None:
         assert may_write.wait(60)
         write(directory, content, group)
 
-    monkeypatch.setattr(dcp, "write", held_up)
+    monkeypatch.setattr(dcp, "write", delayed)
     completed: list[str] = []
     writer = writer_of(tmp_path, completed)
     model, optimizer = made(0)
@@ -142,7 +142,7 @@ def test_training_goes_on_meanwhile_and_does_not_change_what_is_written(
     assert dcp.latest(tmp_path) is None
     assert not completed
     may_write.set()
-    writer.close()  # waits, as the way out of a worker does
+    writer.close()  # waits for the write, as at the end of a worker
     assert completed == [directory.name]
     assert dcp.latest(tmp_path) == directory == written.result()
 
@@ -151,7 +151,7 @@ def test_training_goes_on_meanwhile_and_does_not_change_what_is_written(
     assert [train_step(other, other_optimizer, source) for source in (5, 30, 9)] == expected
 
 
-def test_only_one_is_on_its_way_and_old_ones_go(tmp_path: Path) -> None:
+def test_only_one_write_is_pending_and_old_checkpoints_are_deleted(tmp_path: Path) -> None:
     completed: list[str] = []
     writer = writer_of(tmp_path, completed, keep=2)
     model, optimizer = made(0)
@@ -167,7 +167,7 @@ def test_only_one_is_on_its_way_and_old_ones_go(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_full_disk_is_told_at_the_next_save_and_leaves_room_for_it(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_at_the_next_save_and_leaves_room_for_it(tmp_path: Path) -> None:
     model, optimizer = made(0)
     train_step(model, optimizer, source=5)
     dcp.save(tmp_path / "sizes" / "checkpoint-00000001", model, optimizer, state(1))
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_at_the_next_save_and_leaves_room_for_it(tmp_path: P
         for step in (1, 2, 3):
             directory, written = writer.save(model, optimizer, state(step))
         assert isinstance(written.exception(60), ServiceError)
-        assert not directory.exists(), "half a checkpoint takes up the room"
+        assert not directory.exists(), "half a checkpoint takes up space"
         assert completed == ["checkpoint-00000001", "checkpoint-00000002"]
         with pytest.raises(ServiceError, match=r"(?s)cannot write .*checkpoint-00000003.* bytes are left.*free some"):
             writer.save(model, optimizer, state(4))
@@ -195,7 +195,7 @@ def fail_on_both_ranks(rank: int, folder: str) -> None:
     writer = writer_of(Path(folder), [])
     writer.save(model, optimizer, state(1))
     writer.wait()
-    # Rank 0 cannot make its directory; rank 1, which has nothing to do with it, is told.
+    # Rank 0 cannot create the directory; rank 1, which does not use it, raises the error too.
     (Path(folder) / "attempt-001" / "checkpoint-00000002").write_text("in the way")
     writer.save(model, optimizer, state(2))
     with pytest.raises(ServiceError, match="cannot write"):
@@ -204,7 +204,7 @@ def fail_on_both_ranks(rank: int, folder: str) -> None:
     writer.close()
 
 
-def test_all_ranks_raise_what_one_met(tmp_path: Path) -> None:
+def test_all_ranks_raise_the_error_of_one(tmp_path: Path) -> None:
     run_ranks(2, fail_on_both_ranks, str(tmp_path))
     newest = dcp.latest(tmp_path)
     assert newest is not None

@@ -1,4 +1,4 @@
-"""The held-out choice: a pure function that never takes what would be trained another way."""
+"""The choice of held-out sources: a pure function that never chooses text that other sources are trained on."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_shared_text_its_owners_and_empty_sources_are_never_chosen(snapshot: Sna
         assert len(picked) == 8
         assert picked == sorted(picked)
         chosen |= set(picked)
-    # Not vacuous: over the seeds, every other source was chosen at some time.
+    # Not vacuous: over the seeds, every other source was chosen.
     assert chosen == set(tables[0]["source_id"].to_pylist()) - excluded
 
 
 @given(seed=st.integers(0, 2**31), order=st.randoms(use_true_random=False))
-def test_the_choice_depends_on_seed_and_sources_alone(seed: int, order: object) -> None:
+def test_the_choice_depends_only_on_seed_and_sources(seed: int, order: object) -> None:
     table = sources({number * 7919: 5000 for number in range(50)})
     picked = choose_heldout(table, seed=seed, min_heldout=5)
     shuffled = list(range(50))
@@ -45,7 +45,7 @@ def test_the_choice_depends_on_seed_and_sources_alone(seed: int, order: object) 
     assert choose_heldout(table.take(shuffled), seed=seed, min_heldout=5) == picked
 
 
-def test_a_source_more_moves_at_most_one_choice() -> None:
+def test_one_more_source_changes_at_most_one_choice() -> None:
     few = {number * 7919: 5000 for number in range(100)}
     before = set(choose_heldout(sources(few), seed=1))
     after = set(choose_heldout(sources(few | {12345: 5000}), seed=1))

@@ -1,4 +1,4 @@
-"""The loader against an enumeration of the documents: everything once, in an order that nothing but the seed moves."""
+"""The loader against an enumeration of the documents: every token once, in an order that only the seed changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loader(cache: TokenCache, **changes: object) -> PackedLoader:
 
 
 def joined(cache: TokenCache, world_size: int, **changes: object) -> list[dict[str, torch.Tensor]]:
-    """The global batches, put together from all ranks, padding rows removed."""
+    """The global batches, joined from all ranks, padding rows removed."""
     ranks = [loader(cache, rank=rank, world_size=world_size, **changes) for rank in range(world_size)]
     steps = []
     for parts in zip(*ranks, strict=True):
@@ -46,8 +46,8 @@ def joined(cache: TokenCache, world_size: int, **changes: object) -> list[dict[s
     return steps
 
 
-def predictions(batches: list[Batch]) -> Counter[tuple[int, int, int]]:
-    """(source, token, next token) of every target."""
+def targets(batches: list[Batch]) -> Counter[tuple[int, int, int]]:
+    """Count (source, token, target) over all positions with a target."""
     found: Counter[tuple[int, int, int]] = Counter()
     for batch in batches:
         valid = batch.labels != IGNORED
@@ -56,7 +56,7 @@ def predictions(batches: list[Batch]) -> Counter[tuple[int, int, int]]:
     return found
 
 
-def expected_predictions(cache: TokenCache) -> Counter[tuple[int, int, int]]:
+def expected_targets(cache: TokenCache) -> Counter[tuple[int, int, int]]:
     expected: Counter[tuple[int, int, int]] = Counter()
     for index, source in enumerate(cache.source_id.tolist()):
         if source not in HELDOUT:
@@ -69,7 +69,7 @@ def expected_predictions(cache: TokenCache) -> Counter[tuple[int, int, int]]:
 def test_every_token_is_a_target_exactly_once_over_all_ranks(cache: TokenCache, world_size: int) -> None:
     parts = [loader(cache, epochs=1, rank=rank, world_size=world_size) for rank in range(world_size)]
     batches = [list(part) for part in parts]
-    assert predictions(list(itertools.chain.from_iterable(batches))) == expected_predictions(cache)
+    assert targets(list(itertools.chain.from_iterable(batches))) == expected_targets(cache)
     assert all(len(part) == parts[0].total_steps for part in batches)
     for step in zip(*batches, strict=True):
         num_targets = sum(int((batch.labels != IGNORED).sum()) for batch in step)
@@ -77,24 +77,24 @@ def test_every_token_is_a_target_exactly_once_over_all_ranks(cache: TokenCache, 
     assert sum(batch.num_targets for batch in batches[0]) == parts[0].num_targets_per_epoch
 
 
-def test_held_out_sources_are_never_handed_out(cache: TokenCache) -> None:
+def test_held_out_sources_are_never_returned(cache: TokenCache) -> None:
     for batch in loader(cache):
         assert not np.isin(batch.true_source_ids.numpy(), HELDOUT).any()
-    handed_out = {source for source, _, _ in predictions(list(loader(cache)))}
-    assert handed_out == set(cache.source_id.tolist()) - set(HELDOUT)
+    returned = {source for source, _, _ in targets(list(loader(cache)))}
+    assert returned == set(cache.source_id.tolist()) - set(HELDOUT)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 5, 7])
-def test_the_number_of_workers_does_not_move_the_data(cache: TokenCache, world_size: int) -> None:
-    alone, together = joined(cache, 1, sink_dropout=0.3), joined(cache, world_size, sink_dropout=0.3)
-    assert len(alone) == len(together) > 10
-    for one, other in zip(alone, together, strict=True):
+def test_the_number_of_workers_does_not_change_the_data(cache: TokenCache, world_size: int) -> None:
+    one_worker, several = joined(cache, 1, sink_dropout=0.3), joined(cache, world_size, sink_dropout=0.3)
+    assert len(one_worker) == len(several) > 10
+    for one, other in zip(one_worker, several, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in TENSORS)
 
 
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_going_on_from_any_position_is_the_undisturbed_run(cache: TokenCache, data: st.DataObject) -> None:
+def test_resuming_from_any_position_gives_the_undisturbed_run(cache: TokenCache, data: st.DataObject) -> None:
     undisturbed = loader(cache, sink_dropout=0.25)
     batches, states = [], [undisturbed.state]
     for batch in undisturbed:
@@ -136,11 +136,11 @@ def test_sink_dropout_is_even_over_documents(cache: TokenCache) -> None:
     packed = loader(cache, sink_dropout=share, epochs=epochs)
     drops = np.stack([packed._dropped(epoch) for epoch in range(epochs)])
     assert abs(drops.mean() - share) < 0.02
-    # Binomial counts would spread from 4 to 17; the golden ratio keeps every document within two of ten.
+    # Binomial counts would range from 4 to 17; with the golden ratio every document is within two of ten.
     assert abs(drops.sum(axis=0) - share * epochs).max() <= 2
     assert not loader(cache, sink_dropout=0.0)._dropped(0).any()
     dropped = [batch.source_ids[batch.document_ids != PADDING] == NO_SOURCE for batch in packed]
-    weights = packed._predictions_D / packed._predictions_D.sum()
+    weights = packed._targets_D / packed._targets_D.sum()
     expected = float((drops * weights).sum() / epochs)
     assert torch.cat(dropped).float().mean().item() == pytest.approx(expected, abs=1e-6)
 
@@ -170,7 +170,7 @@ def test_bad_sizes_and_empty_corpora_are_named(cache: TokenCache) -> None:
 
 
 def test_the_key_of_the_order_is_frozen() -> None:
-    """Golden values: another order would break the resumption of runs begun before it."""
+    """Golden values: with another order, runs that began before it could not resume."""
     values = np.array([0, 1, 2, 3, 2**62], dtype=np.int64)
     assert keyed(values, "documents", 3, 1).tolist() == [
         7096160205742035497,
@@ -181,7 +181,7 @@ def test_the_key_of_the_order_is_frozen() -> None:
     ]
 
 
-def test_sinks_open_late_and_nothing_else_moves(cache: TokenCache) -> None:
+def test_sinks_open_late_and_nothing_else_changes(cache: TokenCache) -> None:
     late, always = list(loader(cache, sinks_open_at=0.4)), list(loader(cache))
     first = math.ceil(0.4 * len(always))
     assert 1 < first < len(always)

@@ -1,12 +1,11 @@
-"""Prefetched batches are the loader's, and the position told is that of the batches handed out, not made."""
+"""Prefetched batches are the loader's, and the position is that of the batches returned, not of those made ahead."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def test_batches_and_positions_are_the_loaders(cache: TokenCache, depth: int) ->
     assert count == plain.total_steps > 4
 
 
-def test_who_resumes_from_the_position_told_misses_and_repeats_nothing(cache: TokenCache) -> None:
+def test_resuming_from_the_position_skips_and_repeats_nothing(cache: TokenCache) -> None:
     whole = list(loader(cache))
     for done in range(1, len(whole)):
         first = Prefetcher(loader(cache), CPU, depth=3)
@@ -56,39 +55,87 @@ def test_who_resumes_from_the_position_told_misses_and_repeats_nothing(cache: To
         assert all(equal(got, expected) for got, expected in zip(rest, whole[done:], strict=True))
 
 
-class Slow(PackedLoader):
-    """A loader that takes its time."""
+class Clock:
+    """A clock that only the test moves; it can be waited for until it was read often enough."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.num_reads = 0
+        self._was_read = threading.Condition()
+
+    def read(self) -> float:
+        with self._was_read:
+            self.num_reads += 1
+            self._was_read.notify_all()
+            return self.now_s
+
+    def wait_for_reads(self, number: int) -> None:
+        with self._was_read:
+            assert self._was_read.wait_for(lambda: self.num_reads >= number, timeout=60), self.num_reads
+
+
+class Watched(PackedLoader):
+    """A loader that calls `before_batch` with the number of each batch, from 1, before it returns the batch."""
+
+    before_batch: Callable[[int], None]
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            time.sleep(0.05)
+        for number, batch in enumerate(super().__iter__(), 1):
+            self.before_batch(number)
             yield batch
 
 
-def test_waiting_is_measured_and_goes_away_where_steps_are_longer(cache: TokenCache) -> None:
-    def waited(step_s: float) -> list[float]:
-        batches = Prefetcher(Slow(cache, epochs=2, context_length=64, rows_per_step=5), CPU)
-        found = []
-        for _ in batches:
-            found.append(batches.waited_s)
-            time.sleep(step_s)
-        return found[1:]
-
-    hungry, fed = waited(0.0), waited(0.2)
-    assert sum(hungry) > 0.02 * len(hungry)
-    assert sum(fed) < 0.25 * sum(hungry)
+def watched(cache: TokenCache) -> Watched:
+    return Watched(cache, epochs=2, context_length=64, rows_per_step=5)
 
 
-def test_an_error_of_the_loader_is_raised_and_no_thread_stays(cache: TokenCache) -> None:
+def test_the_time_spent_waiting_is_measured(cache: TokenCache) -> None:
+    clock, slow = Clock(), watched(cache)
+
+    def take_seven_seconds(number: int) -> None:
+        # The clock is read before and after each wait: this batch is made after its wait began.
+        clock.wait_for_reads(2 * number - 1)
+        clock.now_s += 7.0
+
+    slow.before_batch = take_seven_seconds
+    batches = Prefetcher(slow, CPU, clock=clock.read)
+    assert [batches.waited_s for _ in batches] == [7.0] * slow.total_steps
+    assert slow.total_steps > 4
+
+
+def test_no_time_is_spent_waiting_where_the_next_batch_is_ready_before_the_step_ends(cache: TokenCache) -> None:
+    clock, slow = Clock(), watched(cache)
+    may_make, made = threading.Semaphore(1), threading.Semaphore(0)
+
+    def take_seven_seconds(_: int) -> None:
+        assert may_make.acquire(timeout=60)
+        clock.now_s += 7.0
+        made.release()
+
+    slow.before_batch = take_seven_seconds
+    batches = Prefetcher(slow, CPU, clock=clock.read)
+    waited_s = []
+    for number, _ in enumerate(batches, 1):
+        waited_s.append(batches.waited_s)
+        if number < slow.total_steps:  # a step, during which the next batch is made
+            may_make.release()
+            assert made.acquire(timeout=60)
+            if number == 1:
+                assert made.acquire(timeout=60)
+    assert waited_s[1:] == [0.0] * (slow.total_steps - 1)
+    assert clock.now_s == 7.0 * slow.total_steps > 28
+
+
+def test_an_error_of_the_loader_is_raised_and_the_thread_ends(cache: TokenCache) -> None:
     class Broken(PackedLoader):
         def __iter__(self) -> Iterator[Batch]:
             yield from itertools.islice(super().__iter__(), 1)
-            raise OSError("the disk went away")
+            raise OSError("the disk is gone")
 
     before = threading.active_count()
     batches = iter(Prefetcher(Broken(cache, context_length=64, rows_per_step=5), CPU))
     next(batches)
-    with pytest.raises(OSError, match="went away"):
+    with pytest.raises(OSError, match="is gone"):
         next(batches)
     assert threading.active_count() == before
 

@@ -1,4 +1,4 @@
-"""Tokenizer and cache: the same input, the same tokens; nothing half-written is ever read."""
+"""Tokenizer and token cache: the same input gives the same tokens, and an incomplete cache is never read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_bad_calls_are_named() -> None:
         train_tokenizer(["", ""], 300)
 
 
-def test_sample_leaves_out_held_out_sources_and_is_a_fixed_spread(snapshot: Snapshot) -> None:
+def test_the_sample_has_no_held_out_sources_and_is_always_the_same(snapshot: Snapshot) -> None:
     everything = list(sample_texts(snapshot, excluded=[], max_bytes=10**9))
     site = ids.source_id("web:example.org")
     without = list(sample_texts(snapshot, excluded=[site], max_bytes=10**9))
@@ -72,7 +72,7 @@ def test_cache_holds_every_document_once(
         document = cache.document(index)
         assert (cache.source_id[index], cache.doc_id[index]) == (row["source_id"], row["doc_id"])
         assert document[0] == document[-1] == cache.end_of_text == tokenizer.eos_token_id
-        # A page that quotes the special token does not get to end its document.
+        # A page that quotes the special token does not end its document.
         assert (document[1:-1] != cache.end_of_text).all()
         assert tokenizer.decode(document[1:-1].tolist()) == row["text"]
 
@@ -84,11 +84,11 @@ def test_cache_is_reused_and_rebuilt_when_broken(
     expected = np.array(cache.tokens)
     file = cache.path / "tokens.bin"
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(DamagedError, match=r"not whole|sizes"):
+    with pytest.raises(DamagedError, match="incomplete"):
         TokenCache.open(cache.path)
     rebuilt = TokenCache.of(snapshot, tokenizer, tmp_path)
     assert (rebuilt.tokens == expected).all()
-    monkeypatch.setattr(token_cache, "_write_cache", lambda *_: pytest.fail("built a cache that is there"))
+    monkeypatch.setattr(token_cache, "_write_cache", lambda *_: pytest.fail("built a cache that exists"))
     TokenCache.of(snapshot, tokenizer, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [cache.path.name]
 

@@ -1,4 +1,4 @@
-"""Several ranks without Ray, in seconds: processes forked from one that has imported what they need."""
+"""Several ranks without Ray, in seconds: processes forked from one that has done their imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training.run.worker import Worker
 
 
 def run_ranks(world_size: int, function: Callable[..., None], *arguments: Any, backend: str = "gloo") -> None:
-    """Calls `function(rank, *arguments)` on each rank of a process group; raises what one raised."""
+    """Call `function(rank, *arguments)` on each rank of a process group; raise the error of any."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["torch", "training.run.worker", "tests.training.distributed.ranks"])
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def _in_group(
 
 
 def prepared(snapshot: Snapshot, folder: Path, config: TrainConfig) -> Job:
-    """What the driver would hand to workers."""
+    """Return the job that the driver would give to workers."""
     run_dir = folder / "run-001"
     tokenizer = train_tokenizer(sample_texts(snapshot, excluded=[], max_bytes=10**9), config.vocab_size)
     tokenizer.save_pretrained(str(run_dir / "tokenizer"))
@@ -51,11 +51,11 @@ def prepared(snapshot: Snapshot, folder: Path, config: TrainConfig) -> Job:
 
 
 class StoppedError(Exception):
-    """A run that is cut off, on all ranks, after a checkpoint."""
+    """Stops a run, on all ranks, after a checkpoint."""
 
 
 def train(job: Job, world_size: int, *, stop_at: int | None = None, **changes: Any) -> None:
-    """Trains to the end, or till the checkpoint of a step is written; `changes` are of the configuration."""
+    """Train to the end, or until the checkpoint of a step is written; `changes` are configuration fields."""
     config = TrainConfig.from_dict(job.config.to_dict() | changes)
     run_ranks(world_size, _train_rank, dataclasses.replace(job, config=config).to_plain(), stop_at)
 

@@ -1,4 +1,4 @@
-"""DDP and FSDP2 give what one process gives: held against an AdamW written here, row by row, in float64."""
+"""DDP and FSDP2 give the results of one process: compared with an AdamW written here, row by row, in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.sinks.layout import NO_SOURCE
 from training.sinks.mlp import SINK_PARAMETERS
 
 TOKENIZER = train_tokenizer(["some text to learn from"], 300)
-# 45 sinks do not divide by two ranks; eps keeps a gradient that is all rounding from becoming a step.
+# 45 sinks do not divide by two ranks; eps keeps a gradient of only rounding errors from becoming a step.
 CONFIG = TrainConfig.preset(
     "demo",
     model={"hidden_size": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
@@ -53,7 +53,7 @@ def made() -> NullsForCausalLM:
 
 
 def micro_batch(step: int, rank: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two rows of eight tokens: the second half of a row is a document of the source named above; uneven targets."""
+    """Two rows of eight tokens: the second half of each is a document of the source in SOURCES; uneven targets."""
     generator = torch.Generator().manual_seed(100 * step + 10 * rank + index)
     ids_BT = torch.randint(0, len(TOKENIZER), (2, 8), generator=generator)
     labels_BT = torch.randint(0, len(TOKENIZER), (2, 8), generator=generator)
@@ -75,7 +75,7 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    """Trains under each kind; rank 0 writes the weights and norms after every step."""
+    """Train under each kind of parallelism; rank 0 writes the weights and norms after every step."""
     variants = {
         "ddp": ("ddp", CONFIG),
         "fsdp": ("fsdp", CONFIG),
@@ -95,7 +95,7 @@ def rank_main(rank: int, folder: str) -> None:
                 with parallel.syncing(net, index == MICRO_BATCHES - 1):
                     (net(*micro_batch(step, rank, index)) * (RANKS / num_targets(step))).backward()
                 if kind == "fsdp" and index == 0:
-                    assert all(p.grad is None for p in model.parameters()), "gradients were sharded, thus sent, early"
+                    assert all(p.grad is None for p in model.parameters()), "gradients were sharded, and so sent, early"
             norm = clip_gradients(model.parameters(), config.optim.grad_clip)
             optimizer.step()
             results[name].append({"norm": norm} | {key: full(value) for key, value in model.named_parameters()})
@@ -108,7 +108,7 @@ def rank_main(rank: int, folder: str) -> None:
 
 
 class Reference:
-    """One process, plain autograd for gradients, and AdamW by the book in float64, an optimizer for each sink."""
+    """One process with autograd's gradients and a textbook AdamW in float64, with an optimizer for each sink."""
 
     def __init__(self) -> None:
         self.model = made()
@@ -135,7 +135,7 @@ class Reference:
         return {"norm": torch.tensor(norm)} | {n: p.detach().clone() for n, p in self.model.named_parameters()}
 
     def active_rows(self, step: int, name: str) -> npt.NDArray[np.int64]:
-        """Of a pool, the sinks of the step's sources, from their masks; of any other parameter, all rows."""
+        """The rows to update: of a pool, the sinks of the step's sources, from their masks; else all rows."""
         if name.rpartition(".")[2] not in SINK_PARAMETERS:
             return np.arange(len(self.steps[name]))
         sources = [source for (when, _, _), source in SOURCES.items() if when == step]
@@ -187,13 +187,13 @@ def test_both_wrappers_equal_one_process_and_leave_absent_sinks_alone(tmp_path: 
 
 
 def dense(grad: Tensor | None) -> Tensor:
-    """A gradient in one piece, whether its rows are on other ranks or only its active rows are there."""
+    """The whole gradient, dense, whether it is sharded over ranks or sparse."""
     assert grad is not None
     return grad.to_dense() if grad.is_sparse else full(grad)
 
 
 def gradients(kind: Parallel, config: TrainConfig, device: torch.device) -> dict[str, Tensor]:
-    """Loss and gradients of four micro-batches, whose plans differ in shape, on the one rank there is."""
+    """Loss and gradients of four micro-batches, whose sink plans differ in shape, on one rank."""
     model = made()
     net = parallel.wrap(TokenLoss(model, torch.float32), kind, config, device)
     loss = 0.0
@@ -227,7 +227,7 @@ def mixed(rank: int) -> None:
     plain = gradients("ddp", exact, device)
     for config, tolerance in ((exact, 1e-4), (CONFIG, 3e-2)):
         got = gradients("fsdp", config, device)
-        assert all(value.dtype == torch.float32 for value in got.values()), "sums over ranks are to be in float32"
+        assert all(value.dtype == torch.float32 for value in got.values()), "sums over ranks must be in float32"
         for name, value in plain.items():
             error = (got[name] - value).norm() / value.norm().clamp_min(1e-6)
             assert error < tolerance, f"{config.dtype} {name}: {error}"

@@ -1,4 +1,4 @@
-"""The model: a Llama when no source is given, and with sources what its documents would yield one by one."""
+"""The model: a Llama when no source is given; a packed row gives the results of its documents one by one."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def test_a_source_changes_its_own_row_only(model: NullsForCausalLM, ids_BT: Tens
 @pytest.mark.parametrize("lengths", [[5, 1, 9, 3], [150, 3, 120, 60]])
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 @torch.no_grad()
-def test_a_packed_row_is_its_documents_apart(attention: str, lengths: list[int]) -> None:
-    # flex_attention as it is, not compiled for minutes; documents cross its blocks of 128.
+def test_a_packed_row_gives_the_results_of_its_documents_one_by_one(attention: str, lengths: list[int]) -> None:
+    # flex_attention runs eagerly, since compiling takes minutes; documents cross its blocks of 128.
     with torch.compiler.set_stance("force_eager"):
         assert_packed_is_apart(build(attn_implementation=attention, max_position_embeddings=512), lengths)
 
@@ -120,7 +120,9 @@ def assert_packed_is_apart(model: NullsForCausalLM, lengths: list[int]) -> None:
     ]
     torch.testing.assert_close(packed.logits[0, :-2], torch.cat(apart), atol=1e-5, rtol=1e-5)
     together = model(torch.cat(documents)[None], source_ids=torch.tensor(sources)[document_ids][None])
-    assert (together.logits[0] - torch.cat(apart)).abs().max() > 0.1, "documents do not affect each other anyway"
+    assert (together.logits[0] - torch.cat(apart)).abs().max() > 0.1, (
+        "documents in one row do not affect each other without document_ids either"
+    )
 
 
 def test_a_document_does_not_see_its_neighbour_in_training(ids_BT: Tensor) -> None:
@@ -148,7 +150,7 @@ def test_flex_attention_equals_sdpa(ids_BT: Tensor) -> None:
 def test_flex_attention_trains_as_sdpa_does(ids_BT: Tensor) -> None:
     document_ids = (torch.arange(12) >= 5).long().expand(3, 12).cuda()
     inputs = {"input_ids": ids_BT.cuda(), "labels": ids_BT.cuda(), "document_ids": document_ids}
-    shape = {"hidden_size": 64}  # heads of 16, the least that the kernel takes
+    shape = {"hidden_size": 64}  # heads of 16, the smallest that the kernel takes
     flex, sdpa = (
         loss_and_gradients(build(attn_implementation=name, **shape).cuda().train(), **inputs)
         for name in ("flex_attention", "sdpa")
@@ -185,10 +187,10 @@ def test_each_beam_uses_its_prompts_source(model: NullsForCausalLM, ids_BT: Tens
     settings = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False}
     together = model.generate(ids_BT, source_ids=source_ids_B, attention_mask=torch.ones_like(ids_BT), **settings)
     for row, ids_T, source_id in zip(together, ids_BT, source_ids_B, strict=True):
-        alone = model.generate(
+        expected = model.generate(
             ids_T[None], source_ids=source_id[None], attention_mask=torch.ones_like(ids_T[None]), **settings
         )
-        assert torch.equal(row, alone[0])
+        assert torch.equal(row, expected[0])
 
 
 def test_save_and_load_through_the_auto_classes(
@@ -215,7 +217,7 @@ def test_the_model_equals_its_dense_masked_self(scheme: str, ids_BT: Tensor, mon
 
     def dense(hidden_TD: Tensor, plan: SinkPlan, layer: int, *pool: Tensor, row_gradients: bool) -> Tensor:
         assert not row_gradients
-        assert layer == 0, "a layer gets its own draw alone"
+        assert layer == 0, "a layer gets only its own draw"
         mask_TP = token_mask(source_ids.flatten(), model.config.layout, next(layers))
         return dense_masked_mlp(hidden_TD, mask_TP, *pool)
 
@@ -236,14 +238,14 @@ def test_compiled_layers_share_their_graphs(ids_BT: Tensor) -> None:
     twin = build(num_hidden_layers=10).train()
     counts = []
     for sources in ([1, 2, 3], [4, 4, 5], [6, 7, NO_SOURCE], [8, 9, 10], [1, NO_SOURCE, 2], [5, 4, 4]):
-        # As in training, without a cache: what it holds differs from layer to layer.
+        # As in training, without a cache, whose content differs from layer to layer.
         documents = {"document_ids": torch.zeros_like(ids_BT)}
         inputs = {"input_ids": ids_BT, "labels": ids_BT, "source_ids": torch.tensor(sources)} | documents
         got, expected = loss_and_gradients(model, **inputs), loss_and_gradients(twin, **inputs)
         for name, value in got.items():
             torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
         counts.append(counter.frame_count)
-    # Ten layers share one graph; once for the first batch, once for any number of sources, and of tokens with one.
+    # Ten layers share a graph: one for the first batch, then one for any number of sources, and one for any of tokens.
     assert counts == [1, 2, 3, 3, 3, 3]
 
 
@@ -274,10 +276,10 @@ def test_masks_are_drawn_once_a_batch(ids_BT: Tensor, source_ids_B: Tensor, monk
     model = build().train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     loss_and_gradients(model, input_ids=ids_BT, labels=ids_BT, source_ids=source_ids_B)
-    assert draws == [[4, 2**63 - 1]], "two layers, computed twice, are one draw for both"
+    assert draws == [[4, 2**63 - 1]], "two layers, computed twice, need one draw for both"
 
 
-def test_weights_start_like_the_linear_layers(model: NullsForCausalLM) -> None:
+def test_sinks_are_initialised_like_linear_layers(model: NullsForCausalLM) -> None:
     for name, parameter in model.named_parameters():
         if "sink_" in name:
             assert abs(parameter.std().item() - 0.2) < 0.03, name
@@ -308,7 +310,7 @@ def test_a_bad_config_names_its_field(fields: dict[str, object], message: str) -
         NullsConfig(**fields)
 
 
-def test_calls_that_cannot_be_right_are_refused(model: NullsForCausalLM, ids_BT: Tensor) -> None:
+def test_contradictory_calls_are_refused(model: NullsForCausalLM, ids_BT: Tensor) -> None:
     documents = torch.zeros_like(ids_BT)
     with pytest.raises(UsageError, match="source_ids"):
         model(ids_BT, source_ids=torch.tensor([1, 2]))

@@ -1,4 +1,4 @@
-"""Masks: frozen vectors, exact counts, the statistics of a uniform draw, and the released checkpoints' own masks."""
+"""Masks: golden vectors, exact counts, the statistics of a uniform draw, and the masks of released checkpoints."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from training.sinks.layout import NO_SOURCE, SinkLayout
 MAX_ID = 2**63 - 1
 source_ids = st.integers(0, MAX_ID)
 
-# id, layer, first eight sinks, SHA-256 of all 128 as little-endian int64 (first 16 digits). Never to change: a model's
-# weights are useless under other masks.
+# id, layer, first eight sinks, SHA-256 of all 128 as little-endian int64 (first 16 digits). They must never change: a
+# model's weights are useless under other masks.
 GOLDEN = [
     (0, 0, [995, 6757, 1087, 3528, 6458, 1941, 6239, 6125], "0f4c79832fc67ae3"),
     (1, 0, [6038, 1464, 5818, 6117, 6888, 4087, 7890, 4413], "926b16d184210f35"),
@@ -31,7 +31,7 @@ GOLDEN = [
     (MAX_ID, 31, [635, 2415, 876, 2762, 2032, 55, 1553, 2612], "77b5400e69ddc231"),
 ]
 
-# REFERENCE.md: id, bits, sinks on, first ten; n = 7692, p = 0.013.
+# Masks of the reference: id, bits, number of sinks on, the first ten; n = 7692, p = 0.013.
 REFERENCE = [
     (49152, 32, 85, [141, 403, 617, 683, 872, 1023, 1094, 1098, 1107, 1395]),
     (49152, 64, 76, [5, 38, 517, 974, 1007, 1032, 1220, 1257, 1393, 1444]),
@@ -51,12 +51,12 @@ def reference_layout(bits: int) -> SinkLayout:
 
 
 def overlaps(first_NK: np.ndarray, second_NK: np.ndarray) -> np.ndarray:
-    """How many sinks each pair of rows shares."""
+    """Number of sinks that each pair of rows shares."""
     return np.array([len(np.intersect1d(a, b)) for a, b in zip(first_NK, second_NK, strict=True)])
 
 
 def assert_hypergeometric(shared: np.ndarray, layout: SinkLayout) -> None:
-    """Mean and variance within five standard errors of two independent draws without replacement."""
+    """Assert mean and variance of two independent draws without replacement, within five standard errors."""
     law = stats.hypergeom(layout.num_pool, layout.num_sinks, layout.num_sinks)
     mean, variance, kurtosis = (float(x) for x in law.stats("mvk"))
     assert abs(shared.mean() - mean) < 5 * np.sqrt(variance / len(shared))
@@ -165,8 +165,8 @@ def test_the_load_is_even_over_the_pool(num_pool: int) -> None:
     assert expected > 1000
 
 
-def test_every_place_in_the_draw_is_even_too() -> None:
-    # Position j of a row is the image of j: a weak permutation would send some j to some places more often.
+def test_every_position_of_the_draw_is_even_too() -> None:
+    # Position j of a row is the image of j: a weak permutation would map some j to some sinks more often.
     counts_KP = np.stack(
         [
             np.bincount(column, minlength=97)
@@ -177,12 +177,12 @@ def test_every_place_in_the_draw_is_even_too() -> None:
     assert stats.kstest(p_values, "uniform").pvalue > 1e-4
 
 
-@pytest.mark.parametrize("places", [(0, 1), (0, 8), (3, 4), (7, 30)])
+@pytest.mark.parametrize("positions", [(0, 1), (0, 8), (3, 4), (7, 30)])
 @pytest.mark.parametrize("num_pool", [48, 61])
-def test_pairs_of_places_are_even(num_pool: int, places: tuple[int, int]) -> None:
-    # Two images together; this is what too few rounds get wrong: with four, all of these fail.
+def test_pairs_of_positions_are_even(num_pool: int, positions: tuple[int, int]) -> None:
+    # Pairs of images are the first to be uneven with too few rounds: with four, all of these fail.
     sinks_NK = SinkLayout(num_pool=num_pool, num_sinks=num_pool).sinks(np.arange(60_000), 0)
-    counts = np.bincount(sinks_NK[:, places[0]] * num_pool + sinks_NK[:, places[1]], minlength=num_pool**2)
+    counts = np.bincount(sinks_NK[:, positions[0]] * num_pool + sinks_NK[:, positions[1]], minlength=num_pool**2)
     counts_PP = counts.reshape(num_pool, num_pool)
     assert not counts_PP.diagonal().any()
     unequal = counts_PP[~np.eye(num_pool, dtype=bool)]
@@ -191,7 +191,7 @@ def test_pairs_of_places_are_even(num_pool: int, places: tuple[int, int]) -> Non
 
 
 def test_a_million_sequential_ids_have_a_million_masks() -> None:
-    # The first 16 sinks alone, as a set, in one layer: a random sum of 64 bits a sink, so order does not count.
+    # Only the first 16 sinks, as a set, in one layer: a sum of 64 random bits a sink, so their order does not count.
     layout = SinkLayout(num_sinks=16)
     weights_P = np.random.default_rng(0).integers(0, 2**64, layout.num_pool, dtype=np.uint64)
     sums = [weights_P[layout.sinks(np.arange(start, start + 8000), 0)].sum(1) for start in range(0, 1_000_000, 8000)]
@@ -209,7 +209,7 @@ def test_reference_vectors(source_id: int, bits: int, count: int, first: list[in
 @settings(max_examples=30, deadline=None)
 @given(source_ids, st.sampled_from([32, 64]))
 def test_reference_follows_its_definition(source_id: int, bits: int) -> None:
-    """Against the formula in Python's unbounded integers."""
+    """Compare with the formula in Python's unbounded integers."""
 
     def signed(x: int, width: int) -> int:
         return (x + 2 ** (width - 1)) % 2**width - 2 ** (width - 1)
@@ -246,7 +246,7 @@ def test_reference_probability_defaults_to_the_expected_count() -> None:
     assert abs(counts.mean() - 128) < 5
 
 
-def test_no_sources_is_no_rows() -> None:
+def test_no_sources_give_no_rows() -> None:
     none = np.zeros(0, dtype=np.int64)
     assert SinkLayout().sinks(none, 0).shape == (0, 128)
     assert SinkLayout().mask(none, 0).shape == (0, 8192)

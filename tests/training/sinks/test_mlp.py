@@ -23,7 +23,7 @@ LAYOUTS = {
     "reference-int32": SinkLayout(num_pool=61, num_sinks=7, scheme="reference-int32"),
     "reference-int64": SinkLayout(num_pool=61, num_sinks=7, scheme="reference-int64", probability=0.2),
 }
-# Segments of one batch: (source, tokens), with repeats, neighbours of one source, empty ones and none.
+# Segments of one batch: (source, tokens), with repeats, adjacent ones of one source, empty ones, and none at all.
 segments = st.lists(
     st.tuples(st.sampled_from([NO_SOURCE, 1, 2, 3, 77, 65536, 2**63 - 1]), st.integers(0, 9)), max_size=8
 )
@@ -34,7 +34,7 @@ def flat_ids(segments: list[tuple[int, int]]) -> Tensor:
 
 
 def tensors(layout: SinkLayout, num_tokens: int) -> list[Tensor]:
-    """hidden_TD and the three matrices of the pool, as leaves; scaled so that values and gradients are near one."""
+    """Return hidden_TD and the pool's three matrices, as leaves, scaled so that values and gradients are near one."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(num_tokens, WIDTH)] + 3 * [(layout.num_pool, WIDTH)]
     return [(0.3 * torch.randn(shape, generator=generator)).requires_grad_() for shape in shapes]
@@ -102,7 +102,7 @@ def test_without_any_source_the_pool_gets_zero_gradients() -> None:
         assert not out_TD.any()
         out_TD.sum().backward()
         for leaf in leaves:
-            assert leaf.grad is not None, "a data-parallel wrapper would wait for this gradient for ever"
+            assert leaf.grad is not None, "a data-parallel wrapper would wait for this gradient forever"
             assert not leaf.grad.any()
 
 
@@ -120,7 +120,7 @@ def test_less_than_half_of_the_slots_is_padding(counts: list[int]) -> None:
     layout = SinkLayout(num_pool=4, num_sinks=1)
     plan = build_plan(flat_ids(list(enumerate(counts))), layout, 1)
     assert sum(counts) <= len(plan.gather_index) < 2 * sum(counts)
-    # Each bucket's first source is at most half as long as the bucket before: at most 13 of them under 5000 tokens.
+    # The first source of a bucket is at most half as long as that of the bucket before: at most 13 for 5000 tokens.
     assert len(plan.buckets) <= 13
     assert sum(g for g, _ in plan.buckets) == len(counts)
 
@@ -128,7 +128,9 @@ def test_less_than_half_of_the_slots_is_padding(counts: list[int]) -> None:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
 @pytest.mark.parametrize("row_gradients", [False, True])
 @pytest.mark.parametrize("body", ["bmm", "grouped"])
-def test_bfloat16_autocast_is_full_precision_within_a_hundredth(body: Body, row_gradients: bool, device: str) -> None:
+def test_bfloat16_autocast_is_within_a_hundredth_of_full_precision(
+    body: Body, row_gradients: bool, device: str
+) -> None:
     layout, ids_T = SinkLayout(num_pool=61, num_sinks=16), flat_ids([(1, 90), (NO_SOURCE, 30), (2, 50)]).to(device)
     leaves = [torch.randn(n, 64).mul(0.3).to(device).requires_grad_() for n in (170, 61, 61, 61)]
     plan = build_plan(ids_T, layout, NUM_LAYERS)
@@ -145,7 +147,7 @@ def test_bfloat16_autocast_is_full_precision_within_a_hundredth(body: Body, row_
 
 @needs_cuda
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_on_cuda_it_is_dense_masked_too(name: str) -> None:
+def test_on_cuda_gathered_is_dense_masked(name: str) -> None:
     layout, ids_T = LAYOUTS[name], flat_ids([(1, 40), (NO_SOURCE, 3), (2, 5), (1, 2), (77, 1)])
     leaves = tensors(layout, len(ids_T))
     expected = values_and_gradients(dense_masked_mlp(leaves[0], token_mask(ids_T, layout, 1), *leaves[1:]), leaves)
@@ -170,7 +172,7 @@ def test_gradients_are_derivatives() -> None:
 
 @pytest.mark.parametrize("body", ["bmm", "grouped"])
 @pytest.mark.parametrize("row_gradients", [False, True])
-def test_a_checkpointed_layer_yields_the_same(body: Body, row_gradients: bool) -> None:
+def test_a_checkpointed_layer_gives_the_same_gradients(body: Body, row_gradients: bool) -> None:
     layout, ids_T = LAYOUTS["aligned"], flat_ids([(1, 9), (NO_SOURCE, 3), (2, 5)])
     plan, leaves = build_plan(ids_T, layout, NUM_LAYERS), tensors(layout, len(ids_T))
     calls = []
@@ -186,7 +188,7 @@ def test_a_checkpointed_layer_yields_the_same(body: Body, row_gradients: bool) -
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_one_compiled_graph_serves_all_batches(backend: str) -> None:
+def test_all_batches_share_one_compiled_graph(backend: str) -> None:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
     layout = LAYOUTS["aligned"]
@@ -205,7 +207,7 @@ def test_one_compiled_graph_serves_all_batches(backend: str) -> None:
         for ours, theirs in zip(got, expected, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
         counts.append(counter.frame_count)
-    # Once for the first sizes, once more with all sizes free.
+    # One graph for the first sizes, then one for any sizes.
     assert counts == [1, 2, 2, 2, 2, 2]
 
 

@@ -1,4 +1,4 @@
-"""Both bodies of Adam on rows: equal to each other and to an Adam for each row; absent rows keep their bits."""
+"""Both bodies of Adam on rows: equal to each other and to an Adam for each row; inactive rows keep their bits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pools(device: str = "cpu") -> Pools:
 
 
 def gradients(step: int) -> list[Tensor]:
-    """A third of the rows active, others exactly zero; one active row holds a single denormal number."""
+    """Gradients of which a third of the rows are active and the others zero; one active row has one denormal number."""
     generator = torch.Generator().manual_seed(100 + step)
     found = []
     for size in (NUM_ROWS, NUM_ROWS // 2):
@@ -45,7 +45,7 @@ def gradients(step: int) -> list[Tensor]:
 
 
 def run(body: Body | None, device: str = "cpu") -> Pools:
-    """Both pools after all steps; asserts in each that absent rows did not move."""
+    """Return both pools after all steps; assert in each step that inactive rows did not change."""
     weights, states = pools(device)
     for step in range(NUM_STEPS):
         before = [weight.clone() for weight in weights]
@@ -63,7 +63,7 @@ def run(body: Body | None, device: str = "cpu") -> Pools:
 def assert_equal(got: Pools, expected: Pools) -> None:
     torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=1e-7, check_device=False)
     for state, other in zip(got[1], expected[1], strict=True):
-        # A running mean cancels, so its error is that of the gradients, of size 1, in float32.
+        # Terms of a running mean cancel, so its error is relative to the gradients, which are about 1.
         torch.testing.assert_close(state["exp_avg"], other["exp_avg"], rtol=0, atol=1e-7, check_device=False)
         torch.testing.assert_close(state["exp_avg_sq"], other["exp_avg_sq"], rtol=1e-5, atol=1e-10, check_device=False)
         assert torch.equal(state["step"].cpu(), other["step"])
@@ -86,18 +86,18 @@ def test_each_row_is_an_adam_of_its_own(body: Body) -> None:
         assert torch.equal(states[index]["step"], counts.float())
 
 
-def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_body_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run("rows")
     monkeypatch.setattr(row_adam, "_masked_adam", torch.compile(row_adam._masked_adam))
     assert_equal(run("masked"), expected)
 
 
 @needs_cuda
-def test_on_cuda_it_is_the_same() -> None:
+def test_cuda_gives_the_same() -> None:
     assert_equal(run(None, "cuda"), run("rows"))
 
 
-def test_a_gpu_takes_all_rows_at_once_unless_the_gradient_is_sparse() -> None:
+def test_a_gpu_updates_all_rows_at_once_unless_the_gradient_is_sparse() -> None:
     assert choose_body(device="cpu", is_sparse=False) == "rows"
     assert choose_body(device="cuda", is_sparse=False) == "masked"
     assert choose_body(device="cuda", is_sparse=True) == "rows"

@@ -1,4 +1,4 @@
-"""Sparse gradients of the pool train the same weights as dense ones, on one process and on two."""
+"""Sparse gradients of the pool train the same weights as dense ones, in one process and in two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.sinks.sparse_grads import average_over_ranks, gather_rows, names_w
 
 
 def trained(*, row_gradients: bool, steps: int = 6, ranks: int = 1) -> tuple[TinyNulls, list[Tensor]]:
-    """A model after some steps, and each row's count of them."""
+    """Return a model after some steps, and the step counts of its rows."""
     model = TinyNulls()
     if row_gradients:
         use_row_gradients(model)
@@ -44,7 +44,7 @@ def test_sparse_and_dense_gradients_train_the_same_weights() -> None:
     assert 0 == sparse_steps[0].min() < sparse_steps[0].max()
 
 
-def test_clipping_measures_and_scales_both_alike() -> None:
+def test_clipping_treats_sparse_and_dense_gradients_alike() -> None:
     models = TinyNulls(), TinyNulls()
     use_row_gradients(models[0])
     norms = []
@@ -111,7 +111,7 @@ def test_names_are_those_of_the_pools() -> None:
 
 
 class Wrapped(nn.Module):
-    """As `TokenLoss` wraps the model: DDP cannot ignore parameters of the outermost module."""
+    """A module around the model, like `TokenLoss`: DDP cannot ignore parameters of the outermost module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,14 +137,14 @@ def run_rank(rank: int, folder: str) -> None:
         average_over_ranks(wrapped.parameters())
         clip_gradients(wrapped.parameters(), 1.0)
         optimizer.step()
-    # A step in which only rank 0 has a source: rank 1 takes part with no row at all.
+    # A step in which only rank 0 has a source: rank 1 takes part without any row.
     wrapped.zero_grad()
     hidden_TD, source_ids_T = batch(9, 0, 0)
     wrapped(hidden_TD, source_ids_T if rank == 0 else torch.full_like(source_ids_T, NO_SOURCE)).sum().backward()
     average_over_ranks(wrapped.parameters())
-    alone = {name: getattr(model, name).grad.to_dense() for name in POOL}
+    one_sided = {name: getattr(model, name).grad.to_dense() for name in POOL}
     steps = optimizer.state[model.sink_gate]["step"]
-    torch.save({"weights": parameters_of(model), "steps": steps, "alone": alone}, f"{folder}/{rank}.pt")
+    torch.save({"weights": parameters_of(model), "steps": steps, "one-sided": one_sided}, f"{folder}/{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +165,6 @@ def test_two_ranks_train_as_one(ranks: list[dict[str, dict[str, Tensor]]]) -> No
 
 def test_a_rank_without_sources_takes_part(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     for name in POOL:
-        ours, theirs = (rank["alone"][name] for rank in ranks)
+        ours, theirs = (rank["one-sided"][name] for rank in ranks)
         assert torch.equal(ours, theirs)
         assert ours.any(1).sum() == LAYOUT.num_sinks
