@@ -149,13 +149,13 @@ def read_sources(snapshot: Snapshot, source_ids: Iterable[int]) -> dict[int, Sou
     return {row["source_id"]: Source(**row, shared_with=partners.get(row["source_id"], ())) for row in rows}
 
 
-def shared_with(snapshot: Snapshot, source_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
+def shared_with(snapshot: Snapshot, source_ids: Sequence[int]) -> dict[SourceId, tuple[str, ...]]:
     """Return, by source id, the keys of sources that own text together with it (for a shared source: its owners)."""
     wanted = int64_array(source_ids)
     owners = snapshot.table("owners")
     groups = owners.filter(pc.is_in(owners["owner_id"], value_set=wanted))["source_id"]
     groups = pa.chunked_array([*groups.chunks, wanted])
-    partners: dict[int, set[int]] = {}
+    partners: dict[SourceId, set[SourceId]] = {}
     for group, owned in _owned(owners.filter(pc.is_in(owners["source_id"], value_set=groups.unique()))).items():
         for source_id in owned.intersection(source_ids) | {group}.intersection(source_ids):
             partners.setdefault(source_id, set()).update(owned - {source_id})
@@ -168,8 +168,8 @@ def shared_with(snapshot: Snapshot, source_ids: Sequence[int]) -> dict[int, tupl
     }
 
 
-def _owned(owners: pa.Table) -> dict[int, set[int]]:
-    groups: dict[int, set[int]] = {}
+def _owned(owners: pa.Table) -> dict[SourceId, set[SourceId]]:
+    groups: dict[SourceId, set[SourceId]] = {}
     for row in owners.to_pylist():
         groups.setdefault(row["source_id"], set()).add(row["owner_id"])
     return groups

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Snapshot:
         """Read a whole table of `registry.schema.TABLES`; `documents` and `bands` can be large: use `batches`."""
         return parquet.read_table(self.file(name))
 
-    def where(self, name: str, column: str, values: list[int]) -> pa.Table:
+    def where(self, name: str, column: str, values: Sequence[int]) -> pa.Table:
         """Return the rows of a table whose sort column has one of `values`."""
         return parquet.read_where(self.file(name), column, values)
 

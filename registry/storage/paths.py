@@ -70,7 +70,7 @@ def _open_prefix(prefix: S3Path, *, create: bool) -> S3Path:
 def work_directory(root: Location) -> Path:
     """Return the local directory from which stopped ingests into the registry at `root` resume.
 
-    For a local registry its `work`; for one at s3:// a directory in NULLS_WORK, else in the user's cache (`nulls/work`).
+    In a local registry `work`; for one at s3:// a directory in NULLS_WORK, else in the user's cache (`nulls/work`).
     """
     if isinstance(root, Path):
         return root / "work"
@@ -102,7 +102,7 @@ def list_inputs(uri: str) -> list[tuple[S3Path, int]]:
     else:
         found = list(named.walk())
     if not found:
-        raise InputError(f"{uri}: found no object; expected an object, a prefix or a glob that names some")
+        raise InputError(f"{uri}: no object found; expected an object, a prefix or a glob; check the name")
     return found
 
 
