@@ -29,7 +29,7 @@ _NUMBERS = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A request to the store: `key` is path and query without the bucket; `status` and `sent` (bytes) are the response."""
+    """A request to the store: `key` is path and query, no bucket; `status` and `sent` (bytes) are the response."""
 
     method: str
     key: str
@@ -85,7 +85,8 @@ class Proxy:
         self.faulted: list[tuple[str, Call]] = []
         self.fault: Fault = lambda call: None
         self.before: Callable[[Call], None] = lambda call: None
-        self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body
+        self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body  # changes what is sent to the store
+        self.returned: Callable[[Call, bytes], bytes] = lambda call, data: data  # changes what the store returns
         self.answer: Callable[[Call], tuple[int, bytes] | None] = lambda call: None  # replaces the store's response
         self.keeps_conditions = True
         self.keeps_checksums = True  # older S3-compatible stores do not return any
@@ -139,7 +140,7 @@ class Proxy:
                 passed = {k: v for k, v in passed.items() if k.lower() not in ("if-match", "if-none-match")}
             connection.request(handler.command, handler.path, body=self.tampered(call, body), headers=passed)
             response = connection.getresponse()
-            data = response.read()
+            data = self.returned(call, response.read())
         finally:
             connection.close()
         self.calls.append(dataclasses.replace(call, status=response.status, sent=len(data)))

@@ -115,6 +115,6 @@ def read_marker(directory: Path, name: str) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads((directory / name).read_bytes())
         whole = all((directory / file).stat().st_size == size for file, size in content["files"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return content if whole else None

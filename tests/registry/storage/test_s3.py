@@ -367,6 +367,62 @@ class TestFaults:
         assert remote.ids() == []
 
 
+class TestCopies:
+    """`copy_verified` without a given hash: the store's checksum of the object decides."""
+
+    @pytest.fixture(params=[1000, 11 << 15], ids=["whole", "in parts"])
+    def path(
+        self, request: pytest.FixtureRequest, bucket: S3Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> S3Path:
+        """An object that was sent at once, or in three parts."""
+        monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+        source = tmp_path / "source"
+        source.write_bytes(hashlib.sha256(b"copy").digest() * request.param)
+        (bucket / "object").upload(source, storage.sha256_of(source))
+        return bucket / "object"
+
+    @pytest.mark.parametrize("keeps_checksums", [True, False])
+    def test_a_right_copy_is_kept(self, path: S3Path, proxy: Proxy, tmp_path: Path, keeps_checksums: bool) -> None:
+        proxy.keeps_checksums = keeps_checksums
+        target = tmp_path / "folder" / "target"
+        storage.copy_verified(path, target)
+        assert target.read_bytes() == (tmp_path / "source").read_bytes()
+        assert [file.name for file in target.parent.iterdir()] == ["target"]
+
+    def test_an_existing_file_is_replaced(self, path: S3Path, tmp_path: Path) -> None:
+        target = tmp_path / "target"
+        target.write_bytes(b"another content")
+        storage.copy_verified(path, target)
+        assert target.read_bytes() == (tmp_path / "source").read_bytes()
+
+    @pytest.mark.parametrize("keeps_checksums", [True, False])
+    def test_a_corrupted_download_is_damage(
+        self, path: S3Path, proxy: Proxy, tmp_path: Path, keeps_checksums: bool
+    ) -> None:
+        corrupted: list[Call] = []
+
+        def flip_once(call: Call, data: bytes) -> bytes:
+            if call.method != "GET" or corrupted:
+                return data
+            corrupted.append(call)
+            return data[:-1] + bytes([data[-1] ^ 1])
+
+        proxy.keeps_checksums, proxy.returned = keeps_checksums, flip_once
+        target = tmp_path / "folder" / "target"
+        with pytest.raises(DamagedError, match="object: content differs") as caught:
+            storage.copy_verified(path, target)
+        assert caught.value.exit_code == 3
+        assert len(corrupted) == 1
+        assert list(target.parent.iterdir()) == []
+        storage.copy_verified(path, target)  # the next attempt succeeds
+        assert target.read_bytes() == (tmp_path / "source").read_bytes()
+
+    def test_a_missing_object_is_damage(self, bucket: S3Path, tmp_path: Path) -> None:
+        with pytest.raises(DamagedError, match="none: missing"):
+            storage.copy_verified(bucket / "none", tmp_path / "target")
+        assert list(tmp_path.iterdir()) == []
+
+
 class TestUploads:
     @pytest.fixture
     def big(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
