@@ -15,7 +15,7 @@ from registry.errors import RecordError
 from registry.hosts import canonical_host
 
 SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_WEB_SCHEME = re.compile(r"(https?|ftp):[/\\]{0,2}", re.IGNORECASE)  # browsers mend `http:/host` and `http:\\host`
+_WEB_SCHEME = re.compile(r"(https?|ftp):[/\\]{0,2}", re.IGNORECASE)  # browsers accept `http:/host` and `http:\\host`
 _QUERY_OR_FRAGMENT = re.compile(r"[?#]")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ftp": 21}
 _SEGMENT_SAFE = "!$&'()*+,;=:@~"  # RFC 3986's pchar; "%" and "/" that are data stay encoded

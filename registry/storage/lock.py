@@ -1,7 +1,7 @@
 """A file lock that the operating system releases when its holder ends, even by a crash.
 
-Two threads of one process exclude each other too. The lock file is empty; on most systems it is deleted on release. It
-must be on a file system that supports `flock` (local disks, and NFS 4).
+Two threads of one process exclude each other too. The lock file is empty, and may stay after the release. It must be on
+a file system that supports `flock` (local disks, and NFS 4).
 
     with file_lock(root / "newest.lock"): ...                                # waits
     with file_lock(path, timeout_s=0, busy="another run holds it"): ...      # refuses

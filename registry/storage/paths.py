@@ -102,7 +102,7 @@ def list_inputs(uri: str) -> list[tuple[S3Path, int]]:
     else:
         found = list(named.walk())
     if not found:
-        raise InputError(f"{uri}: no object found; expected an object, a prefix or a glob; check the name")
+        raise InputError(f"{uri}: no such object; expected an object, a prefix or a glob")
     return found
 
 
