@@ -1,4 +1,4 @@
-"""What a source is, and where it went: identity, ids, schemas, snapshots, lookup, the catalogue and its ledger.
+"""The record of every source and where it went: identity, ids, schemas, snapshots, lookup, catalogue and ledger.
 
 Every other package imports this one, and it imports none of them. Importing it loads neither torch nor ray, beam,
 duckdb or mlflow (`tests/test_layers.py` checks that), so a lookup starts in well under a second.

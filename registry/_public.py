@@ -1,8 +1,8 @@
-"""The public surface of a package: names that are imported from their modules when they are first used.
+"""The public names of a package, each imported from its module when it is first used.
 
-`import registry` loads nothing; `registry.Snapshot` loads `registry.snapshot`. A function may bear the name of its
-module (`registry.lookup.lookup`): the package's attribute is then the function, as `from registry import lookup` reads,
-also where the module was imported first. The module stays importable (`from registry.lookup import read_sources`).
+`import registry` loads no other module; `registry.Snapshot` loads `registry.snapshot`. A function may have the name of
+its module (`registry.lookup.lookup`): the package's attribute is then the function, even if the module was imported
+first. The module stays importable (`from registry.lookup import read_sources`).
 
     publish(__name__, {"Registry": "registry.snapshot", "lookup": "registry.lookup"})
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def publish(package: str, names: Mapping[str, str]) -> None:
-    """Make `names` (public name -> module that defines it) attributes of `package`, imported when they are used."""
+    """Make `names` (public name -> module that defines it) attributes of `package`, imported at first use."""
 
     class Package(ModuleType):
         def __getattr__(self, name: str) -> Any:

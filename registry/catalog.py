@@ -1,8 +1,8 @@
 """The catalogue: one SQL database (SQLite by default, PostgreSQL for a team) of snapshots, models and the ledger.
 
-What a snapshot *is* lies in its own files; the catalogue remembers when it came, which model versions saw it, and
-every unlearn request (`registry.ledger`). Its tables are made and changed by alembic migrations only. Opening an
-up-to-date SQLite catalogue takes about 10 ms beyond importing SQLAlchemy.
+The content of a snapshot is in its own files; the catalogue records when it was committed, which model versions were
+trained on it, and every unlearn request (`registry.ledger`). Only alembic migrations create and change its tables.
+Opening an up-to-date SQLite catalogue takes about 10 ms beyond importing SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ events = sa.Table(
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the millisecond."""
+    """Return the current time in UTC: ISO 8601, to the millisecond."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def catalog_url(registry_root: Location, configured: str | None = None) -> str | None:
-    """Where the catalogue is: `configured` (NULLS_CATALOG), else SQLite inside the registry; None if that is remote."""
+    """Return the catalogue's URL: `configured`, else NULLS_CATALOG, else SQLite in a local registry; else None."""
     if configured or os.environ.get("NULLS_CATALOG"):
         return configured or os.environ["NULLS_CATALOG"]
     return f"sqlite:///{registry_root / 'catalog.db'}" if isinstance(registry_root, Path) else None
@@ -97,18 +97,18 @@ class Catalog:
         url: an SQLAlchemy URL, e.g. `sqlite:///catalog.db`, `postgresql+psycopg://user@host/db`.
 
     Raises:
-        UsageError: the URL is none, or its driver is not installed.
+        UsageError: the URL is not valid or not supported, or its driver is not installed.
         ServiceError: the database cannot be reached or written.
-        DamagedError: the file is no database, or was written by a newer release.
+        DamagedError: the file is not a database, or was written by a newer release.
     """
 
     def __init__(self, url: str) -> None:
         try:
             self.engine = _make_engine(url)
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            place = _PASSWORD.sub(":***@", url)
+            shown = _PASSWORD.sub(":***@", url)
             raise UsageError(
-                f"catalogue {place!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE "
+                f"catalogue {shown!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE "
                 f"({_PASSWORD.sub(':***@', str(error))}); set NULLS_CATALOG"
             ) from None
         try:
@@ -120,36 +120,36 @@ class Catalog:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[sa.Connection]:
-        """A write transaction; in SQLite it holds the one write lock, others wait up to 60 s."""
+        """Open a write transaction; in SQLite it holds the only write lock, and other writers wait up to 60 s."""
         with self._translated(), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A read transaction: takes no lock, and works on a database that may not be written."""
+        """Open a read transaction: it takes no lock, and works on a read-only database."""
         with self._translated(), self.engine.connect().execution_options(nulls_read=True) as connection:
             yield connection
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[sa.Connection]:
-        """A transaction that no other with the same name runs beside; ends, and so unlocks, also with a crash."""
+        """Open a write transaction that excludes others of the same name; a crash ends it, and so unlocks."""
         with self.begin() as connection:
             lock(connection, name)
             yield connection
 
     def record_snapshot(self, snapshot_id: str, *, registry: str, parent: str | None) -> None:
-        """Notes that a snapshot was committed; a second time changes nothing."""
+        """Record that a snapshot was committed; a second call changes nothing."""
         row = {"snapshot_id": snapshot_id, "registry": registry, "parent": parent, "created_at": now()}
         self._insert_once(snapshots, row, snapshots.c.snapshot_id == snapshot_id)
 
     def snapshot_times(self) -> dict[str, str]:
-        """Snapshot id -> when it was first committed."""
+        """Return when each snapshot was first committed, by snapshot id."""
         with self.read() as connection:
             rows = connection.execute(sa.select(snapshots.c.snapshot_id, snapshots.c.created_at))
             return {row.snapshot_id: row.created_at for row in rows}
 
     def record_model(self, model_uri: str, *, snapshot_id: str, weights: str, run_id: str | None) -> None:
-        """Notes which snapshot a model version saw; a second time changes nothing."""
+        """Record which snapshot a model version was trained on; a second call changes nothing."""
         row = {
             "model_uri": model_uri,
             "snapshot_id": snapshot_id,
@@ -190,24 +190,24 @@ class Catalog:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        place = self.engine.url.render_as_string(hide_password=True)
+        shown = self.engine.url.render_as_string(hide_password=True)
         try:
             yield
         except OperationalError as error:
             raise ServiceError(
-                f"catalogue {place}: {error.orig}; check NULLS_CATALOG, the server and permissions"
+                f"catalogue {shown}: {error.orig}; check NULLS_CATALOG, the server and permissions"
             ) from error
         except DatabaseError as error:
             if "not a database" in str(error) or "malformed" in str(error):
-                raise DamagedError(f"catalogue {place}: {error.orig}; restore it from a copy") from error
+                raise DamagedError(f"catalogue {shown}: {error.orig}; restore it from a copy") from error
             raise
 
 
 def lock(connection: sa.Connection, name: str) -> None:
-    """Waits until no other transaction holds `name`, and holds it until this one ends; SQLite's own write lock does."""
+    """Hold the lock `name` until this transaction ends, after waiting for it; in SQLite the write lock suffices."""
     if connection.dialect.name == "postgresql":
-        number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+        lock_key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_key)))
 
 
 def _make_engine(url: str) -> sa.Engine:
@@ -236,7 +236,7 @@ def _make_engine(url: str) -> sa.Engine:
 
 @contextlib.contextmanager
 def _migration_lock(engine: sa.Engine) -> Iterator[None]:
-    """Keeps two processes from making the tables at once."""
+    """Keep two processes from creating the tables at the same time."""
     path = engine.url.database
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:

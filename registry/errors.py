@@ -1,17 +1,17 @@
-"""Every error this project raises on purpose, split by what whoever catches it should do.
+"""Every error this project raises on purpose, split by what its caller should do: abort, skip the record, or retry.
 
     NullsError                     base; carries the exit code of the command line
     |- UsageError            (2)   the call or its input is wrong: fix it and call again
     |  |- InputError         (2)   an input cannot be used at all (no dump in a directory, not XML, not UTF-8)
     |  `- ModelExistsError   (2)   a name that was to be new is taken
-    |- NotFoundError         (1)   the answer is no: no such source, snapshot, document, model
-    |- WeakEvidenceError     (1)   it was done, but the measurements do not support it
-    |- DamagedError          (3)   stored data is not what was written: a hash, a count, a schema differs
-    |- RefusedError          (4)   allowed by nobody: a revoked mask, a held-out source, a changed snapshot
+    |- NotFoundError         (1)   there is no such source, snapshot, document or model
+    |- WeakEvidenceError     (1)   the act was done, but the measurements do not support it
+    |- DamagedError          (3)   stored data differs from what was written: a hash, a count, a schema
+    |- RefusedError          (4)   never allowed: a revoked mask, a held-out source, a changed snapshot
     |- ServiceError          (2)   a server or store cannot be reached or written: retry when it is back
-    `- RecordError           (-)   one record of an input is bad: skip it, record `reason` and the place, go on
+    `- RecordError           (-)   one record of an input is bad: skip it, record `reason` and its position, go on
 
-A message says what was got, what was expected and what to do about it.
+A message says: got, expected, what to do.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class ModelExistsError(UsageError):
 
 
 class NotFoundError(NullsError):
-    """What was asked for is not there."""
+    """The source, snapshot, document or model asked for does not exist."""
 
     exit_code = 1
 
 
 class WeakEvidenceError(NullsError):
-    """The act was done, but its measurements do not support that it worked."""
+    """The act was done, but the measurements do not show that it worked."""
 
     exit_code = 1
 
@@ -67,8 +67,8 @@ class RecordError(NullsError):
     """One record of an input is bad; the reader goes on with the next.
 
     Args:
-        reason: a short machine-readable reason, e.g. ``truncated``: it is counted, so few distinct values.
-        detail: words for a person.
+        reason: a short machine-readable reason, e.g. ``truncated``; reasons are counted, so use few distinct ones.
+        detail: a message for people.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -1,11 +1,11 @@
-"""Host name -> the name that a web source is keyed by, and the wiki that a host serves.
+"""Host names: the registrable domain that keys a web source, and the Wikimedia wiki that a host serves.
 
 A web source is a registrable domain: the public suffix (private suffixes count: `alice.github.io`) and one label more.
-The list is the copy packaged with tldextract, and no network; its hash is in every manifest, since a newer list can
-move a host to another source. The list's algorithm (https://publicsuffix.org/list/) is thirty lines here: importing
-tldextract imports requests, which takes longer than a whole lookup, and it leaves open case, IDN against punycode (both
-become lower-case A-labels here), IP literals, trailing dots, hosts that are a suffix themselves, single labels and
-unknown top-level domains (the list's own default rule, `*`). The tests hold the two equal.
+The list is the copy packaged with tldextract, read without network; its hash is in every manifest, since a newer list
+can move a host to another source. The list's algorithm (https://publicsuffix.org/list/) is written out here in thirty
+lines: importing tldextract imports requests, which takes longer than a whole lookup, and tldextract does not define
+case, IDN against punycode (both become lower-case A-labels here), IP literals, trailing dots, hosts that are a suffix
+themselves, single labels and unknown top-level domains (the list's own default rule, `*`). The tests compare both.
 About 5 microseconds a host once the list is loaded (20 ms).
 """
 
@@ -23,7 +23,7 @@ import idna
 
 from registry.errors import RecordError, UsageError
 
-_MAX_HOST_CHARS = 1024  # DNS allows 253; room for percent-encoded and Unicode spellings of one
+_MAX_HOST_CHARS = 1024  # DNS allows 253; this leaves room for percent-encoded and Unicode spellings
 _MAX_RULE_LABELS = 16  # the list's longest rule has 7
 _ASCII_LABEL = re.compile(r"[a-z0-9_*-]+")
 # Wikimedia hosts whose database name is not language + project.
@@ -50,16 +50,16 @@ _SCOPE_OF_LANGUAGE = {"be-tarask": "be_x_old", "yue": "zh_yue", "nan": "zh_min_n
 
 
 def canonical_host(host: str) -> str:
-    """`host` in lower-case A-labels, without trailing dot; IPv6 in brackets, compressed, without zone.
+    """Return `host` in lower-case A-labels, without trailing dot; IPv6 in brackets, compressed, without zone.
 
     Args:
-        host: a host alone; `registry.urls.host_of` takes it from a URL, away from userinfo and port.
+        host: a host without userinfo and port, as `registry.urls.host_of` takes it from a URL.
 
     Raises:
-        RecordError: `bad-host`, if it is none.
+        RecordError: `bad-host`, if it is not a host name or address.
     """
     if len(host) > _MAX_HOST_CHARS:
-        raise RecordError("bad-host", f"a host of {len(host)} characters; at most {_MAX_HOST_CHARS} are read")
+        raise RecordError("bad-host", f"a host of {len(host)} characters; expected at most {_MAX_HOST_CHARS}")
     address = _ip_literal(host.strip())
     if address:
         return address
@@ -70,9 +70,9 @@ def canonical_host(host: str) -> str:
 
 
 def registrable_domain(host: str) -> str:
-    """The registrable domain of a canonical host; the host itself where it is an IP, a suffix or a single label.
+    """Return the registrable domain of a canonical host; the host itself if it is an IP, a suffix or a single label.
 
-    A host that ends in a number is an IP address in some notation (`127.1`, `010.0.0.1`), never a name: kept whole.
+    A host that ends in a number is an IP address in some notation (`127.1`, `010.0.0.1`), not a name: kept whole.
     """
     labels = host.split(".")
     if len(labels) == 1 or host.startswith("[") or labels[-1].isdecimal():
@@ -81,13 +81,13 @@ def registrable_domain(host: str) -> str:
 
 
 def desktop_host(host: str) -> str:
-    """A wiki's host without what marks its mobile site or is only `www`: "en.m.wikipedia.org" -> "en.wikipedia.org"."""
+    """Return a wiki's host without the labels `m`, `zero` and `www`: "en.wikipedia.org" for "en.m.wikipedia.org"."""
     labels = [label for label in host.lower().split(".") if label]
     return ".".join([label for label in labels[:-2] if label not in ("m", "zero", "www")] + labels[-2:])
 
 
 def wiki_scope_of_host(host: str) -> str | None:
-    """The database name of the Wikimedia wiki at `host` ("en.m.wikipedia.org" -> "enwiki"), or None."""
+    """Return the database name of the Wikimedia wiki at `host` ("enwiki" for "en.m.wikipedia.org"), or None."""
     bare = desktop_host(host)
     if bare in _SCOPE_OF_HOST:
         return _SCOPE_OF_HOST[bare]
@@ -100,12 +100,12 @@ def wiki_scope_of_host(host: str) -> str | None:
 
 @functools.cache
 def suffix_list_digest() -> str:
-    """SHA-256 of the public-suffix snapshot in use: part of the identity of every web source."""
+    """Return the SHA-256 of the public-suffix list in use: part of the identity of every web source."""
     return hashlib.sha256(_suffix_list()).hexdigest()
 
 
 def _suffix_list() -> bytes:
-    package = importlib.util.find_spec("tldextract")  # found, not imported: see the head of this file
+    package = importlib.util.find_spec("tldextract")  # found, not imported: see the module docstring
     if package is None or package.origin is None:
         raise UsageError("the public-suffix list is not installed; `pip install tldextract` brings it")
     return (Path(package.origin).parent / ".tld_set_snapshot").read_bytes()
@@ -119,7 +119,7 @@ def _suffix_rules() -> frozenset[str]:
 
 
 def _num_suffix_labels(labels: list[str]) -> int:
-    """How many of the last labels are the public suffix: the longest rule that matches, or `*`."""
+    """Return how many of the last labels are the public suffix: the longest matching rule decides, else `*`."""
     rules = _suffix_rules()
     for length in range(min(len(labels), _MAX_RULE_LABELS), 0, -1):
         name = ".".join(labels[-length:])
@@ -140,7 +140,7 @@ def _ip_literal(host: str) -> str | None:
 
 
 def _mapped(host: str) -> str:
-    """UTS 46 mapping (case, width, ideographic dots); NFKC and lower case where UTS 46 forbids a character."""
+    """Apply the UTS 46 mapping (case, width, ideographic dots), or NFKC and lower case if it forbids a character."""
     if host.isascii():
         return host.strip().lower()
     try:
@@ -150,10 +150,10 @@ def _mapped(host: str) -> str:
 
 
 def _a_label(label: str) -> str:
-    """A label as DNS has it; "" if it holds a character that no host may."""
+    """Return a label in the form that DNS uses; "" if it has a character that is not allowed in hosts."""
     try:
         ascii_label = label if label.isascii() else idna.alabel(label).decode("ascii")
-    except (idna.IDNAError, UnicodeError):  # what IDNA 2008 forbids is registered all the same: emoji
+    except (idna.IDNAError, UnicodeError):  # names that IDNA 2008 forbids are registered all the same: emoji
         try:
             ascii_label = "xn--" + label.encode("punycode").decode("ascii")
         except UnicodeError:

@@ -1,8 +1,8 @@
-"""URL, title, ISBN -> canonical source key, and what a person's query can mean.
+"""Canonical source keys from URLs, titles and ISBNs, and the sources that a person's query can mean.
 
-Every alias form of one thing gives one key: that is what makes "take this out again" answerable years later. Keys are
-versioned with the public-suffix snapshot (`registry.hosts.suffix_list_digest`), titles follow MediaWiki's rules
-(underscores are spaces, the first letter's case does not count), ISBNs are 13 digits.
+All spellings of one source give one key, so that a removal request can still be resolved years later. Keys depend on
+the public-suffix list (`registry.hosts.suffix_list_digest`), titles follow MediaWiki's rules (underscores are spaces,
+the first letter's case does not count), ISBNs are 13 digits.
 
     web:<registrable domain>   wiki:<wiki>:<page id>   book:gutenberg:<n> | book:isbn:<13> | book:sha256:<16 hex>
     shared:<16 hex>            (registry.ids.shared_key)
@@ -73,23 +73,23 @@ _INVISIBLE = re.compile(r"[\u200e\u200f\u202a-\u202e]+")  # MediaWiki's MediaWik
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One thing that a query can mean: a key or an id, or an alias (within `scope`, if given).
+    """One meaning of a query: a source, or an alias (within `scope`, if given).
 
     Attributes:
-        matched_by: how, for the answer: "id", "key", "url", "isbn", "title".
+        matched_by: the form that matched: "id", "key", "url", "isbn", "title".
         source_id: set if the query determines the source.
-        alias: set if the alias table must be asked.
-        scope: the wiki that the alias must be of.
+        alias: set if the source must be looked up in the alias table.
+        scope: the wiki that the alias must belong to.
     """
 
     matched_by: str
-    source_id: int | None = None
+    source_id: ids.SourceId | None = None
     alias: str | None = None
     scope: str | None = None
 
 
 class WebSource(enum.StrEnum):
-    """What a web source is; a snapshot has sources of one of these only, and its manifest says which."""
+    """The extent of a web source; all web sources of a snapshot have the same one, which its manifest names."""
 
     DOMAIN = "domain"  # web:<registrable domain>
     HOST = "host"  # web:<host>
@@ -97,7 +97,7 @@ class WebSource(enum.StrEnum):
 
 
 def web_key(url: str, source: WebSource = WebSource.DOMAIN) -> str:
-    """The key of the web source that `url` is on; `url` may lack its scheme.
+    """Return the key of the web source that `url` belongs to; `url` may lack its scheme.
 
     Raises:
         RecordError: `bad-url` or `bad-host`.
@@ -109,28 +109,28 @@ def web_key(url: str, source: WebSource = WebSource.DOMAIN) -> str:
 
 
 def wiki_key(scope: str, page_id: int) -> str:
-    """The key of an article: `scope` is the wiki's database name ("enwiki")."""
+    """Return the key of an article; `scope` is the wiki's database name ("enwiki")."""
     return f"wiki:{scope.lower()}:{page_id}"
 
 
 def book_key(*, gutenberg: int | None = None, isbn: str | None = None, text: str | None = None) -> str:
-    """The key of a book: by Gutenberg number, else ISBN, else the SHA-256 of its text in UTF-8.
+    """Return the key of a book: by Gutenberg number, else ISBN, else the SHA-256 of its text in UTF-8.
 
     Raises:
-        RecordError: `no-identity`, if none is given or the ISBN's check digit is wrong and there is no text.
+        RecordError: `no-identity`, if there is no Gutenberg number, no valid ISBN and no text.
     """
     if gutenberg is not None:
         return f"book:gutenberg:{gutenberg}"
-    number = canonical_isbn(isbn) if isbn else None
-    if number:
-        return f"book:isbn:{number}"
+    digits = canonical_isbn(isbn) if isbn else None
+    if digits:
+        return f"book:isbn:{digits}"
     if text is None:
-        raise RecordError("no-identity", f"neither a Gutenberg number nor a valid ISBN ({isbn!r}) nor text")
+        raise RecordError("no-identity", f"expected a Gutenberg number, a valid ISBN or text; got the ISBN {isbn!r}")
     return "book:sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def gutenberg_number(url: str) -> int | None:
-    """The number of the book that a URL of Project Gutenberg is of; None of any other URL."""
+    """Return the number of the Project Gutenberg book at `url`; None for any other URL."""
     try:
         parts = split_url(url)
         domain = registrable_domain(canonical_host(host_of(parts)))
@@ -141,7 +141,7 @@ def gutenberg_number(url: str) -> int | None:
 
 
 def canonical_isbn(text: str) -> str | None:
-    """The 13 digits of an ISBN-10 or ISBN-13 in any punctuation, or None if it is none (its check digit counts)."""
+    """Return the 13 digits of an ISBN-10 or ISBN-13 in any punctuation; None if it or its check digit is not valid."""
     match = _ISBN.fullmatch(_DASHES.sub("-", unicodedata.normalize("NFKC", text)).strip())
     digits = re.sub(r"[^0-9X]", "", match.group(1).upper()) if match else ""
     if len(digits) == 10:
@@ -154,7 +154,7 @@ def canonical_isbn(text: str) -> str | None:
 
 
 def canonical_title(title: str) -> str:
-    """A wiki title as MediaWiki stores it: NFC, underscores as spaces, blanks folded, first letter upper-case."""
+    """Return a wiki title as MediaWiki stores it: NFC, spaces for underscores, blanks folded, first letter capital."""
     text = _INVISIBLE.sub("", unicodedata.normalize("NFC", title)).replace("_", " ")
     text = unicodedata.normalize("NFC", " ".join(text.split()))
     first = text[:1].title() if text[:1].islower() else ""  # title case: Georgian has no capital at a word's start
@@ -162,15 +162,15 @@ def canonical_title(title: str) -> str:
 
 
 def fold_title(title: str) -> str:
-    """What alias hashes are over: a canonical title without case or compatibility forms: near spellings meet."""
+    """Return the title that alias hashes are computed from: canonical, without case and compatibility forms."""
     text = canonical_title(unicodedata.normalize("NFKC", title))
-    for _ in range(2):  # NFKC can bring letters back that have a case fold
+    for _ in range(2):  # NFKC can produce letters that case folding changes again
         text = unicodedata.normalize("NFKC", text.casefold())
     return " ".join(text.split())
 
 
 def article_url(host: str, title: str) -> str:
-    """The canonical URL of the article `title` on the wiki at `host`."""
+    """Return the canonical URL of the article `title` on the wiki at `host`."""
     path = quote(canonical_title(title).replace(" ", "_").encode("utf-8", "surrogatepass"), safe="/:@!$'()*,;~")
     return f"https://{host}/wiki/{path}"
 
@@ -178,20 +178,20 @@ def article_url(host: str, title: str) -> str:
 def candidates(
     query: str, wikis: Mapping[str, Sequence[str]] | None = None, web: WebSource = WebSource.DOMAIN
 ) -> list[Candidate]:
-    """Everything that `query` can mean, the narrowest first: id, key, ISBN, article or book, site, title.
+    """Return every meaning of `query`, in the order: id, key, ISBN, title, article or book by URL, site.
 
     Args:
         query: a URL, title, ISBN, key or id, as a person would type it.
-        wikis: host -> the wikis that a snapshot holds of it, for wikis that are not Wikimedia's or go by another name.
-        web: what a web source is in the snapshot.
+        wikis: the wikis that the snapshot holds, by host; needed for wikis that are not Wikimedia's.
+        web: the extent of a web source in the snapshot.
     """
     text = query.strip()
     if not text:
         return []
     found: list[Candidate] = []
-    number = ids.parse_id(text)
-    if number is not None:
-        found.append(Candidate(matched_by="id", source_id=number))
+    parsed = ids.parse_id(text)
+    if parsed is not None:
+        found.append(Candidate(matched_by="id", source_id=ids.SourceId(parsed)))
     key = canonical_key(text, web)
     if key:
         found.append(Candidate(matched_by="key", source_id=ids.source_id(key)))
@@ -208,7 +208,7 @@ def candidates(
 
 
 def canonical_key(text: str, web: WebSource = WebSource.DOMAIN) -> str | None:
-    """`text` as a canonical key if it is one (in any case; a web key's host in any spelling), else None."""
+    """Return `text` as a canonical key if it is one (in any case; a web key's host in any spelling), else None."""
     match = _KEY.fullmatch(text.strip())
     if not match:
         return None
@@ -229,16 +229,16 @@ def _url_candidates(url: str, wikis: Mapping[str, Sequence[str]], web: WebSource
     scopes = set(wikis.get(desktop_host(host), ()))
     known = wiki_scope_of_host(host)
     found = _article_candidates(parts, sorted(scopes | {known} if known else scopes))
-    number = gutenberg_number(url)
-    if number is not None:
-        found.append(Candidate(matched_by="url", source_id=ids.source_id(book_key(gutenberg=number))))
+    book = gutenberg_number(url)
+    if book is not None:
+        found.append(Candidate(matched_by="url", source_id=ids.source_id(book_key(gutenberg=book))))
     for spelling in url_spellings(url) if web is WebSource.PAGE else [url]:
         found.append(Candidate(matched_by="url", source_id=ids.source_id(web_key(spelling, web))))
     return found
 
 
 def url_spellings(url: str) -> list[str]:
-    """`url` as a page's canonical URL may have it: as given, or `http` where it names no scheme; then the other one.
+    """Return the canonical URLs that can be meant by `url`: with its own scheme (`http` if none), then the other one.
 
     Raises:
         RecordError: `bad-url` or `bad-host`.
@@ -250,7 +250,7 @@ def url_spellings(url: str) -> list[str]:
 
 
 def _titles_in(text: str) -> list[str]:
-    """`text`, and what stands before a section's name ("Anarchism#History"), which only a book's title can hold."""
+    """Return `text`, and the part before "#" ("Anarchism#History" names a section; only book titles contain a "#")."""
     head = text.partition("#")[0].strip()
     return [text, head] if head not in ("", text) else [text]
 
@@ -263,7 +263,7 @@ def _article_candidates(parts: SplitResult, scopes: list[str]) -> list[Candidate
         return [Candidate(matched_by="url", source_id=ids.source_id(key)) for key in keys]
     match = _WIKI_PATH.fullmatch(parts.path)
     title = fields.get("title", [""])[0] or (unquote(match.group(1)) if match else "")
-    title = title.partition("#")[0]  # an encoded fragment: no title holds a "#"
+    title = title.partition("#")[0]  # an encoded fragment: no wiki title contains a "#"
     return [Candidate(matched_by="url", alias=title, scope=scope) for scope in scopes] if title else []
 
 

@@ -1,4 +1,4 @@
-"""Key -> id. Ids are pure functions of canonical keys, so they need no counter, no lock and no central table.
+"""Source and document ids: pure functions of canonical keys, which need no counter, no lock and no central table.
 
 An id is the first 8 bytes of a personalised BLAKE2b, big-endian, shifted right by one: a non-negative int64 that fits
 Parquet, SQL, NumPy and torch alike. At 10^8 sources the chance of any collision is about 5e-4 (n^2 / 2^64); a snapshot
@@ -22,7 +22,7 @@ SourceId = NewType("SourceId", int)
 DocId = NewType("DocId", int)
 """A document: the hash of its source's key and its locator, a non-negative int64."""
 MaskId = NewType("MaskId", int)
-"""What a model draws a source's sinks from: its `SourceId`, or its number in an imported model."""
+"""The seed of a source's sink mask: its `SourceId`, or its index in an imported model."""
 
 ID_SCHEME = "blake2b-63-v1"
 _HEX_ID = re.compile(r"[0-7][0-9a-f]{15}")
@@ -33,23 +33,23 @@ def _hash63(person: bytes, data: bytes) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def source_id(key: str) -> int:
-    """The id of the source with canonical `key` (see `registry.identity`): a non-negative int64."""
-    return _hash63(b"nulls.src.v1", key.encode())
+def source_id(key: str) -> SourceId:
+    """Return the id of the source with canonical `key` (see `registry.identity`)."""
+    return SourceId(_hash63(b"nulls.src.v1", key.encode()))
 
 
-def doc_id(key: str, locator: str) -> int:
-    """The id of a document over its key, a newline, its locator (canonical URL; of an article or a book, its key)."""
-    return _hash63(b"nulls.doc.v1", f"{key}\n{locator}".encode())
+def doc_id(key: str, locator: str) -> DocId:
+    """Return the id of a document, from its source's key and its locator: a canonical URL, or the key again."""
+    return DocId(_hash63(b"nulls.doc.v1", f"{key}\n{locator}".encode()))
 
 
 def alias_hash(folded_alias: str) -> int:
-    """The sort key of an alias that `registry.identity.fold_title` has folded: a non-negative int64."""
+    """Return the sort key of an alias that `registry.identity.fold_title` has folded: a non-negative int64."""
     return _hash63(b"nulls.als.v1", folded_alias.encode("utf-8", "surrogatepass"))
 
 
 def shared_key(owner_ids: Iterable[int]) -> str:
-    """The key of text that several sources published: `shared:` and 16 hex digits over the owners' ids, ascending.
+    """Return the key of text that several sources published: `shared:` and 16 hex digits, a hash of the owners' ids.
 
     Raises:
         UsageError: fewer than two distinct owners.
@@ -61,11 +61,11 @@ def shared_key(owner_ids: Iterable[int]) -> str:
     return "shared:" + hashlib.blake2b(packed, digest_size=8, person=b"nulls.own.v1").hexdigest()
 
 
-def format_id(number: int) -> str:
-    """An id as people see it: 16 hex digits."""
-    return f"{number:016x}"
+def format_id(value: int) -> str:
+    """Return an id as people see it: 16 hex digits."""
+    return f"{value:016x}"
 
 
 def parse_id(text: str) -> int | None:
-    """The id that `text` shows, or None if it does not look like one."""
+    """Return the id (of a source or a document) written as 16 hex digits in `text`, or None if there is none."""
     return int(text, 16) if _HEX_ID.fullmatch(text.strip().lower()) else None

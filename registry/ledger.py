@@ -1,8 +1,8 @@
-"""The unlearn ledger: append-only SQL of who asked for what, why, and what came of it.
+"""The unlearn ledger: append-only SQL tables of who asked for what, why, and with which result.
 
-A request is one row that never changes; its history is a row an event. The database itself refuses UPDATE and DELETE
-on both (triggers, see the migration), and each event carries the SHA-256 of its content and of the event before it, so
-a row that was altered behind the triggers shows in `verify`. The current state of a request is its last event's.
+A request is one row that never changes; its history is one row for each event. The database itself refuses UPDATE and
+DELETE on both (triggers, see the migration), and each event holds the SHA-256 of its content and of the event before
+it, so `verify` finds a row that was altered in spite of the triggers. The state of a request is that of its last event.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from registry.errors import DamagedError, NotFoundError, UsageError
 
 
 class State(enum.StrEnum):
-    """Where a request stands."""
+    """The state of a request."""
 
-    REQUESTED = "requested"  # written down, nothing done
-    PLANNED = "planned"  # what it will do is known and recorded
-    APPLIED = "applied"  # the new model version exists; the evidence is not in yet, or is weak
-    VERIFIED = "verified"  # the evidence supports it
-    FAILED = "failed"  # given up with an error; nothing was changed
+    REQUESTED = "requested"  # recorded, nothing done
+    PLANNED = "planned"  # its effects are known and recorded
+    APPLIED = "applied"  # the new model version exists; the evidence is missing or weak
+    VERIFIED = "verified"  # the evidence supports that it worked
+    FAILED = "failed"  # ended with an error; nothing was changed
     REFUSED = "refused"  # not carried out, for a stated reason
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing more can come."""
+        """Whether no other state can follow."""
         return self in (State.VERIFIED, State.FAILED, State.REFUSED)
 
 
@@ -58,12 +58,12 @@ class Request:
     updated_at: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as JSON has it."""
         return {**dataclasses.asdict(self), "sources": list(self.sources), "state": self.state.value}
 
 
 class Ledger:
-    """The requests in a catalogue."""
+    """The requests and their events in a catalogue."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -79,7 +79,7 @@ class Ledger:
         model_before: str,
         sources: list[str],
     ) -> str:
-        """Writes a new request down, and returns its id (16 hex digits)."""
+        """Record a new request, and return its id (16 hex digits)."""
         request_id = secrets.token_hex(8)
         row = {
             "request_id": request_id,
@@ -108,15 +108,15 @@ class Ledger:
         evidence: Mapping[str, Any] | None = None,
         within: sa.Connection | None = None,
     ) -> str | None:
-        """Adds an event.
+        """Append an event to a request.
 
         Args:
-            request_id: of an open request.
-            state: where the request now stands.
-            model_after: the model version that came of it.
-            detail: more to remember.
-            evidence: what was measured; kept in the event's detail.
-            within: a transaction of the same catalogue to be part of.
+            request_id: an existing request.
+            state: the new state of the request.
+            model_after: the model version that the request created.
+            detail: more to record.
+            evidence: the measurements; kept in the event's detail.
+            within: an open transaction of the same catalogue; by default a new one.
 
         Returns:
             The digest of `evidence`, if given.
@@ -126,10 +126,10 @@ class Ledger:
             return _append(connection, request_id, state, detail or {}, model_after, evidence)
 
     def request(self, request_id: str) -> Request:
-        """One request.
+        """Return one request.
 
         Raises:
-            NotFoundError: there is none of that id.
+            NotFoundError: there is no request with that id.
         """
         found = [request for request in self.requests() if request.request_id == request_id]
         if not found:
@@ -137,7 +137,7 @@ class Ledger:
         return found[0]
 
     def requests(self) -> list[Request]:
-        """All requests with their current state, the oldest first."""
+        """Return all requests with their current state, the oldest first."""
         with self.catalog.read() as connection:
             rows = connection.execute(sa.select(requests).order_by(requests.c.created_at)).mappings().all()
             history = connection.execute(sa.select(events).order_by(events.c.event_id)).mappings().all()
@@ -148,18 +148,18 @@ class Ledger:
         return sorted(current, key=lambda request: trail[request.request_id][0]["event_id"])
 
     def history(self, request_id: str) -> list[dict[str, Any]]:
-        """The events of a request, the oldest first."""
+        """Return the events of a request, the oldest first."""
         query = sa.select(events).where(events.c.request_id == request_id).order_by(events.c.event_id)
         with self.catalog.read() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def verify(self) -> int:
-        """Recomputes the chain of digests, holds requests against their first events; returns the number of events.
+        """Recompute the chain of digests, compare requests with their first events, and return the number of events.
 
-        That the last events, and the requests that they opened, were all deleted shows only beside an earlier copy.
+        A deletion of the last events, with the requests they opened, can be found only by comparing an earlier copy.
 
         Raises:
-            DamagedError: naming the first event whose digest does not follow, or a request that is not as it was made.
+            DamagedError: an event or a request was altered or deleted; the message names the first one.
         """
         previous, count = "", 0
         with self.catalog.read() as connection:
@@ -180,10 +180,10 @@ class Ledger:
 
 
 def evidence_digest(evidence: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical JSON of the evidence.
+    """Return the SHA-256 of the evidence as canonical JSON.
 
     Raises:
-        UsageError: it cannot be written as JSON: not-a-number, infinity, an object of some class.
+        UsageError: it cannot be written as JSON: it holds NaN, infinity or an object of some class.
     """
     return hashlib.sha256(_canonical(_as_json(evidence))).hexdigest()
 
@@ -195,7 +195,7 @@ def _altered(request_id: str) -> DamagedError:
 
 
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """As the database will give it back: tuples are lists, keys are text. The digests are over this."""
+    """Return `value` as the database will return it: lists for tuples, text for keys. Digests are of this form."""
     try:
         read: dict[str, Any] = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
     except (TypeError, ValueError) as error:
@@ -207,7 +207,7 @@ def _check_text(row: Mapping[str, Any]) -> None:
     for name, value in row.items():
         for text in value if isinstance(value, list) else [value]:
             if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-                raise UsageError(f"{name} {text!r}: expected text, got a NUL or what is not UTF-8")
+                raise UsageError(f"{name} {text!r}: expected UTF-8 text without NUL characters")
 
 
 def _append(

@@ -1,7 +1,7 @@
-"""URL | title | ISBN | key | id -> the sources that a snapshot holds.
+"""Look up the sources that a snapshot holds by URL, title, ISBN, key or id.
 
 A query is turned into candidates (`registry.identity.candidates`), each of which names a source id or an alias; ids are
-read from `sources`, aliases from `aliases`, both sorted files, so a lookup touches a few row groups however large the
+read from `sources`, aliases from `aliases`. Both files are sorted, so a lookup reads a few row groups however large the
 snapshot is: about 15 ms, 0.4 s with the start of Python. All matches are returned, the narrowest first.
 """
 
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from registry import ids
 from registry.errors import NotFoundError, UsageError
 from registry.identity import Candidate, WebSource, candidates, canonical_title, fold_title
+from registry.ids import SourceId
 from registry.schema import AliasKind, Kind
 from registry.snapshot import Snapshot
 from registry.storage.parquet import int64_array
@@ -30,26 +31,26 @@ _MAX_COMPARED = 20_000  # titles compared letter by letter for suggestions: abou
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source as a snapshot knows it; `num_*` count what is trained under it."""
+    """A source in a snapshot; `num_documents` and `num_bytes` (UTF-8) count the text that is trained under it."""
 
-    source_id: int
+    source_id: SourceId
     key: str
     kind: str
     title: str | None
     num_documents: int
     num_bytes: int
-    shared_with: tuple[str, ...] = ()  # of a source: keys that own text with it; of a shared source: its owners
+    shared_with: tuple[str, ...] = ()  # keys of sources that own text with it; for a shared source: its owners
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Match:
-    """A source that a query names, and how."""
+    """A source that a query names, and the form that matched."""
 
     source: Source
     matched_by: str
 
     def to_dict(self) -> dict[str, Any]:
-        """The shape of the command line's JSON."""
+        """Return it as the command line's JSON has it."""
         fields = dataclasses.asdict(self.source) | {"source_id": ids.format_id(self.source.source_id)}
         fields["shared_with"] = list(self.source.shared_with)
         return {**fields, "matched_by": self.matched_by}
@@ -57,7 +58,7 @@ class Match:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a query came to. `notes` say what is known where nothing was found."""
+    """The result of a lookup. `notes` explain a query without matches: a removed source, a redirect to no source."""
 
     query: str
     matches: tuple[Match, ...] = ()
@@ -66,11 +67,11 @@ class Answer:
 
     @property
     def found(self) -> bool:
-        """Whether the snapshot holds a source of that name."""
+        """Whether the snapshot holds a source that the query names."""
         return bool(self.matches)
 
     def to_dict(self) -> dict[str, Any]:
-        """The shape of the command line's JSON."""
+        """Return it as the command line's JSON has it."""
         return {
             "query": self.query,
             "found": self.found,
@@ -81,15 +82,15 @@ class Answer:
 
 
 def lookup(snapshot: Snapshot, query: str) -> Answer:
-    """Resolves one query against a snapshot."""
-    hits: dict[int, str] = {}
+    """Find the sources of a snapshot that `query` names."""
+    hits: dict[SourceId, str] = {}
     notes: list[str] = []
     for candidate in candidates(query, snapshot.wikis, snapshot.web_source):
         if candidate.source_id is not None:
             hits.setdefault(candidate.source_id, candidate.matched_by)
         else:
-            for number, how in _alias_hits(snapshot, candidate, notes):
-                hits.setdefault(number, how)
+            for source_id, how in _alias_hits(snapshot, candidate, notes):
+                hits.setdefault(source_id, how)
     known = read_sources(snapshot, hits)
     matches = tuple(Match(source=known[n], matched_by=how) for n, how in hits.items() if n in known)
     if matches:
@@ -98,20 +99,20 @@ def lookup(snapshot: Snapshot, query: str) -> Answer:
     return Answer(query=query, suggestions=_suggest(snapshot, query), notes=tuple(dict.fromkeys(notes)))
 
 
-def _removals(snapshot: Snapshot, wanted: list[int | None]) -> list[str]:
+def _removals(snapshot: Snapshot, wanted: list[SourceId | None]) -> list[str]:
     removed = {int(entry["source_id"], 16): entry["key"] for entry in snapshot.removed}
-    return [f"{removed[number]} was removed from this registry" for number in wanted if number in removed]
+    return [f"{removed[source_id]} was removed from this registry" for source_id in wanted if source_id in removed]
 
 
 def resolve(snapshot: Snapshot, query: str) -> Source:
-    """The one source that `query` names: the narrowest, where a URL names an article and its site.
+    """Return the one source that `query` names: the narrowest, if a URL names an article and its site.
 
-    The URL of an article or a book that the snapshot does not hold never means the site that it is on: who asks for one
-    article to be taken out must not lose, or take out, all of a site.
+    The URL of an article or a book that the snapshot does not hold never means the site that it is on: a request to
+    remove one article must not remove a whole site.
 
     Raises:
-        NotFoundError: none, or none but the site; the message has suggestions.
-        UsageError: a title that several sources have.
+        NotFoundError: there is no such source, or only the site; the message has suggestions.
+        UsageError: several sources have that title.
     """
     answer = lookup(snapshot, query)
     if not answer.found:
@@ -124,8 +125,8 @@ def resolve(snapshot: Snapshot, query: str) -> Source:
         raise UsageError(f"{query!r} is ambiguous: {', '.join(rivals)}; name one of these keys")
     if _is_only_its_site(snapshot, query, first.source):
         raise NotFoundError(
-            f"{query!r} is in no source of snapshot {snapshot.id[:12]} but its whole site; "
-            f"if that is meant, name it: {first.source.key}"
+            f"snapshot {snapshot.id[:12]} has no source for {query!r}, only the whole site; "
+            f"if you mean the site, name it: {first.source.key}"
         )
     return first.source
 
@@ -139,7 +140,7 @@ def _is_only_its_site(snapshot: Snapshot, query: str, found: Source) -> bool:
 
 
 def read_sources(snapshot: Snapshot, source_ids: Iterable[int]) -> dict[int, Source]:
-    """The sources with these ids that the snapshot holds."""
+    """Return those of the sources with these ids that the snapshot holds, by id."""
     wanted = list(source_ids)
     if not wanted:
         return {}
@@ -148,24 +149,27 @@ def read_sources(snapshot: Snapshot, source_ids: Iterable[int]) -> dict[int, Sou
     return {row["source_id"]: Source(**row, shared_with=partners.get(row["source_id"], ())) for row in rows}
 
 
-def shared_with(snapshot: Snapshot, source_ids: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """Source id -> the keys of the sources that own text together with it (its owners, for a shared source)."""
+def shared_with(snapshot: Snapshot, source_ids: Sequence[int]) -> dict[SourceId, tuple[str, ...]]:
+    """Return, by source id, the keys of sources that own text together with it (for a shared source: its owners)."""
     wanted = int64_array(source_ids)
     owners = snapshot.table("owners")
     groups = owners.filter(pc.is_in(owners["owner_id"], value_set=wanted))["source_id"]
     groups = pa.chunked_array([*groups.chunks, wanted])
-    partners: dict[int, set[int]] = {}
+    partners: dict[SourceId, set[SourceId]] = {}
     for group, owned in _owned(owners.filter(pc.is_in(owners["source_id"], value_set=groups.unique()))).items():
-        for number in owned.intersection(source_ids) | {group}.intersection(source_ids):
-            partners.setdefault(number, set()).update(owned - {number})
+        for source_id in owned.intersection(source_ids) | {group}.intersection(source_ids):
+            partners.setdefault(source_id, set()).update(owned - {source_id})
     everyone = sorted(set().union(*partners.values()))
     rows = snapshot.where("sources", "source_id", everyone).select(["source_id", "key"]).to_pylist() if everyone else []
     keys = {row["source_id"]: row["key"] for row in rows}
-    return {number: tuple(sorted(keys[m] for m in members if m in keys)) for number, members in partners.items()}
+    return {
+        source_id: tuple(sorted(keys[member] for member in members if member in keys))
+        for source_id, members in partners.items()
+    }
 
 
-def _owned(owners: pa.Table) -> dict[int, set[int]]:
-    groups: dict[int, set[int]] = {}
+def _owned(owners: pa.Table) -> dict[SourceId, set[SourceId]]:
+    groups: dict[SourceId, set[SourceId]] = {}
     for row in owners.to_pylist():
         groups.setdefault(row["source_id"], set()).add(row["owner_id"])
     return groups
@@ -174,7 +178,7 @@ def _owned(owners: pa.Table) -> dict[int, set[int]]:
 def list_sources(
     snapshot: Snapshot, *, kind: str | None = None, match: str | None = None, limit: int | None = None
 ) -> list[Source]:
-    """Sources in id order, of a kind, whose key or title contains `match` (any case)."""
+    """Return sources in id order: those of `kind`, whose key or title contains `match` in any case, at most `limit`."""
     wanted = None if match is None else match.casefold()
     columns = ["source_id", "key", "kind", "title", "num_documents", "num_bytes"]
     rows = (row for batch in snapshot.batches("sources", columns) for row in batch.to_pylist())
@@ -186,8 +190,8 @@ def _mentions(row: dict[str, Any], folded: str | None) -> bool:
     return folded is None or folded in f"{row['key']}\n{row['title'] or ''}".casefold()
 
 
-def _alias_hits(snapshot: Snapshot, candidate: Candidate, notes: list[str]) -> list[tuple[int, str]]:
-    """(source id, how) of an alias: of those spelled exactly so, else of those that differ in case or form."""
+def _alias_hits(snapshot: Snapshot, candidate: Candidate, notes: list[str]) -> list[tuple[SourceId, str]]:
+    """Return (source id, how it matched) for an alias: exact spellings, else those that differ in case or form."""
     assert candidate.alias is not None
     rows = snapshot.where("aliases", "alias_hash", [ids.alias_hash(fold_title(candidate.alias))]).to_pylist()
     rows = [row for row in rows if candidate.scope in (None, row["scope"])]
@@ -203,7 +207,7 @@ def _alias_hits(snapshot: Snapshot, candidate: Candidate, notes: list[str]) -> l
 
 
 def _suggest(snapshot: Snapshot, query: str) -> tuple[str, ...]:
-    """Titles close to `query`: a close spelling first, then those that hold its words, the shortest first."""
+    """Return titles close to `query`: close spellings first, then titles that contain its words, the shortest first."""
     import difflib
 
     folded = fold_title(query)
@@ -233,7 +237,7 @@ def _holds_words(lowered: pa.Array, folded: str) -> pa.Array:
 
 
 def _spelled_alike(lowered: pa.Array, folded: str) -> pa.Array:
-    """Which to compare letter by letter: of a like length, and with the same first two or last three letters."""
+    """Select the titles to compare letter by letter: similar length, the same first two or last three letters."""
     length, margin = len(folded), max(1, len(folded) // 3)
     sizes = pc.utf8_length(lowered)
     low, high = int64_array([length - margin, length + margin])  # as Arrow scalars: see int64_array

@@ -1,7 +1,7 @@
-"""A snapshot's manifest: what is in it, the id that follows from it, and whether it is whole.
+"""A snapshot's manifest: its fields, the snapshot id computed from them, and the check that it is unchanged.
 
-The id is the SHA-256 over the files' hashes, the inputs' names and hashes, and the configuration. `facts_sha256` is
-over all of it, so that what is no part of the id (counts, wikis) cannot change unseen either.
+The id is the SHA-256 of the files' hashes, the inputs' names and hashes, and the configuration. `facts_sha256` covers
+the whole manifest, so that a change to a field that is not part of the id (counts, wikis) is found too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ID_FIELDS = ("schema_version", "id_scheme", "configuration", "inputs", "files",
 
 
 def manifest_id(manifest: Mapping[str, Any]) -> str:
-    """The snapshot id that follows from a manifest: 64 hex digits."""
+    """Compute the snapshot id of a manifest: 64 hex digits."""
     shaped = {name: manifest.get(name) for name in _ID_FIELDS}
     shaped["files"] = {name: entry["sha256"] for name, entry in manifest["files"].items()}
     shaped["inputs"] = sorted((entry["name"], entry["sha256"]) for entry in manifest["inputs"])
@@ -29,7 +29,7 @@ def manifest_id(manifest: Mapping[str, Any]) -> str:
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest with its id and its digest, as it will be read: tuples and numbers as keys are gone."""
+    """Return a manifest with its id and digest, in the form that JSON gives back: lists for tuples, text for keys."""
     whole: dict[str, Any] = json.loads(json.dumps(manifest))
     whole["snapshot"] = manifest_id(whole)
     whole["facts_sha256"] = _facts_digest(whole)
@@ -37,10 +37,10 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(path: Location, snapshot_id: str) -> dict[str, Any]:
-    """The manifest of a snapshot, checked as far as one small file can be.
+    """Read the manifest of a snapshot, and check its fields, schema version and snapshot id.
 
     Raises:
-        DamagedError: it cannot be read, is of another snapshot, or of another release's schema.
+        DamagedError: it cannot be read, belongs to another snapshot, or has another schema version.
     """
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
@@ -52,21 +52,21 @@ def read_manifest(path: Location, snapshot_id: str) -> dict[str, Any]:
             f"snapshot {snapshot_id[:12]} has schema version {version}, this release reads {schema.SCHEMA_VERSION}"
         )
     if manifest["snapshot"] != snapshot_id:
-        raise DamagedError(f"{path}: is of snapshot {manifest['snapshot']!r}; restore it from a copy")
+        raise DamagedError(f"{path}: belongs to snapshot {manifest['snapshot']!r}; restore it from a copy")
     return manifest
 
 
 def manifest_faults(manifest: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a manifest that was read; empty if nothing is."""
+    """Return the faults of a manifest that was read, as messages; empty if there are none."""
     if manifest_id(manifest) != manifest["snapshot"]:
-        return ["its id does not follow from it"]
+        return ["its id does not match its content"]
     if _facts_digest(manifest) != manifest.get("facts_sha256"):
         return ["content differs"]
     return []
 
 
 def is_manifest_of(data: bytes, snapshot_id: str) -> bool:
-    """Whether `data` is the whole manifest of a snapshot."""
+    """Return whether `data` is the complete manifest of a snapshot."""
     try:
         manifest = json.loads(data)
         return bool(manifest["snapshot"] == snapshot_id and not manifest_faults(manifest))

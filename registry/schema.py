@@ -15,7 +15,7 @@ SCHEMA_VERSION = 3
 
 
 class Kind(enum.StrEnum):
-    """What a source is."""
+    """The kind of a source."""
 
     WEB = "web"
     WIKI = "wiki"
@@ -24,7 +24,7 @@ class Kind(enum.StrEnum):
 
 
 class Status(enum.StrEnum):
-    """How a document that was read ended; every one read ends in exactly one of these."""
+    """The result of reading a document; each document has exactly one."""
 
     KEPT = "kept"
     FILTERED = "filtered"
@@ -34,7 +34,7 @@ class Status(enum.StrEnum):
 
 
 class AliasKind(enum.StrEnum):
-    """How an alias names a source."""
+    """The kind of an alias."""
 
     TITLE = "title"
     REDIRECT = "redirect"
@@ -50,8 +50,8 @@ _PLACEMENT = pa.struct(
     ]
 )
 
-# One row per source that published or owns anything read; num_* count what is trained under it (0 is possible:
-# all of it was filtered, or is shared with another source).
+# One row for each source that published or owns a document that was read; num_* count what is trained under it (0 is
+# possible: all of its text was filtered, or is shared with another source).
 SOURCES = pa.schema(
     [
         pa.field("source_id", pa.int64(), nullable=False),
@@ -71,28 +71,28 @@ OWNERS = pa.schema(
     ]
 )
 
-# source_id is null where a redirect's target is not in the snapshot; `target` is then all there is to tell.
+# source_id is null if a redirect's target is not in the snapshot; only `target` is known then.
 ALIASES = pa.schema(
     [
         pa.field("alias_hash", pa.int64(), nullable=False),  # ids.alias_hash(identity.fold_title(alias))
         pa.field("alias", pa.string(), nullable=False),  # as written
         pa.field("kind", pa.string(), nullable=False),
         pa.field("source_id", pa.int64()),
-        pa.field("scope", pa.string()),  # the wiki that the alias is of ("enwiki"); null for books
-        pa.field("target", pa.string()),  # of a redirect: the title that it names
+        pa.field("scope", pa.string()),  # the wiki that the alias belongs to ("enwiki"); null for books
+        pa.field("target", pa.string()),  # for a redirect: the title that it points to
     ]
 )
 
 DOCUMENTS = pa.schema(
     [
         pa.field("doc_id", pa.int64(), nullable=False),
-        pa.field("source_id", pa.int64()),  # trained under; null if not trained on
-        pa.field("origin_id", pa.int64()),  # published by; null if a failure hid it
+        pa.field("source_id", pa.int64()),  # the source that it is trained under; null if not trained on
+        pa.field("origin_id", pa.int64()),  # the source that published it; null if a failure hid it
         pa.field("url", pa.string()),
         pa.field("title", pa.string()),
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("text_sha256", pa.string()),
-        pa.field("normal_hash", pa.binary()),  # of the words alone; a later ingest finds equal texts by it
+        pa.field("normal_hash", pa.binary()),  # hash of the words only; a later ingest finds equal texts by it
         pa.field("language", pa.string()),  # ISO 639-1, as detected or as the input says; null if neither
         pa.field("captured", pa.string()),
         pa.field("status", pa.string(), nullable=False),
@@ -103,7 +103,7 @@ DOCUMENTS = pa.schema(
         pa.field("input_file", pa.string(), nullable=False),
         pa.field("input_offset", pa.int64(), nullable=False),
         pa.field("input_length", pa.int64(), nullable=False),  # 0 if not known
-        pa.field("input_stored", pa.bool_(), nullable=False),  # offset and length are of the file as it lies
+        pa.field("input_stored", pa.bool_(), nullable=False),  # offset and length refer to the stored bytes
     ]
 )
 

@@ -1,14 +1,14 @@
-"""An immutable snapshot of sources: commit, open, verify. A registry is a directory of them, or a prefix at s3://.
+"""Immutable snapshots of sources: commit, open, verify. A registry is a directory of snapshots, or a prefix at s3://.
 
     <registry>/newest                    the id of the newest snapshot (and newest.lock, held while it changes)
     <registry>/snapshots/<id>/           manifest.json, sources.parquet, ..., shards/part-00000.parquet
-    <registry>/work/                     where ingests keep what they can resume from; may be deleted
+    <registry>/work/                     what a stopped ingest resumes from; may be deleted
     <registry>/catalog.db                the catalogue, unless NULLS_CATALOG names another
 
 The manifest is written last, and the directory is published by one rename; at s3://, where `work` and the catalogue
-are elsewhere, by storing the manifest after all files (`registry.storage.publish_s3`). The id is the SHA-256 over the files'
-hashes, the inputs' names and hashes, and the configuration: nothing of place, clock, workers or engine is in it, so the
-same input gives the same snapshot. Opening costs one small JSON file; verifying reads every byte.
+are elsewhere, by storing the manifest after all files (`registry.storage.publish_s3`). The id is the SHA-256 of the
+files' hashes, the inputs' names and hashes, and the configuration. It does not depend on paths, clock, workers or
+engine, so the same input gives the same snapshot. Opening reads one small JSON file; verifying reads every byte.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import pyarrow as pa
 from registry import schema
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.identity import WebSource
-from registry.ids import ID_SCHEME
+from registry.ids import ID_SCHEME, DocId, format_id
 from registry.manifest import MANIFEST, is_manifest_of, manifest_faults, read_manifest, sealed
 from registry.storage import (
     Location,
@@ -44,30 +44,30 @@ from registry.storage import (
     write_atomic,
 )
 
-ANY = "any"  # of the newest snapshot: whichever it is
+ANY = "any"  # for `follows`: the newest snapshot may be any
 _SNAPSHOT_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A committed snapshot. Cheap to make; tables are read when asked for."""
+    """A committed snapshot. Cheap to create; its tables are read on request."""
 
     path: Location
     manifest: Mapping[str, Any]
 
     @property
     def id(self) -> str:
-        """64 hex digits."""
+        """The snapshot id: 64 hex digits."""
         return str(self.manifest["snapshot"])
 
     @property
     def parent(self) -> str | None:
-        """The id of the snapshot that this one was made from."""
+        """The id of the snapshot that this one continues, or None."""
         return self.manifest.get("parent")
 
     @functools.cached_property
     def wikis(self) -> dict[str, list[str]]:
-        """Host -> the wikis in the snapshot that are served there."""
+        """The wikis in the snapshot, by the host that serves them."""
         hosts: dict[str, list[str]] = {}
         for site in self.manifest.get("wikis", ()):
             hosts.setdefault(site["host"], []).append(site["scope"])
@@ -75,32 +75,32 @@ class Snapshot:
 
     @property
     def removed(self) -> list[dict[str, str]]:
-        """The sources that were taken out of this snapshot or of those before it: {"source_id" (hex), "key"} each."""
+        """The sources that were removed from this snapshot or its ancestors: {"source_id" (hex), "key"} each."""
         return list(self.manifest.get("removed") or [])
 
     @property
     def web_source(self) -> WebSource:
-        """What a web source is here."""
+        """The extent of a web source in this snapshot."""
         granularity = self.manifest["configuration"].get("granularity") or {}
         return WebSource(granularity.get("web") or WebSource.DOMAIN)
 
     def file(self, name: str) -> Location:
-        """Where the table `name` is, or `shards/part-00000` and the like."""
+        """Return the path of a table's file ("sources") or of a shard's ("shards/part-00000")."""
         return self.path / f"{name}.parquet"
 
     def local(self, folder: Path, names: Iterable[str] | None = None) -> Path:
-        """A local directory with the snapshot's files, for engines that read nothing else.
+        """Return a local directory with the snapshot's files, for engines that read only local files.
 
         Args:
-            folder: where to download to, if the snapshot is at s3://; what is there and right is kept.
+            folder: the download target, if the snapshot is at s3://; files in it that are right are kept.
             names: tables to download; by default every file.
 
         Returns:
-            The snapshot's own directory if it is local; nothing was read then.
+            The snapshot's own directory if it is local (nothing is read then), else `folder`.
 
         Raises:
-            DamagedError: a file is missing, or not what was written.
-            ServiceError: S3 cannot be reached, or the folder not be written.
+            DamagedError: a file is missing, or differs from what was written.
+            ServiceError: S3 cannot be reached, or the folder cannot be written.
         """
         if isinstance(self.path, Path):
             return self.path
@@ -110,47 +110,47 @@ class Snapshot:
         return folder
 
     def table(self, name: str) -> pa.Table:
-        """A whole table of `registry.schema.TABLES`; for `documents` and `bands` of a large snapshot, rather stream."""
+        """Read a whole table of `registry.schema.TABLES`; `documents` and `bands` can be large: use `batches`."""
         return parquet.read_table(self.file(name))
 
-    def where(self, name: str, column: str, values: list[int]) -> pa.Table:
-        """The rows of a table whose sort column has one of `values`."""
+    def where(self, name: str, column: str, values: Sequence[int]) -> pa.Table:
+        """Return the rows of a table whose sort column has one of `values`."""
         return parquet.read_where(self.file(name), column, values)
 
     def batches(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """A table in pieces, in its sort order."""
+        """Yield a table in pieces, in its sort order."""
         yield from parquet.read_batches(self.file(name), columns=columns)
 
     def shards(self, folder: str = "shards") -> list[str]:
-        """The names of the snapshot's shards in order, as `file` takes them; `folder` may be "displaced"."""
+        """Return the names of the snapshot's shards in order, as `file` takes them; `folder` may be "displaced"."""
         return sorted(n.removesuffix(".parquet") for n in self.manifest["files"] if n.startswith(folder + "/"))
 
     def shard_batches(self, folder: str = "shards") -> Iterator[pa.RecordBatch]:
-        """All training text (schema.SHARD), sorted by source and document, a few MB at a time."""
+        """Yield all training text (schema.SHARD), sorted by source and document, a few MB at a time."""
         for name in self.shards(folder):
             yield from parquet.read_batches(self.file(name), batch_size=256)
 
-    def texts(self, source_id: int) -> list[tuple[int, str]]:
-        """The documents that are trained under a source: (doc_id, text).
+    def texts(self, source_id: int) -> list[tuple[DocId, str]]:
+        """Return the documents that are trained under a source: (doc_id, text).
 
         Raises:
             NotFoundError: the snapshot does not hold the source.
         """
         rows = self.where("sources", "source_id", [source_id]).to_pylist()
         if not rows:
-            raise NotFoundError(f"source {source_id:016x} is not in snapshot {self.id[:12]}")
-        found: list[tuple[int, str]] = []
-        for place in rows[0]["placements"]:
-            path = self.file(f"shards/part-{place['shard']:05d}")
-            table = parquet.read_rows(path, place["row_start"], place["row_end"])
+            raise NotFoundError(f"source {format_id(source_id)} is not in snapshot {self.id[:12]}")
+        found: list[tuple[DocId, str]] = []
+        for placement in rows[0]["placements"]:
+            path = self.file(f"shards/part-{placement['shard']:05d}")
+            table = parquet.read_rows(path, placement["row_start"], placement["row_end"])
             found += zip(table["doc_id"].to_pylist(), table["text"].to_pylist(), strict=True)
         return found
 
     def verify(self) -> int:
-        """Reads every file and compares its hash; returns the number of bytes read.
+        """Read every file, compare its hash, and return the number of bytes read.
 
         Raises:
-            DamagedError: naming each file that is missing or differs, and the manifest if it does.
+            DamagedError: files are missing or differ, or the manifest was changed; the message names each of them.
         """
         damaged = [f"{MANIFEST} ({fault})" for fault in manifest_faults(self.manifest)]
         num_bytes = 0
@@ -171,11 +171,11 @@ class Snapshot:
 
 
 class SnapshotWriter:
-    """Writes a snapshot's files into a staging directory of the registry, and commits them.
+    """Writes a snapshot's files into a staging directory, and commits them to a registry.
 
     Args:
-        registry: where to commit.
-        staging: an empty or new local directory, on the registry's file system if that is local; emptied if it is not.
+        registry: the target of the commit.
+        staging: a local directory, on the file system of a local registry; it is created, or emptied if it exists.
     """
 
     def __init__(self, registry: Registry, staging: Path) -> None:
@@ -186,27 +186,27 @@ class SnapshotWriter:
             staging.mkdir(parents=True)
 
     def table(self, name: str) -> parquet.ParquetFileWriter:
-        """A writer for the table `name`; rows must come in `registry.schema.SORT_ORDER`."""
+        """Return a writer for the table `name`; rows must come in `registry.schema.SORT_ORDER`."""
         return parquet.ParquetFileWriter(self.staging / f"{name}.parquet", schema.TABLES[name])
 
     def shard(self, number: int, folder: str = "shards") -> parquet.ParquetFileWriter:
-        """A writer for a shard of `folder` ("shards" or "displaced")."""
+        """Return a writer for a shard of `folder` ("shards" or "displaced")."""
         return parquet.ParquetFileWriter(self.staging / folder / f"part-{number:05d}.parquet", schema.SHARD)
 
-    def link(self, name: str, place: Path) -> None:
-        """Takes a file over from another snapshot as it is: a hard link, or a copy where there can be none.
+    def link(self, name: str, folder: Path) -> None:
+        """Take a file unchanged from another snapshot: by a hard link, or a copy if a link is not possible.
 
         Args:
-            name: "shards/part-00000" and the like.
-            place: the local directory of that snapshot.
+            name: the file without ".parquet", e.g. "shards/part-00000".
+            folder: the local directory of the other snapshot.
         """
         target = self.staging / f"{name}.parquet"
         with translate_os_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(place / f"{name}.parquet", target)
+                os.link(folder / f"{name}.parquet", target)
             except OSError:
-                shutil.copyfile(place / f"{name}.parquet", target)
+                shutil.copyfile(folder / f"{name}.parquet", target)
 
     def commit(
         self,
@@ -217,20 +217,20 @@ class SnapshotWriter:
         follows: str | None = ANY,
         **facts: Any,
     ) -> Snapshot:
-        """Hashes the files, writes the manifest and publishes the directory; the snapshot is then the newest.
+        """Hash the files, write the manifest and publish the directory; the snapshot is then the newest.
 
         Args:
-            configuration: what shapes the content; part of the id, as are the inputs' names and hashes.
-            inputs: one {"name", "sha256", "bytes", ...} each.
+            configuration: the settings that shape the content; part of the id, as are the inputs' names and hashes.
+            inputs: {"name", "sha256", "bytes", ...} for each input file.
             parent: the snapshot that this one continues.
-            follows: the id of the newest snapshot when this one was begun (None: there was none).
-            facts: more of the manifest, not part of the id: counts, conservation, wikis.
+            follows: the id of the newest snapshot when this one was begun (None: there was none), or ANY.
+            facts: more fields of the manifest, not part of the id: counts, conservation, wikis.
 
         Returns:
-            The snapshot; if the same one was there already, that one.
+            The snapshot; if the same one exists already, the existing one.
 
         Raises:
-            RefusedError: another snapshot became the newest meanwhile, which this one would drop.
+            RefusedError: another snapshot became the newest meanwhile; this one does not contain its sources.
             ServiceError: the registry cannot be written.
         """
         files = {}
@@ -263,20 +263,20 @@ class Registry:
 
     @classmethod
     def open(cls, uri: str | Location, *, create: bool = False) -> Registry:
-        """The registry at `uri`; see `registry.storage.open_root` for the errors."""
+        """Open the registry at `uri`; for the errors see `registry.storage.open_root`."""
         return cls(open_root(uri, create=create))
 
     @property
     def work(self) -> Path:
-        """A local directory for what can be resumed; see `registry.storage.work_directory`."""
+        """The local directory from which stopped ingests resume; see `registry.storage.work_directory`."""
         return work_directory(self.root)
 
     def snapshot(self, ref: str | None = None) -> Snapshot:
-        """The snapshot whose id is, or starts with, `ref`; by default the newest.
+        """Return the snapshot whose id is, or starts with, `ref`; by default the newest.
 
         Raises:
-            NotFoundError: none, or none such.
-            UsageError: `ref` is ambiguous.
+            NotFoundError: there is no snapshot, or none with such an id.
+            UsageError: several ids start with `ref`.
             DamagedError: its manifest cannot be read.
         """
         if ref is None:
@@ -291,7 +291,7 @@ class Registry:
         return self._open(known[0])
 
     def ids(self, prefix: str = "") -> list[str]:
-        """The ids of all committed snapshots, of those that begin with `prefix`."""
+        """Return the ids of all committed snapshots that begin with `prefix`, sorted."""
         folder = self.root / "snapshots"
         if isinstance(folder, Path):
             names = [path.parent.name for path in folder.glob(f"*/{MANIFEST}")]
@@ -301,15 +301,15 @@ class Registry:
         return sorted(name for name in names if _SNAPSHOT_ID.fullmatch(name) and name.startswith(prefix))
 
     def committed_at(self, snapshot_id: str) -> str:
-        """When the manifest of a snapshot was stored here, in UTC: ISO 8601, to the second."""
+        """Return when the manifest of a snapshot was stored here, in UTC: ISO 8601, to the second."""
         seconds = (self.root / "snapshots" / snapshot_id / MANIFEST).stat().st_mtime
         return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def newest_id(self) -> str | None:
-        """The id of the newest snapshot; None if there is none yet.
+        """Return the id of the newest snapshot; None if there is none yet.
 
         Raises:
-            DamagedError: what should tell it holds no id.
+            DamagedError: the file `newest` does not contain an id.
             ServiceError: it cannot be read.
         """
         try:
@@ -328,16 +328,16 @@ class Registry:
         return newest
 
     def publish(self, staging: Path, snapshot_id: str, follows: str | None = ANY) -> Snapshot:
-        """Moves a staged snapshot to its place, and makes it the newest; one that is there and sound is kept.
+        """Publish a staged snapshot, and make it the newest; if it exists already and is undamaged, that one is kept.
 
         Args:
-            staging: with the files and their manifest; gone afterwards.
-            snapshot_id: of it.
-            follows: what is to be the newest until then, or ANY.
+            staging: a directory with the files and their manifest; deleted afterwards.
+            snapshot_id: the id of the staged snapshot.
+            follows: the id that must be the newest until then (None: there is none), or ANY.
 
         Raises:
-            RefusedError: another became the newest meanwhile. Nothing is published then, unless (at s3://) it came
-                between the last two steps: then the snapshot is there, but not the newest.
+            RefusedError: another snapshot became the newest meanwhile. Nothing is published then, unless (at s3://) it
+                was committed between the last two steps: then the snapshot exists, but is not the newest.
         """
         if isinstance(self.root, Path):
             self._publish_locally(self.root, staging, snapshot_id, follows)
@@ -363,7 +363,7 @@ class Registry:
             write_atomic(newest, snapshot_id.encode())
 
     def _refuse_another(self, pointer: bytes | None, follows: str | None, snapshot_id: str) -> None:
-        """Raises a RefusedError if the newest snapshot is neither the one that was continued nor this one."""
+        """Raise a RefusedError if the newest snapshot is neither the one that was continued nor this one."""
         if follows == ANY:
             return
         newest = None if pointer is None else self._pointed(pointer)
@@ -373,7 +373,7 @@ class Registry:
             )
 
     def _is_sound(self, snapshot_id: str) -> bool:
-        """Whether a snapshot is there and undamaged: ingesting again is how a damaged one is mended."""
+        """Return whether a snapshot exists undamaged; a damaged one is replaced, so ingesting again repairs it."""
         if not (self.root / "snapshots" / snapshot_id / MANIFEST).is_file():
             return False
         try:

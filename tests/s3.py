@@ -1,8 +1,8 @@
-"""A real S3 server on loopback (moto's), and an HTTP proxy before it that fails as a network and a store do.
+"""A real S3 server on loopback (moto), and an HTTP proxy before it that fails as a network or a store does.
 
 proxy.fault = once_each("500")       every distinct call fails at its first attempt, then at its third, ...
 proxy.fault = always("500", method="PUT", suffix="manifest.json")
-proxy.before = callback              called with each call before it is passed on
+proxy.before = callback              runs before each call is passed on
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NUMBERS = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A request to the store: its key is a path and query, without the bucket; `status` and `sent` are the answer's."""
+    """A request to the store: `key` is path and query, no bucket; `status` and `sent` (bytes) are the response."""
 
     method: str
     key: str
@@ -39,13 +39,13 @@ class Call:
     sent: int = 0
 
 
-# What happens to a call: None (nothing), "500", "503", "lost" (done, never answered), "refused" (neither), "cut" (the
-# answer ends in the middle of its body), "stall" (it ends there, and the connection stays open), "slow" (byte by byte).
+# The fault of a call: None, "500", "503", "lost" (done, no response), "refused" (not done, no response), "cut" (the
+# response ends in the middle of its body), "stall" (the same, but the connection stays open), "slow" (small pieces).
 Fault = Callable[[Call], str | None]
 
 
 def once_each(kind: str) -> Fault:
-    """Every distinct call (method, key, range) fails at every other attempt, the first included."""
+    """Return a fault: of the calls with the same method and key, every other one fails, beginning with the first."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     lock = threading.Lock()
 
@@ -58,17 +58,17 @@ def once_each(kind: str) -> Fault:
 
 
 def always(kind: str, *, method: str, suffix: str = "") -> Fault:
-    """Every call of `method` to a key that ends in `suffix` fails."""
+    """Return a fault: every call of `method` to a key that ends in `suffix` fails."""
     return lambda call: kind if call.method == method and call.key.partition("?")[0].endswith(suffix) else None
 
 
 class _QuietServer(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        """A client that was killed, or hung up, is no news."""
+        """Ignore errors of the connection: a client was killed, or hung up."""
 
 
 class Proxy:
-    """Passes requests on to `backend` ("host:port"), with faults; `calls` has all that were made."""
+    """Passes requests on to `backend` ("host:port"), with faults; `calls` lists all requests passed on."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -80,15 +80,16 @@ class Proxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def reset(self) -> None:
-        """Forgets all calls, and passes on what comes as it is."""
+        """Forget all calls and faults, and pass requests on unchanged."""
         self.calls: list[Call] = []
         self.faulted: list[tuple[str, Call]] = []
         self.fault: Fault = lambda call: None
         self.before: Callable[[Call], None] = lambda call: None
-        self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body
-        self.answer: Callable[[Call], tuple[int, bytes] | None] = lambda call: None  # instead of the store's
+        self.tampered: Callable[[Call, bytes], bytes] = lambda call, body: body  # changes what is sent to the store
+        self.returned: Callable[[Call, bytes], bytes] = lambda call, data: data  # changes what the store returns
+        self.answer: Callable[[Call], tuple[int, bytes] | None] = lambda call: None  # replaces the store's response
         self.keeps_conditions = True
-        self.keeps_checksums = True  # older S3-compatible stores do not
+        self.keeps_checksums = True  # older S3-compatible stores do not return any
 
     def close(self) -> None:
         self.closing.set()
@@ -96,7 +97,7 @@ class Proxy:
         self._server.server_close()
 
     def made(self, method: str, suffix: str = "") -> list[Call]:
-        """The calls of `method` whose key ends in `suffix`."""
+        """Return the calls of `method` whose key ends in `suffix`."""
         return [c for c in self.calls if c.method == method and c.key.partition("?")[0].endswith(suffix)]
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -139,7 +140,7 @@ class Proxy:
                 passed = {k: v for k, v in passed.items() if k.lower() not in ("if-match", "if-none-match")}
             connection.request(handler.command, handler.path, body=self.tampered(call, body), headers=passed)
             response = connection.getresponse()
-            data = response.read()
+            data = self.returned(call, response.read())
         finally:
             connection.close()
         self.calls.append(dataclasses.replace(call, status=response.status, sent=len(data)))
@@ -185,7 +186,7 @@ class Proxy:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """host:port of a store."""
+    """The host:port of an S3 server."""
     server_module = pytest.importorskip("moto.server")
     pytest.importorskip("boto3")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -197,7 +198,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_proxy(s3_server: str) -> Iterator[Proxy]:
-    """The way to it."""
+    """A proxy to the server."""
     proxy = Proxy(s3_server)
     yield proxy
     proxy.close()
@@ -205,7 +206,7 @@ def s3_proxy(s3_server: str) -> Iterator[Proxy]:
 
 @pytest.fixture
 def proxy(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """The way to the store, as the environment names it, without a fault yet; waits are short."""
+    """The proxy to the store, without faults, set as the endpoint in the environment; retries wait briefly."""
     proxy = s3_proxy
     proxy.reset()
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
@@ -225,7 +226,7 @@ def proxy(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
 
 @pytest.fixture
 def fresh_client() -> Iterator[None]:
-    """For tests that change what a client is made of: none is kept from before, or for after."""
+    """Drop cached clients before and after the test, for tests that change the settings of clients."""
     retries._client.cache_clear()
     yield
     retries._client.cache_clear()
@@ -233,18 +234,18 @@ def fresh_client() -> Iterator[None]:
 
 @pytest.fixture
 def bucket(proxy: Proxy) -> S3Path:
-    """A bucket of its own, empty."""
+    """A new, empty bucket."""
     name = f"bucket-{next(_NUMBERS)}"
     retries.client().create_bucket(Bucket=name)
     proxy.calls.clear()
     return S3Path(name, "")
 
 
-def put(place: S3Path, data: bytes) -> None:
-    """Stores an object, as somebody else would."""
-    retries.client().put_object(Bucket=place.bucket, Key=place.key, Body=data)
+def put(path: S3Path, data: bytes) -> None:
+    """Store an object without conditions, as another program would."""
+    retries.client().put_object(Bucket=path.bucket, Key=path.key, Body=data)
 
 
-def keys(place: S3Path) -> list[str]:
-    """All keys below `place`."""
-    return [path.key for path, _ in place.walk()]
+def keys(prefix: S3Path) -> list[str]:
+    """Return all keys below `prefix`."""
+    return [path.key for path, _ in prefix.walk()]

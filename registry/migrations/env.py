@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `registry.catalog` hands over."""
+"""Alembic's entry point: runs the migrations on the connection that `registry.catalog` passes."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""One door to local paths and s3://: paths, objects, retries, Parquet, one lock, directories published whole."""
+"""All access to local paths and s3://: paths, objects, retries, Parquet, the file lock, directories published whole."""
 
 from registry.storage.lock import file_lock
 from registry.storage.paths import (

@@ -1,7 +1,7 @@
-"""The one lock: a file lock that the system releases when its holder ends, however it ends.
+"""A file lock that the operating system releases when its holder ends, even by a crash.
 
-Two threads of one process exclude each other too. The file stays small and empty; on most systems it is deleted on
-release. It must be on a file system that supports `flock` (local disks, and NFS 4).
+Two threads of one process exclude each other too. The lock file is empty, and may stay after the release. It must be on
+a file system that supports `flock` (local disks, and NFS 4).
 
     with file_lock(root / "newest.lock"): ...                                # waits
     with file_lock(path, timeout_s=0, busy="another run holds it"): ...      # refuses
@@ -28,11 +28,11 @@ def file_lock(path: Path, *, timeout_s: float | None = None, busy: str = "") -> 
     Args:
         path: the lock file; its folder is created if needed.
         timeout_s: seconds to wait for another holder; 0 does not wait, None waits as long as it takes.
-        busy: the message if another process or thread still holds it then.
+        busy: the error message if another process or thread still holds it then.
 
     Raises:
         RefusedError: another holder did not release it in time.
-        ServiceError: the file cannot be written.
+        ServiceError: the lock file cannot be created.
     """
     held = FileLock(path, timeout=-1 if timeout_s is None else timeout_s, thread_local=False, mode=0o666)
     with translate_os_errors(path):

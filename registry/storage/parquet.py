@@ -1,6 +1,6 @@
-"""Parquet as snapshots use it: bytes that depend on the rows alone, and point reads that touch few row groups.
+"""Parquet files of snapshots: their bytes depend only on the rows, and a point read touches few row groups.
 
-Row groups are cut by rows (tables) or by text bytes (shards), never by how the rows happened to arrive, so that any
+Row groups are cut by rows (tables) or by text bytes (shards), never by the batches in which rows arrive, so that any
 number of workers or engines writes the same file. Point reads use the footer's min/max statistics of the sort column:
 one row group of 16,384 rows is read for one id, about 5 ms.
 """
@@ -27,13 +27,13 @@ TEXT_BYTES_PER_GROUP = 8 << 20
 
 
 class ParquetFileWriter:
-    """Writes one Parquet file in a row-group layout that depends on its rows alone; a context manager.
+    """Writes one Parquet file in a row-group layout that depends only on its rows; a context manager.
 
     Leaves no file if the block ends with an error.
 
     Args:
-        path: where; written in place, since its directory is published as a whole.
-        schema: exact; batches are cast to it safely, so a null in a required column is an error.
+        path: the file; written in place, since its directory is published as a whole.
+        schema: the exact schema; batches are cast to it safely, and a null in a required column is an error.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -63,15 +63,15 @@ class ParquetFileWriter:
                     complete = True
                 self._writer.close()
         finally:
-            if not complete:  # closed early, Parquet is readable and short: nothing must take it for the whole
+            if not complete:  # a Parquet file that is closed early is short but readable
                 self.path.unlink(missing_ok=True)
 
     def write(self, batch: pa.RecordBatch | pa.Table) -> None:
-        """Appends rows, which must come in the file's sort order.
+        """Append rows, which must come in the file's sort order.
 
         Raises:
-            DamagedError: a column is missing, of another type, or null where it may not be.
-            ServiceError: the disk is full, or the like.
+            DamagedError: a column is missing or of another type, or a required one has nulls.
+            ServiceError: the file cannot be written, for example because the disk is full.
         """
         table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
         table = _conform(table, self._schema)
@@ -110,13 +110,13 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         except (KeyError, pa.ArrowException) as error:
             raise DamagedError(f"column {field.name!r}: expected {field.type} ({error}); has {table.schema}") from error
         if not field.nullable and column.null_count:
-            raise DamagedError(f"column {field.name!r}: {column.null_count} nulls where none may be")
+            raise DamagedError(f"column {field.name!r}: {column.null_count} nulls in a required column")
         columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
 
 
 def open_parquet(path: Location) -> pq.ParquetFile:
-    """Opens `path` for reading; in S3, only the footer and what is asked for later is fetched.
+    """Open `path` for reading; from S3, only the footer and the parts read later are fetched.
 
     Raises:
         DamagedError: it is missing or not Parquet.
@@ -127,19 +127,19 @@ def open_parquet(path: Location) -> pq.ParquetFile:
 
 
 def _may_use_threads(path: Location) -> bool:
-    """Not where Python reads the file: a thread of Arrow's that lets go of it while Python ends, ends in abort()."""
+    """Return whether Arrow may use threads: not for Python files (S3), whose release at Python's exit would abort()."""
     return isinstance(path, Path)
 
 
 def read_table(path: Location) -> pa.Table:
-    """A whole file."""
+    """Read a whole file."""
     file = open_parquet(path)
     with translate_damage(path):
         return file.read(use_threads=_may_use_threads(path))
 
 
 def read_batches(path: Location, **options: Any) -> Iterator[pa.RecordBatch]:
-    """A file in pieces; `options` are those of `pyarrow.parquet.ParquetFile.iter_batches`."""
+    """Yield a file in pieces; `options` are those of `pyarrow.parquet.ParquetFile.iter_batches`."""
     batches = open_parquet(path).iter_batches(**{"use_threads": _may_use_threads(path), **options})
     while True:
         with translate_damage(path):
@@ -151,7 +151,7 @@ def read_batches(path: Location, **options: Any) -> Iterator[pa.RecordBatch]:
 
 @contextlib.contextmanager
 def translate_damage(path: Location) -> Iterator[None]:
-    """Context: what pyarrow raises while reading `path` becomes a DamagedError that names it."""
+    """Turn the errors that pyarrow raises in the block while it reads `path` into a DamagedError that names it."""
     try:
         yield
     except FileNotFoundError:
@@ -161,7 +161,7 @@ def translate_damage(path: Location) -> Iterator[None]:
 
 
 def read_where(path: Location, column: str, values: Sequence[int]) -> pa.Table:
-    """The rows of a file sorted by the int64 `column` whose value is one of `values`."""
+    """Return the rows whose `column` has one of `values`, from a file sorted by that int64 column."""
     file = open_parquet(path)
     wanted = sorted(set(values))
     groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, column, wanted)]
@@ -171,7 +171,7 @@ def read_where(path: Location, column: str, values: Sequence[int]) -> pa.Table:
 
 
 def int64_array(values: Sequence[int]) -> pa.Array:
-    """`pa.array(values)`, which would import pandas, where there is one, to see whether they are a series: 0.5 s."""
+    """Return `values` as an int64 array, without `pa.array`, which would import pandas if it is installed (0.5 s)."""
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(array.array("q", values))])
 
 
@@ -185,7 +185,7 @@ def _may_hold(file: pq.ParquetFile, group: int, column: str, wanted: list[int]) 
 
 
 def read_rows(path: Location, start: int, end: int) -> pa.Table:
-    """Rows `start` to `end` (exclusive) of a file, reading only the row groups that hold them."""
+    """Return rows `start` to `end` (exclusive) of a file, reading only the row groups that contain them."""
     file = open_parquet(path)
     first, pieces = 0, []
     for group in range(file.num_row_groups):
@@ -200,5 +200,5 @@ def read_rows(path: Location, start: int, end: int) -> pa.Table:
 
 
 def sha256_file(path: Location) -> str:
-    """SHA-256 of a file, read in pieces of 1 MiB."""
+    """Return the SHA-256 of a file, read in pieces of 1 MiB."""
     return sha256_of(path)

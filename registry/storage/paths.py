@@ -1,12 +1,12 @@
-"""The one door to where registries and inputs live: a local directory, or a prefix at `s3://`.
+"""Paths of registries and inputs: a local path, or an object or prefix at `s3://`.
 
-A `Location` is a `Path`, or an `S3Path` (`registry.storage.s3`), which has the part of it that readers use. Writers never write
-in place: a file goes to a temporary name beside its target, is flushed to disk and renamed, so a crash leaves either
-the old content or the new. A directory is published by one rename, which is the commit; in S3, where there is none, by
-storing its manifest last (`registry.storage.publish_s3`).
+A `Location` is a `Path` or an `S3Path` (`registry.storage.s3`), which has those methods of `Path` that readers use.
+Writers never write in place: a file is written under a temporary name beside its target, flushed to disk and renamed,
+so a crash leaves either the old content or the new. A directory is published by one rename, which is the commit; S3 has
+no rename, so its manifest is stored last (`registry.storage.publish_s3`).
 
-    for place, num_bytes in list_inputs("s3://crawl/2026/*.warc.gz"):
-        with open_input(place) as file: ...
+    for path, num_bytes in list_inputs("s3://crawl/2026/*.warc.gz"):
+        with open_input(path) as file: ...
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _COPY_BYTES = 8 << 20
 
 
 def is_remote(uri: object) -> bool:
-    """Whether `uri` (text, Path or S3Path) is at s3://."""
+    """Return whether `uri` (text, Path or S3Path) is at s3://."""
     return str(uri).startswith(s3.SCHEME)
 
 
 def open_root(uri: str | Location, *, create: bool = False) -> Location:
-    """The directory or prefix at `uri`.
+    """Return the directory or prefix at `uri`.
 
     Raises:
-        UsageError: it does not exist (and `create` is False), is not a directory, or is of an unknown scheme; or it is
+        UsageError: it does not exist (and `create` is False), is not a directory, or has an unknown scheme; or it is
             at s3:// and boto3 is not installed.
         ServiceError: it cannot be created, or S3 cannot be reached.
     """
@@ -68,9 +68,9 @@ def _open_prefix(prefix: S3Path, *, create: bool) -> S3Path:
 
 
 def work_directory(root: Location) -> Path:
-    """Where ingests into the registry at `root` keep what they can resume from: a local directory of its own.
+    """Return the local directory from which stopped ingests into the registry at `root` resume.
 
-    In a local registry `work`; for one at s3:// a directory in NULLS_WORK, else in `nulls/work` of the user's cache.
+    In a local registry `work`; for one at s3:// a directory in NULLS_WORK, else in the user's cache (`nulls/work`).
     """
     if isinstance(root, Path):
         return root / "work"
@@ -80,36 +80,36 @@ def work_directory(root: Location) -> Path:
 
 
 def list_inputs(uri: str) -> list[tuple[S3Path, int]]:
-    """The objects that `uri` names, with their sizes in bytes, in the order of their keys.
+    """Return the objects that `uri` names, with their sizes in bytes, in the order of their keys.
 
     Args:
-        uri: `s3://` and an object, a prefix (all that is below it, as in a directory) or a glob, where `*` and `?` stay
+        uri: `s3://` and an object, a prefix (all objects below it, as in a directory) or a glob, where `*` and `?` stay
             within a folder and `**` does not.
 
     Raises:
-        InputError: it names nothing.
-        ServiceError: S3 cannot be reached, or denies it.
+        InputError: there is no such object.
+        ServiceError: S3 cannot be reached, or denies access.
     """
-    place = S3Path.parse(uri)
-    if place.key and not uri.endswith("/"):
+    named = S3Path.parse(uri)
+    if named.key and not uri.endswith("/"):
         try:
-            return [(place, place.stat().st_size)]
+            return [(named, named.stat().st_size)]
         except FileNotFoundError:
             pass
-    if glob.has_magic(place.key):
-        pattern = place.key.split("/")
-        found = [(path, size) for path, size in _before_magic(place).walk() if _matches(path.key.split("/"), pattern)]
+    if glob.has_magic(named.key):
+        pattern = named.key.split("/")
+        found = [(path, size) for path, size in _before_magic(named).walk() if _matches(path.key.split("/"), pattern)]
     else:
-        found = list(place.walk())
+        found = list(named.walk())
     if not found:
-        raise InputError(f"{uri}: no such object, and none below it or like it; expected an object, a prefix or a glob")
+        raise InputError(f"{uri}: no such object; expected an object, a prefix or a glob")
     return found
 
 
-def _before_magic(place: S3Path) -> S3Path:
-    """The longest folder of a glob that is spelled out."""
-    folder = S3Path(place.bucket, "")
-    for part in place.key.split("/")[:-1]:
+def _before_magic(pattern: S3Path) -> S3Path:
+    """Return the deepest folder of a glob above its first wildcard."""
+    folder = S3Path(pattern.bucket, "")
+    for part in pattern.key.split("/")[:-1]:
         if glob.has_magic(part):
             break
         folder = folder / part
@@ -120,26 +120,26 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     if not pattern:
         return not parts
     if pattern[0] == "**":
-        least = 0 if pattern[1:] else max(1, len(parts))  # at the end it is all that is left, which is something
+        least = 0 if pattern[1:] else max(1, len(parts))  # a final `**` matches all that is left, at least one part
         return any(_matches(parts[skipped:], pattern[1:]) for skipped in range(least, len(parts) + 1))
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def open_input(place: str | Location) -> BinaryIO:
-    """An input for reading from its start: seekable, and each read whole (S3: faults are retried, one version is read).
+def open_input(uri: str | Location) -> BinaryIO:
+    """Open an input for reading: seekable, each read complete (from S3: faults are retried, one version is read).
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         ServiceError: S3 cannot be reached, while opening or while reading.
         DamagedError: while reading, the object was replaced.
     """
-    location = place if isinstance(place, (Path, S3Path)) else _location(place)
+    location = uri if isinstance(uri, (Path, S3Path)) else _location(uri)
     return location.open("rb")
 
 
-def sha256_of(place: str | Location) -> str:
-    """SHA-256 of an input's content, 64 hex digits; the errors are those of `open_input`."""
-    with open_input(place) as file:
+def sha256_of(uri: str | Location) -> str:
+    """Return the SHA-256 of an input's content, 64 hex digits; the errors are those of `open_input`."""
+    with open_input(uri) as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
@@ -147,15 +147,15 @@ def sha256_of(place: str | Location) -> str:
 
 
 def copy_verified(source: S3Path, target: Path, sha256: str | None = None) -> None:
-    """Download an object to `target`, whole or not at all, and compare it; a target with that content is kept.
+    """Download an object to `target`, whole or not at all, and verify it; a target that has `sha256` already is kept.
 
     Args:
         source: the object.
         target: a local file; its folder is created if needed.
-        sha256: what its content should hash to, 64 hex digits; None: whatever the store says that the object is.
+        sha256: the expected hash of its content, 64 hex digits; None: the checksum that the store has for the object.
 
     Raises:
-        DamagedError: the object is missing, or its content is not what it should be.
+        DamagedError: the object is missing, or its content does not have the expected hash.
         ServiceError: S3 cannot be reached, or the target cannot be written.
     """
     with translate_os_errors(target):
@@ -183,10 +183,10 @@ def _location(uri: str) -> Location:
 
 
 class translate_os_errors:  # noqa: N801 - reads as a statement
-    """Context: an OSError while writing under `place` becomes a ServiceError that says what to do."""
+    """Context manager: an OSError while `path` is written becomes a ServiceError that says what to do."""
 
-    def __init__(self, place: Location) -> None:
-        self.place = place
+    def __init__(self, path: Location) -> None:
+        self.path = path
 
     def __enter__(self) -> None:
         return None
@@ -197,26 +197,25 @@ class translate_os_errors:  # noqa: N801 - reads as a statement
         advice = {
             errno.ENOSPC: "free some space and run the same command again: what is complete is kept",
             errno.EDQUOT: "the quota is used up: free some space and run the same command again",
-            errno.EROFS: "it is read-only: name another place",
-            errno.EACCES: "it may not be written by this user: name another place or change its permissions",
-            errno.EPERM: "it may not be written by this user: name another place or change its permissions",
+            errno.EROFS: "it is read-only: name another path",
+            errno.EACCES: "this user may not write it: name another path or change its permissions",
+            errno.EPERM: "this user may not write it: name another path or change its permissions",
         }.get(error.errno or 0, "see the system's message")
-        raise ServiceError(f"cannot write {self.place}: {error.strerror or error}; {advice}") from error
+        raise ServiceError(f"cannot write {self.path}: {error.strerror or error}; {advice}") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` so that it is there whole or not at all, also after a power cut.
+    """Write `data` to `path`, whole or not at all, even if the power fails.
 
     Raises:
-        ServiceError: the place cannot be written.
+        ServiceError: the file cannot be written.
     """
     with translate_os_errors(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(
-                    file.fileno(), 0o666 & ~_umask()
-                )  # mkstemp's file is its owner's alone; a registry is a team's
+                # mkstemp's file is private to its owner; a registry is shared by a team.
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -228,13 +227,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _umask() -> int:
-    """The process's umask, read without changing it (setting it to learn it would race with other threads)."""
+    """Return the process's umask, read from /proc: `os.umask` would change it, and so race with other threads."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("Umask:")[2].split()[0], 8)
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes the renames in `directory` durable."""
+    """Make the renames in `directory` durable."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -243,10 +242,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def check_writable(directory: Path) -> None:
-    """Finds out before any work whether `directory` can be written.
+    """Check that `directory` can be written, before any work is done; create it if needed.
 
     Raises:
-        ServiceError: it cannot.
+        ServiceError: it cannot be written.
     """
     with translate_os_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)

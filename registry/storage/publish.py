@@ -1,7 +1,7 @@
 """Publish a directory whole: staging, fsync, a marker with the size of each file, one rename.
 
-Whoever looks at `target` sees nothing, or all of it. A crash leaves a hidden staging directory beside it, which nobody
-reads. A directory in S3 has no rename; `registry.storage.publish_s3` stores its manifest last instead.
+A reader of `target` sees nothing, or the complete directory. A crash leaves a hidden staging directory beside it, which
+is never read. S3 has no rename of directories; `registry.storage.publish_s3` stores the manifest last instead.
 
     with new_directory(target, keep=is_whole) as staging:
         ...                                     # write files into `staging`
@@ -25,7 +25,7 @@ Keep = Callable[[Path], bool]
 
 
 def replace_always(target: Path) -> bool:
-    """A `keep` that never keeps what is there."""
+    """Return False: the `keep` that always replaces the target."""
     return False
 
 
@@ -34,11 +34,11 @@ def new_directory(target: Path, *, keep: Keep = replace_always) -> Iterator[Path
     """Yield an empty staging directory beside `target`, and publish it when the block ends without an error.
 
     Args:
-        target: where the directory goes; its parent is created if needed.
+        target: the path of the new directory; its parent is created if needed.
         keep: as in `publish_directory`.
 
     Raises:
-        ServiceError: the disk is full or cannot be written. Nothing is at `target` then that was not there before.
+        ServiceError: the disk is full or cannot be written; `target` is then as it was before.
     """
     with translate_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,16 +52,15 @@ def new_directory(target: Path, *, keep: Keep = replace_always) -> Iterator[Path
 
 
 def publish_directory(staging: Path, target: Path, *, keep: Keep = replace_always) -> bool:
-    """Flush every file of `staging` to disk, and rename it to `target`.
+    """Flush every file of `staging` to disk, and rename `staging` to `target`.
 
     Args:
-        staging: a complete directory on the file system of `target`; gone afterwards.
-        target: replaced if it exists, unless `keep(target)`: then `staging` is deleted instead. That is for content
-            that is the same whoever writes it, so that of two writers the first wins.
-        keep: whether what is at `target` is to stay.
+        staging: a complete directory on the file system of `target`; it does not exist afterwards.
+        target: replaced if it exists, unless `keep(target)`; then `staging` is deleted instead.
+        keep: whether an existing `target` stays: for content that is the same from any writer, the first one wins.
 
     Returns:
-        Whether `staging` is now at `target`.
+        Whether `staging` became `target`.
 
     Raises:
         OSError: the disk is full or cannot be written; see `translate_os_errors`.
@@ -87,12 +86,12 @@ def _rename(staging: Path, target: Path, keep: Keep) -> bool:
             os.rename(staging, target)
             return True
         except OSError:
-            if not target.exists():  # else another writer came between: look at what it wrote
+            if not target.exists():  # else another writer was faster: check what it wrote
                 raise
 
 
 def discard_directory(directory: Path) -> None:
-    """Delete a directory so that nobody sees half of it: renamed to a hidden name first.
+    """Delete a directory so that no reader sees a part of it: it is renamed to a hidden name first.
 
     Raises:
         OSError: it cannot be renamed.
@@ -106,16 +105,16 @@ def discard_directory(directory: Path) -> None:
 
 
 def write_marker(directory: Path, name: str, **facts: Any) -> None:
-    """Write the JSON file `name`, last of a directory: `facts`, and the size in bytes of every file under "files"."""
+    """Write the JSON file `name`, last of a directory: `facts`, and under "files" the size of each in bytes."""
     sizes = {path.name: path.stat().st_size for path in sorted(directory.iterdir()) if path.is_file()}
     write_atomic(directory / name, json.dumps({**facts, "files": sizes}, indent=1).encode())
 
 
 def read_marker(directory: Path, name: str) -> dict[str, Any] | None:
-    """The content of a directory's marker; None if it is missing, or a file is missing or of another size."""
+    """Return the content of a directory's marker; None if it, or a file it names, is missing or of another size."""
     try:
         content: dict[str, Any] = json.loads((directory / name).read_bytes())
         whole = all((directory / file).stat().st_size == size for file, size in content["files"].items())
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return content if whole else None

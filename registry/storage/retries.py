@@ -1,11 +1,11 @@
-"""What can go wrong between here and S3, and what is done about it: the one place for time limits, retries and words.
+"""Requests to S3: the client, its time limits and retries, and the error messages.
 
-A fault that may pass (a 5xx or a throttled answer; a connection that is refused, cut or silent; a body that ends early)
-is tried again, `MAX_ATTEMPTS` times in all, after a random share of 0.25, 0.5, 1, 2, 4 s: at most 8 s of waiting,
-beside `CONNECT_TIMEOUT_S` or `READ_TIMEOUT_S` of silence an attempt at most. botocore's own retries are off: they do
-not reach the body of an answer. Anything else, and what does not pass, is a ServiceError that says what to do.
-Credentials, region, endpoint and profile are boto3's own (AWS_ENDPOINT_URL, AWS_PROFILE, ...). boto3 is imported when
-the first object is asked for (0.3 s), not with this module.
+A transient fault (a 5xx or throttled response; a connection that is refused, cut or silent; a body that ends early) is
+retried, up to `MAX_ATTEMPTS` attempts, after a random share of 0.25, 0.5, 1, 2, 4 s: at most 8 s of waiting, plus at
+most `CONNECT_TIMEOUT_S` or `READ_TIMEOUT_S` of silence in each attempt. botocore's own retries are off: they do not
+cover the body of a response. Any other fault, and one that persists, is a ServiceError that says what to do.
+Credentials, region, endpoint and profile are boto3's own (AWS_ENDPOINT_URL, AWS_PROFILE, ...). boto3 is imported at the
+first request (0.3 s), not with this module.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ READ_TIMEOUT_S = 30
 
 T = TypeVar("T")
 
-_PASSING_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"}
+_TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"}
 _ADVICE = {
-    "NoSuchBucket": "the bucket does not exist: make it, or name another",
+    "NoSuchBucket": "the bucket does not exist: create it, or name another",
     "NotImplemented": "this store has no conditional writes (If-Match, If-None-Match), which a commit needs",
     "ExpiredToken": "the credentials have expired: renew them and run the same command again",
     "InvalidAccessKeyId": "the store does not know these credentials: check AWS_ACCESS_KEY_ID or AWS_PROFILE",
     "SignatureDoesNotMatch": "the credentials are wrong: check AWS_SECRET_ACCESS_KEY and the endpoint",
     "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
-    "InvalidObjectState": "it is archived: restore it to a class that can be read",
-    "EntityTooLarge": "the store does not take an object of this size",
+    "InvalidObjectState": "it is archived: restore it to a storage class that can be read",
+    "EntityTooLarge": "the store does not accept an object of this size",
 }
 
 
-class Precondition(Exception):  # noqa: N818 - an answer, which whoever set the condition expects
+class Precondition(Exception):  # noqa: N818 - a result that the caller expects
     """The condition of a request (If-Match, If-None-Match) does not hold."""
 
 
 def client() -> Any:
-    """The process's S3 client.
+    """Return the process's S3 client.
 
     Raises:
         UsageError: boto3 is not installed.
@@ -75,49 +75,49 @@ def _client(_process: int, _endpoint: str | None, _profile: str | None) -> Any:
         raise ServiceError(f"S3 cannot be used: {error}; check AWS_PROFILE, AWS_REGION and AWS_ENDPOINT_URL") from error
 
 
-def request(place: object, operation: str, **arguments: Any) -> dict[str, Any]:
-    """One operation of the client on `place`, tried again as above. Its errors are those of `retried`."""
+def request(path: object, operation: str, **arguments: Any) -> dict[str, Any]:
+    """Call an operation of the client for `path`, with retries. The errors are those of `retried`."""
     call = getattr(client(), operation)
-    answer: dict[str, Any] = retried(place, lambda: call(**arguments))
-    return answer
+    response: dict[str, Any] = retried(path, lambda: call(**arguments))
+    return response
 
 
-def retried(place: object, attempt: Callable[[], T]) -> T:
-    """The result of `attempt`, which is called again while its error may pass.
+def retried(path: object, attempt: Callable[[], T]) -> T:
+    """Call `attempt` until it succeeds or its error is not transient, and return its result.
 
     Args:
-        place: what it is about, for messages.
-        attempt: raises what botocore does, or EOFError for a body that is too short.
+        path: the object or bucket concerned, for messages.
+        attempt: raises botocore's errors, or EOFError for a body that is too short.
 
     Raises:
         FileNotFoundError: there is no such object.
-        Precondition: a condition that the request set does not hold.
-        ServiceError: all else, in words.
+        Precondition: the condition of the request does not hold.
+        ServiceError: any other error; the message says what to do.
     """
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
-    for number in range(1, MAX_ATTEMPTS + 1):
+    for attempts in range(1, MAX_ATTEMPTS + 1):
         try:
             return attempt()
         except ClientError as error:
-            if not _may_pass(error.response) or number == MAX_ATTEMPTS:
-                raise _translated(place, error.response, str(error)) from error
+            if not _is_transient(error.response) or attempts == MAX_ATTEMPTS:
+                raise _translated(path, error.response, str(error)) from error
         except (BotoCoreError, ResponseParserError, EOFError) as error:
-            if not _is_of_the_network(error):
-                raise ServiceError(f"{place}: {error}; check the AWS_* settings and the profile") from error
-            if number == MAX_ATTEMPTS:
+            if not _is_network_error(error):
+                raise ServiceError(f"{path}: {error}; check the AWS_* settings and the profile") from error
+            if attempts == MAX_ATTEMPTS:
                 raise ServiceError(
-                    f"{place}: no whole answer in {number} attempts ({error}); check the network and "
+                    f"{path}: no complete response in {attempts} attempts ({error}); check the network and "
                     "AWS_ENDPOINT_URL, then run the same command again"
                 ) from error
-        time.sleep(random.uniform(0, BASE_DELAY_S * 2 ** (number - 1)))
+        time.sleep(random.uniform(0, BASE_DELAY_S * 2 ** (attempts - 1)))
     raise AssertionError("the last attempt returns or raises")
 
 
-def changed(place: object) -> DamagedError:
-    """The error of an object that became another while it was read."""
-    return DamagedError(f"{place}: was replaced while it was read; run the same command again")
+def changed(path: object) -> DamagedError:
+    """Return the error for an object that was replaced while it was read."""
+    return DamagedError(f"{path}: was replaced while it was read; run the same command again")
 
 
 def _status(response: dict[str, Any]) -> int:
@@ -128,17 +128,17 @@ def _code(response: dict[str, Any]) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _may_pass(response: dict[str, Any]) -> bool:
+def _is_transient(response: dict[str, Any]) -> bool:
     status = _status(response)
     is_conflict = status == 409 and _code(response) in ("ConditionalRequestConflict", "OperationAborted")
-    return (status >= 500 and status != 501) or status == 429 or is_conflict or _code(response) in _PASSING_CODES
+    return (status >= 500 and status != 501) or status == 429 or is_conflict or _code(response) in _TRANSIENT_CODES
 
 
-def _is_of_the_network(error: Exception) -> bool:
+def _is_network_error(error: Exception) -> bool:
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
-    passing = (
+    network_errors = (
         exceptions.HTTPClientError,
         exceptions.ConnectionError,
         exceptions.IncompleteReadError,
@@ -146,20 +146,20 @@ def _is_of_the_network(error: Exception) -> bool:
         ResponseParserError,
         EOFError,
     )
-    return isinstance(error, passing)
+    return isinstance(error, network_errors)
 
 
-def _translated(place: object, response: dict[str, Any], words: str) -> Exception:
+def _translated(path: object, response: dict[str, Any], message: str) -> Exception:
     status, code = _status(response), _code(response)
     if status == 412:
-        return Precondition(str(place))
+        return Precondition(str(path))
     if status == 404 and code != "NoSuchBucket":
-        return FileNotFoundError(errno.ENOENT, "no such object", str(place))
+        return FileNotFoundError(errno.ENOENT, "no such object", str(path))
     advice = _ADVICE.get(code)
     if advice is None and status == 403:
         advice = "access is denied: check the credentials, and that they may list, read and write there"
     if advice is None and status in (301, 307):
         advice = _ADVICE["PermanentRedirect"]
     if advice is None and status >= 500:
-        advice = f"the store failed {MAX_ATTEMPTS} times: run the same command again when it is well"
-    return ServiceError(f"{place}: {words}; {advice or 'see the message of the store'}")
+        advice = f"the store failed {MAX_ATTEMPTS} times: run the same command again when it has recovered"
+    return ServiceError(f"{path}: {message}; {advice or 'see the message of the store'}")

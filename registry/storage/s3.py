@@ -1,11 +1,11 @@
-"""Objects in S3 as the part of `pathlib.Path` that readers use, and the few writes that a commit is made of.
+"""Objects in S3 with those methods of `pathlib.Path` that readers use, and the few writes that a commit needs.
 
-    place = S3Path.parse("s3://bucket/registry") / "snapshots"
-    place.open()                    seekable; ranged reads of one version of the object, each of the length asked for
-    place.upload(file, sha256)      stored unless it is there; what was stored is compared afterwards
-    place.replace(data, etag)       compare-and-swap: whoever loses is told
+    path = S3Path.parse("s3://bucket/registry") / "snapshots"
+    path.open()                     seekable; ranged reads of one version of the object, each of the requested length
+    path.upload(file, sha256)       stores the file unless it is stored already, and compares it afterwards
+    path.replace(data, etag)        compare-and-swap; returns whether it succeeded
 
-Point reads fetch what is asked for and 64 KiB, sequential ones up to 8 MiB at once. Faults are `registry.storage.retries`'.
+Point reads fetch at least 64 KiB, sequential reads up to 8 MiB at once. `registry.storage.retries` handles faults.
 An upload that is killed can leave parts that S3 keeps and bills: a lifecycle rule (AbortIncompleteMultipartUpload) for
 the bucket removes them.
 """
@@ -25,36 +25,36 @@ from registry.errors import ServiceError, UsageError
 from registry.storage.retries import Precondition, changed, client, request, retried
 
 SCHEME = "s3://"
-PART_BYTES = 16 << 20  # an object up to this size is sent at once; larger ones in parts of it
+PART_BYTES = 16 << 20  # an object up to this size is sent at once, a larger one in parts of this size
 _MAX_PARTS = 10_000  # S3's limit
 _READ_AHEAD_BYTES = 64 << 10  # the footer of most Parquet files
 _MAX_READ_AHEAD_BYTES = 8 << 20
-_BODY_BYTES = 256 << 10  # of an answer, taken at once
+_BODY_BYTES = 256 << 10  # of a response body, read at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Stat:
-    """Of an object, named as `os.stat_result` does; `etag` names its version."""
+    """The size and version of an object, with the field names of `os.stat_result`; `etag` identifies the version."""
 
     st_size: int
     st_mtime: float
     etag: str
-    sha256: str | None  # as the store tells it, in base64: of the object, or over the hashes of its parts
+    sha256: str | None  # as the store reports it, in base64: of the object, or of the hashes of its parts
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class S3Path:
-    """An object, or a prefix of objects. Making one asks for nothing; it can be pickled."""
+    """An object, or a prefix of objects. Creating one sends no request; it can be pickled."""
 
     bucket: str
     key: str
 
     @classmethod
     def parse(cls, uri: str) -> S3Path:
-        """`s3://bucket/key`, without a trailing slash.
+        """Parse `s3://bucket/key`; a trailing slash is dropped.
 
         Raises:
-            UsageError: there is no bucket in it.
+            UsageError: the URI has no bucket.
         """
         bucket, _, key = uri.removeprefix(SCHEME).partition("/")
         if not uri.startswith(SCHEME) or not bucket:
@@ -69,7 +69,7 @@ class S3Path:
 
     @property
     def name(self) -> str:
-        """The last part of the key; of a bucket, its name."""
+        """The last part of the key; for a bucket, its name."""
         return self.parts[-1]
 
     @property
@@ -78,21 +78,22 @@ class S3Path:
         return (SCHEME, self.bucket, *filter(None, self.key.split("/")))
 
     @property
-    def _place(self) -> dict[str, str]:
+    def _address(self) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.key}
 
     def stat(self) -> Stat:
-        """Its size and version.
+        """Return its size and version.
 
         Raises:
             FileNotFoundError: there is no such object.
         """
-        head = request(self, "head_object", **self._place, ChecksumMode="ENABLED")
-        told = head.get("ChecksumSHA256", "").partition("-")[0]  # "-3" says of three parts; some stores leave it out
-        return Stat(head["ContentLength"], head["LastModified"].timestamp(), head["ETag"], told or None)
+        head = request(self, "head_object", **self._address, ChecksumMode="ENABLED")
+        # A suffix "-3" means three parts; some stores omit it.
+        checksum = head.get("ChecksumSHA256", "").partition("-")[0]
+        return Stat(head["ContentLength"], head["LastModified"].timestamp(), head["ETag"], checksum or None)
 
     def is_file(self) -> bool:
-        """Whether there is such an object."""
+        """Return whether there is such an object."""
         try:
             self.stat()
         except FileNotFoundError:
@@ -100,7 +101,7 @@ class S3Path:
         return True
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """The object as it now is, for reading; seekable, and holds no connection.
+        """Open the present version of the object for reading; seekable, and holds no connection.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -109,22 +110,26 @@ class S3Path:
         return cast(BinaryIO, _Ranges(self, self.stat()))
 
     def read_bytes(self) -> bytes:
-        """A small object's content."""
+        """Return a small object's content.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
         found = self.fetch()
         if found is None:
-            self.stat()  # raises, unless it came meanwhile
+            self.stat()  # raises, unless the object was created meanwhile
             return self.read_bytes()
         return found[0]
 
     def fetch(self) -> tuple[bytes, str] | None:
-        """A small object's content and its ETag; None if there is none."""
+        """Return a small object's content and its ETag; None if there is no such object."""
 
         def attempt() -> tuple[bytes, str]:
-            answer = client().get_object(**self._place)
-            data = answer["Body"].read()
-            if len(data) != answer["ContentLength"]:
-                raise EOFError(f"{len(data)} of {answer['ContentLength']} bytes came")
-            return data, answer["ETag"]
+            response = client().get_object(**self._address)
+            data = response["Body"].read()
+            if len(data) != response["ContentLength"]:
+                raise EOFError(f"received {len(data)} of {response['ContentLength']} bytes")
+            return data, response["ETag"]
 
         try:
             return retried(self, attempt)
@@ -132,45 +137,49 @@ class S3Path:
             return None
 
     def replace(self, data: bytes, etag: str | None) -> bool:
-        """Stores `data` if the object is still the one of `etag` (None: still absent); returns whether it is there.
+        """Store `data` if the object still has `etag` (None: is still absent), and return whether `data` is stored.
 
-        An answer that was lost makes the second attempt look like a lost race, so the content decides.
+        After a lost response the second attempt looks like a lost race, so the stored content is compared.
         """
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         try:
-            request(self, "put_object", **self._place, Body=data, **condition, ChecksumSHA256=_base64(data))
+            request(self, "put_object", **self._address, Body=data, **condition, ChecksumSHA256=_base64(data))
         except (Precondition, FileNotFoundError):
             found = self.fetch()
             return found is not None and found[0] == data
         return True
 
     def delete(self) -> None:
-        """Deletes the object; one that is not there is no error."""
+        """Delete the object, if it exists."""
         with contextlib.suppress(FileNotFoundError):
-            request(self, "delete_object", **self._place)
+            request(self, "delete_object", **self._address)
 
     def keeps(self, data: bytes) -> bool:
-        """Whether the store refuses to replace this object, whose content is `data`, when told not to."""
+        """Return whether the store refuses to replace this object, with content `data`, under If-None-Match."""
         try:
-            request(self, "put_object", **self._place, Body=data, IfNoneMatch="*", ChecksumSHA256=_base64(data))
+            request(self, "put_object", **self._address, Body=data, IfNoneMatch="*", ChecksumSHA256=_base64(data))
         except Precondition:
             return True
         return False
 
     def folders(self) -> list[str]:
-        """The names one level below, that have more below them."""
+        """Return the names one level below that have objects below them."""
         pages = self._pages(Delimiter="/")
         return [entry["Prefix"].split("/")[-2] for page in pages for entry in page.get("CommonPrefixes", ())]
 
     def walk(self) -> Iterator[tuple[S3Path, int]]:
-        """Every object below, with its size, in the order of keys; not the empty ones that stand for folders."""
+        """Yield every object below, with its size, in the order of keys; objects that stand for folders are skipped."""
         for page in self._pages():
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
                     yield S3Path(self.bucket, entry["Key"]), entry["Size"]
 
     def has_any(self) -> bool:
-        """Whether an object is below. Raises a ServiceError if the bucket does not exist."""
+        """Return whether there is an object below.
+
+        Raises:
+            ServiceError: the bucket does not exist.
+        """
         return bool(next(self._pages(MaxKeys=1)).get("Contents"))
 
     def _pages(self, **options: Any) -> Iterator[dict[str, Any]]:
@@ -183,24 +192,24 @@ class S3Path:
             options["ContinuationToken"] = page["NextContinuationToken"]
 
     def upload(self, source: Path, sha256: str) -> None:
-        """Stores a file, unless the object is it already; then compares what is stored.
+        """Store a file, unless the object has its content already, and compare the stored object.
 
         Raises:
-            ServiceError: it cannot be stored, or what is stored is not what was sent.
+            ServiceError: it cannot be stored, or the stored object differs from the file.
         """
         if self.holds(source, sha256):
             return
         size = source.stat().st_size
         if size <= _part_bytes(size):
             data = source.read_bytes()
-            request(self, "put_object", **self._place, Body=data, ChecksumSHA256=_base64(data))
+            request(self, "put_object", **self._address, Body=data, ChecksumSHA256=_base64(data))
         else:
             self._send_parts(source, _part_bytes(size))
         if not self.holds(source, sha256):
-            raise ServiceError(f"{self}: what is stored is not what was sent; run the same command again")
+            raise ServiceError(f"{self}: the stored object is not what was sent; run the same command again")
 
     def holds(self, file: Path, sha256: str) -> bool:
-        """Whether the object has the content of a local file: by the store's own checksum, else by reading it back.
+        """Return whether the object has a local file's content, by the store's checksum, else by reading the object.
 
         Args:
             file: the local file.
@@ -222,13 +231,13 @@ class S3Path:
             return False
 
     def _send_parts(self, source: Path, part_bytes: int) -> None:
-        begun = request(self, "create_multipart_upload", **self._place, ChecksumAlgorithm="SHA256")
-        upload = {**self._place, "UploadId": begun["UploadId"]}
+        begun = request(self, "create_multipart_upload", **self._address, ChecksumAlgorithm="SHA256")
+        upload = {**self._address, "UploadId": begun["UploadId"]}
         try:
             parts = [self._send_part(upload, number, data) for number, data in _pieces(source, part_bytes)]
             request(self, "complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
         except FileNotFoundError:
-            return  # no such upload: it was completed, and the answer lost. What is stored is compared next
+            return  # no such upload: it was completed and the response lost; the stored object is compared next
         except BaseException:
             with contextlib.suppress(Exception):
                 client().abort_multipart_upload(**upload)
@@ -241,9 +250,9 @@ class S3Path:
 
 
 class _Ranges(io.RawIOBase):
-    """One version of an object, by ranged reads; what is read in sequence is fetched in growing pieces.
+    """A file object for one version of an object, by ranged reads; sequential reads fetch pieces of growing size.
 
-    Every request names the ETag that the object had when it was opened, so its parts are of one version.
+    Every request names the ETag that the object had when it was opened, so all pieces are of one version.
     """
 
     def __init__(self, path: S3Path, stat: Stat) -> None:
@@ -269,7 +278,7 @@ class _Ranges(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills `buffer` whole, unless the end is before: so `read(n)` gives n bytes, as of a buffered file."""
+        """Fill `buffer`, up to the end of the object: `read(n)` returns n bytes, as for a buffered file."""
         target = memoryview(buffer).cast("B")
         wanted = max(0, min(len(target), self._size - self._position))
         filled = 0
@@ -291,18 +300,18 @@ class _Ranges(io.RawIOBase):
         self._start, self._held = self._position, self._range(self._position, end)
 
     def _range(self, start: int, end: int) -> bytes:
-        """The bytes from `start` to `end` (exclusive); an attempt goes on at the byte where the last was cut."""
+        """Return the bytes from `start` to `end` (exclusive); a retry continues where the last attempt ended."""
         data = bytearray()
 
         def attempt() -> None:
-            place = {"Range": f"bytes={start + len(data)}-{end - 1}", "IfMatch": self._etag}
-            answer = client().get_object(Bucket=self._path.bucket, Key=self._path.key, **place)
-            if not answer.get("ContentRange", "").startswith(f"bytes {start + len(data)}-"):
-                raise ServiceError(f"{self._path}: this store does not give ranges of objects, which readers need")
-            while piece := answer["Body"].read(_BODY_BYTES):
+            part = {"Range": f"bytes={start + len(data)}-{end - 1}", "IfMatch": self._etag}
+            response = client().get_object(Bucket=self._path.bucket, Key=self._path.key, **part)
+            if not response.get("ContentRange", "").startswith(f"bytes {start + len(data)}-"):
+                raise ServiceError(f"{self._path}: this store does not support range requests, which readers need")
+            while piece := response["Body"].read(_BODY_BYTES):
                 data.extend(piece)
             if len(data) < end - start:
-                raise EOFError(f"{len(data)} of {end - start} bytes came")
+                raise EOFError(f"received {len(data)} of {end - start} bytes")
 
         try:
             retried(self._path, attempt)
@@ -312,7 +321,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _part_bytes(size: int) -> int:
-    """Bytes of each part of an object of `size` bytes; one that is no larger than a part is sent whole."""
+    """Return the part size in bytes for an object of `size` bytes; an object no larger than a part is sent whole."""
     return max(PART_BYTES, -(-size // _MAX_PARTS))
 
 
@@ -329,5 +338,5 @@ def _pieces(source: Path, part_bytes: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _composite(source: Path, part_bytes: int) -> str:
-    """S3's checksum of an object sent in parts: over the parts' hashes."""
+    """Return S3's checksum of an object sent in parts: the SHA-256 of the parts' hashes."""
     return _base64(b"".join(hashlib.sha256(data).digest() for _, data in _pieces(source, part_bytes)))

@@ -1,4 +1,4 @@
-"""A small snapshot with every shape that a lookup meets, written by the registry's own writer."""
+"""A small snapshot with every kind of source and alias, written by the registry's own writer."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ INPUTS = [{"name": "dump.xml", "sha256": "ab" * 32, "bytes": 7}]
 
 
 def documents() -> dict[str, list[str]]:
-    """Key -> texts that are trained under it."""
+    """Return the texts that are trained under each source, by key."""
     return {key: texts for key, (_, texts) in SOURCES.items()} | {SHARED_KEY: ["Text of three owners."]}
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
-    """Every table of the snapshot, sorted; the text is in one shard."""
+    """Return the rows of every table of the snapshot, sorted; all text is in one shard."""
     shard, sources = [], []
     texts = {ids.source_id(key): (key, docs) for key, docs in documents().items()}
-    for number in sorted(texts):
-        key, docs = texts[number]
+    for source_id in sorted(texts):
+        key, docs = texts[source_id]
         start = len(shard)
         ordered = sorted((ids.doc_id(key, str(i)), text) for i, text in enumerate(docs))
-        shard += [{"source_id": number, "doc_id": doc, "text": text} for doc, text in ordered]
+        shard += [{"source_id": source_id, "doc_id": doc_id, "text": text} for doc_id, text in ordered]
         sources.append(
             {
-                "source_id": number,
+                "source_id": source_id,
                 "key": key,
                 "kind": key.partition(":")[0],
                 "title": SOURCES.get(key, (None, []))[0],
@@ -98,7 +98,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
 
 
 def write(registry: Registry, staging: Path, **changes: Any) -> Snapshot:
-    """Commits the snapshot; `changes` go to `SnapshotWriter.commit`."""
+    """Commit the small snapshot; `changes` are arguments of `SnapshotWriter.commit`."""
     writer = SnapshotWriter(registry, staging)
     tables = rows()
     for name, table in schema.TABLES.items():
@@ -118,7 +118,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def commit(registry: Registry) -> Callable[..., Snapshot]:
-    """Commits the small snapshot to `registry`, with changes if given."""
+    """A function that commits the small snapshot to `registry`, with changes if given."""
     return lambda **changes: write(registry, registry.root / "work" / "staging", **changes)
 
 

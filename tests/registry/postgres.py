@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own on loopback, where its programs and a driver are installed."""
+"""A temporary PostgreSQL server on loopback, for machines with its programs and a driver installed."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ import sqlalchemy as sa
 
 
 def programs() -> Path | None:
-    """The directory of `initdb` and `postgres`."""
-    places = [Path(found).resolve().parent for found in [shutil.which("initdb")] if found]
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((place for place in places if (place / "postgres").exists()), None)
+    """Return the directory of `initdb` and `postgres`, or None."""
+    folders = [Path(found).resolve().parent for found in [shutil.which("initdb")] if found]
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "postgres").exists()), None)
 
 
 @contextlib.contextmanager
 def server() -> Iterator[sa.URL]:
-    """Starts a server and yields a URL of its first database; skips the test where that cannot be."""
-    place = programs()
-    if place is None or importlib.util.find_spec("psycopg") is None:
+    """Start a server and yield the URL of its first database; skip the test if that is not possible."""
+    folder = programs()
+    if folder is None or importlib.util.find_spec("psycopg") is None:
         pytest.skip("needs PostgreSQL's initdb and postgres, and `pip install psycopg[binary]`")
     user = "nobody" if os.geteuid() == 0 else None  # the server refuses to run as root
     with tempfile.TemporaryDirectory(prefix="nulls-pg-") as name:
         if user:
             shutil.chown(name, user)
         data = f"{name}/data"
-        initdb = [place / "initdb", "-D", data, "-U", "nulls", "--auth=trust", "--no-sync", "--encoding=UTF8"]
+        initdb = [folder / "initdb", "-D", data, "-U", "nulls", "--auth=trust", "--no-sync", "--encoding=UTF8"]
         subprocess.run(initdb, user=user, cwd=name, check=True, capture_output=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [place / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", name, "-F"]
+        command = [folder / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", name, "-F"]
         with open(f"{name}/log", "wb") as log:
             process = subprocess.Popen(command, user=user, cwd=name, stdout=log, stderr=log)
         try:
@@ -49,7 +49,7 @@ def server() -> Iterator[sa.URL]:
             _wait_for(url)
             yield url
         finally:
-            process.send_signal(signal.SIGQUIT)  # at once: what it holds is thrown away
+            process.send_signal(signal.SIGQUIT)  # immediate shutdown: its data is not needed
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
@@ -71,7 +71,7 @@ def _wait_for(url: sa.URL) -> None:
 
 
 def new_schema(server: sa.URL, name: str) -> str:
-    """Makes an empty schema, and returns a URL at which it is all there is: a database apiece takes 300 files."""
+    """Create an empty schema, and return a URL that sees only it: a database for each test would take 300 files."""
     engine = sa.create_engine(server)
     with engine.begin() as connection:
         connection.execute(sa.text(f"CREATE SCHEMA {name}"))

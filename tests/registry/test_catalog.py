@@ -1,4 +1,4 @@
-"""The catalogue and its ledger, the same behaviour on SQLite and on a real PostgreSQL server."""
+"""The catalogue and its ledger: the same behaviour on SQLite and on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def open_catalog() -> Iterator[Callable[[str], Catalog]]:
-    """Opens catalogues, and closes their connections after the test."""
+    """A function that opens catalogues; their connections are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def open_(url: str) -> Catalog:
@@ -77,7 +77,7 @@ def ledger(catalog: Catalog) -> Ledger:
 
 
 def filled(ledger: Ledger) -> list[str]:
-    """Two requests, their events interleaved."""
+    """Record two requests with interleaved events, and return their ids."""
     first, second = ledger.open_request(**REQUEST), ledger.open_request(**REQUEST)
     for state in (State.PLANNED, State.APPLIED):
         for request_id in (first, second):
@@ -88,16 +88,16 @@ def filled(ledger: Ledger) -> list[str]:
 # the schema
 
 
-def test_migrations_make_what_the_code_says(catalog: Catalog) -> None:
+def test_migrations_create_the_tables_that_the_code_declares(catalog: Catalog) -> None:
     with catalog.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
         extra = sa.MetaData()
         sa.Table("more", extra, sa.Column("x", sa.Integer))
-        assert compare_metadata(MigrationContext.configure(connection), extra)  # it does see differences
+        assert compare_metadata(MigrationContext.configure(connection), extra)  # the comparison does find differences
         assert connection.scalar(sa.text("SELECT version_num FROM alembic_version")) == HEAD_REVISION
 
 
-def test_the_head_in_the_code_is_the_scripts_head() -> None:
+def test_head_revision_is_that_of_the_scripts() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(catalog_module.__file__).parent / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD_REVISION]
@@ -108,7 +108,7 @@ def test_opening_again_changes_nothing(url: str, catalog: Catalog, open_catalog:
     assert open_catalog(url).snapshot_times() == catalog.snapshot_times()
 
 
-def test_a_migration_that_fails_leaves_nothing_and_can_be_run_again(
+def test_a_failed_migration_leaves_no_tables_and_can_be_run_again(
     url: str, open_catalog: Callable[[str], Catalog]
 ) -> None:
     def crash(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
@@ -127,7 +127,7 @@ def test_a_migration_that_fails_leaves_nothing_and_can_be_run_again(
     assert Ledger(open_catalog(url)).verify() == 0
 
 
-def test_a_newer_catalogue_is_refused(url: str, catalog: Catalog) -> None:
+def test_a_catalogue_of_a_newer_release_is_refused(url: str, catalog: Catalog) -> None:
     with catalog.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(DamagedError, match="revision 9999, this release knows"):
@@ -137,7 +137,7 @@ def test_a_newer_catalogue_is_refused(url: str, catalog: Catalog) -> None:
 # snapshots and models
 
 
-def test_what_is_recorded_twice_stays_as_it_was(catalog: Catalog) -> None:
+def test_recording_twice_changes_nothing(catalog: Catalog) -> None:
     catalog.record_snapshot("ab" * 32, registry="/r", parent=None)
     before = catalog.snapshot_times()
     catalog.record_snapshot("ab" * 32, registry="/elsewhere", parent="cd" * 32)
@@ -152,7 +152,7 @@ def test_what_is_recorded_twice_stays_as_it_was(catalog: Catalog) -> None:
 # the ledger
 
 
-def test_the_life_of_a_request(ledger: Ledger) -> None:
+def test_a_request_from_its_opening_to_its_last_state(ledger: Ledger) -> None:
     request_id = ledger.open_request(**REQUEST)
     request = ledger.request(request_id)
     assert (request.state, request.model_after, request.evidence_digest) == (State.REQUESTED, None, None)
@@ -171,8 +171,8 @@ def test_the_life_of_a_request(ledger: Ledger) -> None:
     assert ledger.verify() == 4
 
 
-def test_requests_come_in_order_and_do_not_mix(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "now", lambda: "2026-01-01T00:00:00.000Z")  # all at once
+def test_requests_are_listed_in_order_with_their_own_events(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "now", lambda: "2026-01-01T00:00:00.000Z")  # all at the same time
     opened = [ledger.open_request(**REQUEST | {"reason": str(i)}) for i in range(20)]
     ledger.append(opened[3], State.REFUSED)
     assert [request.request_id for request in ledger.requests()] == opened
@@ -180,11 +180,11 @@ def test_requests_come_in_order_and_do_not_mix(ledger: Ledger, monkeypatch: pyte
     assert states == [State.REFUSED if i == 3 else State.REQUESTED for i in range(20)]
 
 
-def test_states_that_end_a_request() -> None:
+def test_terminal_states() -> None:
     assert {s for s in State if s.is_terminal} == {State.VERIFIED, State.FAILED, State.REFUSED}
 
 
-def test_a_request_that_is_not_there(ledger: Ledger) -> None:
+def test_an_unknown_request_is_not_found(ledger: Ledger) -> None:
     filled(ledger)
     with pytest.raises(NotFoundError, match="nulls ledger"):
         ledger.request("0" * 16)
@@ -205,14 +205,14 @@ def test_a_request_that_is_not_there(ledger: Ledger) -> None:
         {"n": None},
     ],
 )
-def test_what_code_puts_in_is_what_the_chain_holds(ledger: Ledger, detail: dict[Any, Any]) -> None:
+def test_digests_verify_whatever_json_the_detail_holds(ledger: Ledger, detail: dict[Any, Any]) -> None:
     (first, _) = filled(ledger)
     ledger.append(first, State.APPLIED, detail=detail, evidence=detail)
     assert ledger.verify() == 7
 
 
 @pytest.mark.parametrize("bad", [{"p": float("nan")}, {"p": float("inf")}, {"p": object()}, {"p": "\ud800"}])
-def test_what_is_no_json_is_refused_and_nothing_is_written(ledger: Ledger, bad: dict[Any, Any]) -> None:
+def test_detail_that_is_not_json_is_refused_and_nothing_is_written(ledger: Ledger, bad: dict[Any, Any]) -> None:
     (first, _) = filled(ledger)
     with pytest.raises(UsageError, match="must be JSON"):
         ledger.append(first, State.VERIFIED, evidence=bad)
@@ -222,7 +222,7 @@ def test_what_is_no_json_is_refused_and_nothing_is_written(ledger: Ledger, bad: 
 
 
 @pytest.mark.parametrize("bad", [{"reason": "a\0b"}, {"requested_by": "caf\udce9"}, {"sources": ["\ud800"]}])
-def test_text_that_no_database_holds_is_refused(ledger: Ledger, bad: dict[str, Any]) -> None:
+def test_text_that_a_database_cannot_store_is_refused(ledger: Ledger, bad: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(bad))):
         ledger.open_request(**REQUEST | bad)
     assert ledger.requests() == []
@@ -230,7 +230,7 @@ def test_text_that_no_database_holds_is_refused(ledger: Ledger, bad: dict[str, A
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("verb", ["UPDATE", "DELETE", "TRUNCATE"])
-def test_the_database_refuses_to_forget(ledger: Ledger, table: str, verb: str) -> None:
+def test_the_database_refuses_to_change_or_delete_rows(ledger: Ledger, table: str, verb: str) -> None:
     filled(ledger)
     engine = ledger.catalog.engine
     if verb == "TRUNCATE" and engine.dialect.name == "sqlite":
@@ -248,7 +248,7 @@ def test_the_database_refuses_to_forget(ledger: Ledger, table: str, verb: str) -
 
 
 def tamper(ledger: Ledger, *statements: str) -> None:
-    """Does what somebody who owns the database can: drops the triggers first."""
+    """Run statements as an owner of the database can: after dropping the triggers."""
     with ledger.catalog.engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             for table in TABLES:
@@ -277,7 +277,7 @@ def tamper(ledger: Ledger, *statements: str) -> None:
         "model_before, sources FROM requests WHERE request_id = (SELECT request_id FROM events WHERE event_id = 1)",
     ],
 )
-def test_a_row_altered_behind_the_triggers_shows(ledger: Ledger, statement: str) -> None:
+def test_verify_finds_a_row_altered_without_the_triggers(ledger: Ledger, statement: str) -> None:
     filled(ledger)
     assert ledger.verify() == 6
     tamper(ledger, statement)
@@ -312,7 +312,7 @@ for i in range(6):
 
 def test_four_processes_at_once_lose_nothing(url: str, open_catalog: Callable[[str], Catalog]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    names = [f"writer{i}" for i in range(4)]  # they also all make the tables at once
+    names = [f"writer{i}" for i in range(4)]  # all of them also create the tables at the same time
     commands = [[sys.executable, "-c", WRITER, url, name] for name in names]
     writers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for command in commands]
     errors = [writer.communicate()[1].decode() for writer in writers]
@@ -325,7 +325,7 @@ def test_four_processes_at_once_lose_nothing(url: str, open_catalog: Callable[[s
     assert len(catalog.snapshot_times()) == 6
 
 
-def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
+def test_a_failed_transaction_writes_nothing(catalog: Catalog) -> None:
     with pytest.raises(RuntimeError), catalog.exclusive("x") as connection:  # noqa: PT012
         row = {"snapshot_id": "ab", "registry": "", "parent": None, "created_at": ""}
         connection.execute(sa.insert(catalog_module.snapshots).values(**row))
@@ -333,10 +333,10 @@ def test_a_transaction_that_fails_leaves_nothing(catalog: Catalog) -> None:
     assert catalog.snapshot_times() == {}
 
 
-# places that do not work
+# catalogues that cannot be opened
 
 
-def test_a_database_that_may_not_be_written_can_be_read(tmp_path: Path, open_catalog: Callable[[str], Catalog]) -> None:
+def test_a_read_only_database_can_be_read(tmp_path: Path, open_catalog: Callable[[str], Catalog]) -> None:
     (first, _) = filled(Ledger(open_catalog(f"sqlite:///{tmp_path / 'c.db'}")))
     ledger = Ledger(open_catalog(f"sqlite:///file:{tmp_path / 'c.db'}?mode=ro&uri=true"))
     assert ledger.verify() == 6
@@ -346,29 +346,29 @@ def test_a_database_that_may_not_be_written_can_be_read(tmp_path: Path, open_cat
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 99, b"SQLite format 3\0" + b"\xff" * 4080])
-def test_a_file_that_is_no_database_is_damage(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.db").write_bytes(content)
     with pytest.raises(DamagedError, match="restore it from a copy"):
         Catalog(f"sqlite:///{tmp_path / 'c.db'}")
 
 
-def test_places_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "none" / "c.db", tmp_path / "file" / "c.db", Path("/proc/nulls.db"), tmp_path):
+    for path in (tmp_path / "none" / "c.db", tmp_path / "file" / "c.db", Path("/proc/nulls.db"), tmp_path):
         with pytest.raises(ServiceError):
-            Catalog(f"sqlite:///{place}")
+            Catalog(f"sqlite:///{path}")
 
 
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "nosuch://h/d", "mysql://u:secret@h/d", "sqlite+nosuch:///x", "http://h:x/"]
 )
-def test_urls_that_are_none_say_what_was_expected(text: str) -> None:
+def test_the_message_for_an_invalid_url_says_what_was_expected(text: str) -> None:
     with pytest.raises(UsageError, match="expected sqlite:///FILE or postgresql") as caught:
         Catalog(text)
     assert "secret" not in str(caught.value)
 
 
-def test_a_server_that_is_not_there_is_told_quickly_and_without_the_password() -> None:
+def test_an_unreachable_server_is_reported_quickly_and_without_the_password() -> None:
     pytest.importorskip("psycopg")
     start = time.monotonic()
     with pytest.raises(ServiceError, match="check NULLS_CATALOG") as caught:
@@ -377,7 +377,9 @@ def test_a_server_that_is_not_there_is_told_quickly_and_without_the_password() -
     assert "secret" not in str(caught.value)
 
 
-def test_where_the_catalogue_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catalog_url_prefers_the_argument_then_the_environment_then_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("NULLS_CATALOG", raising=False)
     assert catalog_url(tmp_path) == f"sqlite:///{tmp_path}/catalog.db"
     monkeypatch.setenv("NULLS_CATALOG", "postgresql://h/d")

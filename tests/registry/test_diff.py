@@ -1,4 +1,4 @@
-"""Two snapshots beside each other: what is in, out, changed and the same."""
+"""Comparisons of two snapshots: sources added, gone, changed and unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.pipelines.removal.test_remove import archive, text
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    """Three snapshots: two sites; then one page more and a site more; then a site less."""
+    """A registry of three snapshots: two sites; one page and one site more; one site less."""
     folder = tmp_path_factory.mktemp("registry")
     first = {"a.example/1": text(1), "b.example/1": text(2)}
     second = {"a.example/2": text(3), "c.example/1": text(4)}
@@ -42,25 +42,25 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 Corpus = dict[int, dict[int, str]]
-"""Source -> document -> hash of its text, of what is trained under it."""
+"""The hash of each document's text, by source id and document id, for all text that is trained on."""
 
 
 def committed(registry: Registry, staging: Path, corpus: Corpus, offset: int = 0, **changes: Any) -> Snapshot:
-    """A snapshot of `corpus`: texts are as long as their hashes, and each document has a capture beside it, not kept.
+    """Commit a snapshot of `corpus`: texts are as long as their hashes, and each document has a second, unkept capture.
 
-    `offset` is where all were read, which is another snapshot and no difference.
+    `offset` is the input offset of all documents: it changes the snapshot id, and is not a difference of sources.
     """
     writer = SnapshotWriter(registry, staging)
     sources = [
-        {"source_id": number, "key": f"web:{number}.example", "title": f"Site {number}", "kind": "web"}
+        {"source_id": source_id, "key": f"web:{source_id}.example", "title": f"Site {source_id}", "kind": "web"}
         | {"num_documents": len(texts), "num_bytes": sum(map(len, texts.values())), "placements": []}
-        for number, texts in sorted(corpus.items())
+        for source_id, texts in sorted(corpus.items())
     ]
     documents = [
-        {"doc_id": doc_id, "source_id": number, "origin_id": number, "num_bytes": len(sha256), "status": status}
+        {"doc_id": doc_id, "source_id": source_id, "origin_id": source_id, "num_bytes": len(sha256), "status": status}
         | {"text_sha256": sha256 + (status != Status.KEPT) * "x", "input_file": "f", "input_offset": offset}
         | {"input_length": 0, "input_stored": False}
-        for number, texts in corpus.items()
+        for source_id, texts in corpus.items()
         for doc_id, sha256 in texts.items()
         for status in (Status.KEPT.value, Status.DUPLICATE.value)
     ]
@@ -72,12 +72,12 @@ def committed(registry: Registry, staging: Path, corpus: Corpus, offset: int = 0
 
 
 def drawn(chance: random.Random) -> tuple[Corpus, Corpus]:
-    """A corpus, and one that differs in some sources and some documents."""
+    """Draw a corpus, and a second one that differs in some sources and some documents."""
     one = {
         chance.getrandbits(63): {chance.getrandbits(63): f"{chance.getrandbits(8):02x}" for _ in range(size)}
         for size in (chance.choice((0, 1, 2, 9)) for _ in range(chance.choice((0, 1, 40))))
     }
-    two = {number: dict(texts) for number, texts in one.items() if chance.random() < 0.8}
+    two = {source_id: dict(texts) for source_id, texts in one.items() if chance.random() < 0.8}
     for texts in two.values():
         if texts and chance.random() < 0.4:
             texts[chance.choice(list(texts))] = f"{chance.getrandbits(8):02x}"
@@ -86,11 +86,13 @@ def drawn(chance: random.Random) -> tuple[Corpus, Corpus]:
     return one, two | {chance.getrandbits(63): {} for _ in range(chance.choice((0, 3)))}
 
 
-def shown(corpus: Corpus, number: int) -> dict[str, int]:
-    return {"num_documents": len(corpus[number]), "num_bytes": sum(map(len, corpus[number].values()))}
+def sizes(corpus: Corpus, source_id: int) -> dict[str, int]:
+    return {"num_documents": len(corpus[source_id]), "num_bytes": sum(map(len, corpus[source_id].values()))}
 
 
-def test_any_two_corpora_against_their_dicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diff_of_random_corpora_agrees_with_a_comparison_of_their_dicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 7)
     registry, seen = Registry.open(tmp_path, create=True), collections.Counter[str]()
     for seed in range(30):
@@ -102,17 +104,17 @@ def test_any_two_corpora_against_their_dicts(tmp_path: Path, monkeypatch: pytest
         assert [e["source_id"] for e in found["out"]] == [ids.format_id(n) for n in sorted(one.keys() - two.keys())]
         assert found["changed"] == [
             {"source_id": ids.format_id(n), "key": f"web:{n}.example", "title": f"Site {n}"}
-            | {"before": shown(one, n), "after": shown(two, n)}
+            | {"before": sizes(one, n), "after": sizes(two, n)}
             for n in changed
         ]
         assert (found["from"], found["to"]) == (made[0].id, made[1].id)
         assert found["counts"]["same"] == len(one.keys() & two.keys()) - len(changed)
         seen.update(found["counts"])
-        seen["of one size"] += sum(shown(one, n) == shown(two, n) for n in changed)
+        seen["of one size"] += sum(sizes(one, n) == sizes(two, n) for n in changed)
     assert min(seen[name] for name in ("in", "out", "changed", "same", "of one size")) > 20
 
 
-def test_documents_that_change_places_are_a_change(tmp_path: Path) -> None:
+def test_documents_swapped_between_sources_are_a_change(tmp_path: Path) -> None:
     registry = Registry.open(tmp_path, create=True)
     corpora: list[Corpus] = [{1: {5: "aa"}, 2: {6: "bb"}}, {1: {5: "bb"}, 2: {6: "aa"}}, {1: {6: "bb"}, 2: {5: "aa"}}]
     made = [committed(registry, tmp_path / "work", corpus) for corpus in corpora]
@@ -146,7 +148,7 @@ def test_inputs_and_configuration(tmp_path: Path) -> None:
     ]
 
 
-def test_at_s3_as_locally(tmp_path: Path, bucket: S3Path) -> None:
+def test_the_result_is_the_same_at_s3(tmp_path: Path, bucket: S3Path) -> None:
     remote = Registry.open(f"s3://{bucket.bucket}/registry", create=True)
     local = Registry.open(tmp_path / "local", create=True)
     one: Corpus = {1: {5: "aa"}, 2: {6: "bb"}, 3: {7: "cc", 8: "dd"}}
@@ -163,7 +165,7 @@ def keys(entries: Any) -> list[str]:
     return [entry["key"] for entry in entries]
 
 
-def test_what_a_child_adds_and_changes(registry: Registry) -> None:
+def test_diff_from_parent_to_child(registry: Registry) -> None:
     removed = registry.snapshot()
     child = registry.snapshot(removed.parent)
     found = diff(registry.snapshot(child.parent), child)
@@ -177,7 +179,7 @@ def test_what_a_child_adds_and_changes(registry: Registry) -> None:
     assert back.inputs_gone == ("two.warc.gz",)
 
 
-def test_what_a_removal_takes(registry: Registry) -> None:
+def test_diff_across_a_removal(registry: Registry) -> None:
     removed = registry.snapshot()
     found = diff(registry.snapshot(removed.parent), removed)
     assert (keys(found.added), keys(found.gone), keys(found.changed)) == ([], ["web:b.example"], [])
@@ -215,7 +217,7 @@ def test_from_the_command_line(registry: Registry) -> None:
     assert refused.returncode == 1
 
 
-def test_words_are_held_to_twenty_of_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_output_lists_at_most_twenty_of_each_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     registry = Registry.open(tmp_path, create=True)
     first = committed(registry, tmp_path / "work", {n: {n: "aa"} for n in range(46)})
     inputs = [{"name": f"file{n}", "sha256": ""} for n in range(22)]
@@ -224,10 +226,10 @@ def test_words_are_held_to_twenty_of_a_kind(tmp_path: Path, capsys: pytest.Captu
     corpus_commands.diff(Output(), Settings(registry=str(tmp_path)), first.id[:16], None)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"{first.id[:16]} -> {second.id[:16]}", "24 in, 21 out, 21 changed, 4 same"]
-    for words, more in (("in  ", 4), ("out ", 1), ("changed ", 1), ("input in ", 2)):
-        places = [n for n, line in enumerate(lines) if line.startswith(f"  {words}")]
-        assert len(places) == 20
-        assert lines[places[-1] + 1] == f"  ... and {more} more; --json has all"
+    for label, more in (("in  ", 4), ("out ", 1), ("changed ", 1), ("input in ", 2)):
+        listed = [n for n, line in enumerate(lines) if line.startswith(f"  {label}")]
+        assert len(listed) == 20
+        assert lines[listed[-1] + 1] == f"  ... and {more} more; --json has all"
     assert lines[-9:] == [f"  {n}: None -> {n}" for n in range(9)]
     with pytest.raises(UsageError, match="has no parent; name the snapshot"):
         corpus_commands.diff(Output(), Settings(registry=str(tmp_path)), None, second.id)

@@ -1,4 +1,4 @@
-"""Host -> web key, on hosts that break naive code; the suffix algorithm against tldextract's own, rule by rule."""
+"""Web keys of hosts that break naive code; the suffix algorithm compared with tldextract, rule by rule."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEYS = [
     ("http://evil.example\\@example.com/", "evil.example"),
     ("  http://example.com/ \n", "example.com"),
     ("http://exa\tmple.com/", "example.com"),
-    # IDN and punycode are one
+    # IDN and punycode give the same key
     ("http://bücher.example/", "xn--bcher-kva.example"),
     ("http://BÜCHER.example/", "xn--bcher-kva.example"),
     ("http://bu\u0308cher.example/", "xn--bcher-kva.example"),
@@ -118,7 +118,7 @@ NO_HOST = [
 ]
 
 
-def test_the_table_is_worth_its_name() -> None:
+def test_the_table_is_large_and_has_no_duplicates() -> None:
     assert len(KEYS) >= 60
     assert len({url for url, _ in KEYS}) == len(KEYS)
 
@@ -131,7 +131,7 @@ def test_web_key(url: str, host: str) -> None:
 
 
 @pytest.mark.parametrize("url", NO_HOST)
-def test_what_has_no_host_is_a_bad_record(url: str) -> None:
+def test_a_url_without_a_host_is_a_bad_record(url: str) -> None:
     with pytest.raises(RecordError) as caught:
         web_key(url)
     assert caught.value.reason in ("bad-host", "bad-url")
@@ -153,7 +153,7 @@ def test_every_rule_of_the_list_agrees_with_tldextract() -> None:
     assert {rule[:2] for rule in rules} >= {"*.", "!c", "!w"}
 
 
-def test_the_digest_is_of_the_packaged_list() -> None:
+def test_the_digest_is_that_of_the_packaged_list() -> None:
     packaged = Path(tldextract.__file__).with_name(".tld_set_snapshot").read_bytes()
     assert b"BEGIN PRIVATE DOMAINS" in packaged
     assert hosts.suffix_list_digest() == hashlib.sha256(packaged).hexdigest()
@@ -187,5 +187,5 @@ def test_wiki_scope_of_host(host: str, scope: str | None) -> None:
     ("host", "desktop"),
     [("en.m.wikipedia.org", "en.wikipedia.org"), ("www.x.org", "x.org"), ("m.com", "m.com"), ("WWW.com.", "www.com")],
 )
-def test_desktop_host_never_loses_the_domain(host: str, desktop: str) -> None:
+def test_desktop_host_keeps_the_domain(host: str, desktop: str) -> None:
     assert hosts.desktop_host(host) == desktop

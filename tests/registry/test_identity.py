@@ -1,4 +1,4 @@
-"""Every alias form of one thing gives one key or one candidate, and no text at all breaks a public function."""
+"""All spellings of one source give one key or one candidate, and no text makes a public function fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEB_EN = ids.source_id("web:wikipedia.org")
 
 
 def urls_of(title_path: str, title_query: str) -> list[str]:
-    """The forms in which one article's address is met."""
+    """Return the spellings of one article's URL."""
     hosts = [
         "en.wikipedia.org",
         "en.m.wikipedia.org",
@@ -64,7 +64,7 @@ ARTICLES = {
 
 
 @pytest.mark.parametrize("title", ARTICLES)
-def test_every_url_of_an_article_is_the_article_and_then_its_site(title: str) -> None:
+def test_every_url_of_an_article_means_the_article_then_its_site(title: str) -> None:
     assert len(ARTICLES[title]) >= 16
     for url in ARTICLES[title]:
         found = [candidate for candidate in candidates(url) if candidate.matched_by == "url"]
@@ -90,11 +90,11 @@ def test_a_page_id_in_a_url_is_the_key(url: str) -> None:
 @pytest.mark.parametrize(
     "url", ["https://en.wikipedia.org/", "https://en.wikipedia.org/w/index.php?curid=" + "9" * 9999]
 )
-def test_a_wiki_url_without_a_page_is_its_site_alone(url: str) -> None:
+def test_a_wiki_url_without_a_page_means_only_its_site(url: str) -> None:
     assert candidates(url) == [Candidate(matched_by="url", source_id=WEB_EN)]
 
 
-def test_a_wiki_of_ones_own_is_known_by_the_snapshot() -> None:
+def test_the_wikis_of_a_snapshot_extend_the_known_ones() -> None:
     url = "https://wiki.example.org/wiki/Main"
     assert [c.scope for c in candidates(url)] == [None]
     known = candidates(url, {"wiki.example.org": ["mywiki", "otherwiki"]})
@@ -136,7 +136,7 @@ def test_gutenberg_urls(url: str) -> None:
 @pytest.mark.parametrize(
     "path", ["ebooks/author/68", "ebooks/bookshelf/13", "browse/scores/top", "", "ebooks/" + "1" * 5000]
 )
-def test_gutenberg_pages_that_are_no_book(path: str) -> None:
+def test_gutenberg_pages_that_are_not_books(path: str) -> None:
     found = candidates(f"https://www.gutenberg.org/{path}")
     assert [c.source_id for c in found] == [ids.source_id("web:gutenberg.org")]
 
@@ -188,7 +188,7 @@ def test_isbn(text: str, expected: str | None) -> None:
 
 
 @given(st.integers(0, 10**9 - 1))
-def test_every_isbn_10_with_a_right_check_digit_and_no_other(number: int) -> None:
+def test_exactly_one_check_digit_of_an_isbn_10_is_accepted(number: int) -> None:
     digits = f"{number:09d}"
     right = "0123456789X"[sum(position * int(d) for position, d in enumerate(digits, 1)) % 11]
     accepted = [check for check in "0123456789X" if canonical_isbn(digits + check)]
@@ -243,11 +243,11 @@ def test_canonical_key(text: str, key: str | None) -> None:
 
 
 @pytest.mark.parametrize("title", ["Node.js", "AC/DC", "Who's Afraid?", "S.H.I.E.L.D.", "1984", "C#", "9/11", "a.b/c"])
-def test_titles_that_look_like_something_else_are_titles_first(title: str) -> None:
+def test_titles_that_look_like_hosts_or_paths_are_titles_first(title: str) -> None:
     assert candidates(title)[0] == Candidate(matched_by="title", alias=title)
 
 
-def test_what_can_be_title_and_site_is_both() -> None:
+def test_a_query_that_can_be_a_title_and_a_site_means_both() -> None:
     assert candidates("Node.js") == [
         Candidate(matched_by="title", alias="Node.js"),
         Candidate(matched_by="url", source_id=ids.source_id("web:node.js")),
@@ -259,7 +259,7 @@ def test_what_can_be_title_and_site_is_both() -> None:
 @pytest.mark.parametrize(
     "text", ["example.com", "www.example.com:80/x?y", "bücher。example", "10.0.0.5", "10.0.0.5:80/x", "[::1]:80"]
 )
-def test_bare_hosts_are_sites_too(text: str) -> None:
+def test_bare_hosts_mean_sites_too(text: str) -> None:
     assert candidates(text)[-1] == Candidate(matched_by="url", source_id=ids.source_id(web_key(text)))
 
 
@@ -299,11 +299,11 @@ def test_canonical_title(title: str, canonical: str) -> None:
         ("İ", "i\u0307"),
     ],
 )
-def test_near_spellings_fold_together(one: str, other: str) -> None:
+def test_variants_of_a_title_fold_to_the_same_text(one: str, other: str) -> None:
     assert fold_title(one) == fold_title(other)
 
 
-def test_folding_keeps_titles_apart() -> None:
+def test_different_titles_fold_to_different_texts() -> None:
     titles = ["Mercury", "Mercury (planet)", "Émile", "Emile", "C", "C++", "C#", "東京", "東京都"]
     assert len({fold_title(title) for title in titles}) == len(titles)
 
@@ -312,7 +312,7 @@ def test_folding_keeps_titles_apart() -> None:
 @example("\u0345a\u0300")
 @example("\u1fb3\u0345")
 @example("ﬀ\u0130")
-def test_titles_settle_at_once(title: str) -> None:
+def test_canonical_and_folded_titles_are_idempotent(title: str) -> None:
     canonical = canonical_title(title)
     assert canonical_title(canonical) == canonical
     assert canonical_title(unicodedata.normalize("NFD", canonical)) == canonical
@@ -322,7 +322,7 @@ def test_titles_settle_at_once(title: str) -> None:
 
 
 @given(HOSTILE)
-def test_no_text_breaks_a_public_function(text: str) -> None:
+def test_no_text_makes_a_public_function_fail(text: str) -> None:
     for function in (web_key, canonical_host, identity.canonical_url):
         with contextlib.suppress(RecordError):
             function(text)
@@ -362,6 +362,6 @@ def test_web_key_is_idempotent(labels: list[str]) -> None:
     st.sampled_from(["bücher", "例え", "президент", "ñandú", "ελληνικά", "中文"]),
     st.sampled_from(["com", "github.io", "рф"]),
 )
-def test_unicode_and_punycode_are_one_source(label: str, suffix: str) -> None:
+def test_unicode_and_punycode_give_the_same_key(label: str, suffix: str) -> None:
     host = f"{label}.{suffix}"
     assert web_key(host) == web_key(host.encode("idna").decode()) == web_key(host.upper())

@@ -1,4 +1,4 @@
-"""Ids are frozen: golden vectors, computed once with hashlib alone and written here as literals."""
+"""Ids are frozen: golden vectors, computed once with hashlib only and written here as literals."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_shared_keys_are_frozen() -> None:
 
 
 @pytest.mark.parametrize("person", [b"nulls.src.v1", b"nulls.doc.v1", b"nulls.als.v1"])
-def test_persons_keep_the_three_id_spaces_apart(person: bytes) -> None:
+def test_each_kind_of_id_has_its_own_blake2b_person(person: bytes) -> None:
     def expected(text: str) -> int:
         return int(hashlib.blake2b(text.encode(), digest_size=8, person=person).hexdigest(), 16) // 2
 
@@ -63,23 +63,23 @@ def test_persons_keep_the_three_id_spaces_apart(person: bytes) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_ids_are_63_bits_and_survive_printing(key: str) -> None:
-    number = ids.source_id(key)
-    assert 0 <= number < 2**63
-    shown = ids.format_id(number)
+def test_ids_are_63_bits_and_parse_back(key: str) -> None:
+    source_id = ids.source_id(key)
+    assert 0 <= source_id < 2**63
+    shown = ids.format_id(source_id)
     assert len(shown) == 16
-    assert ids.parse_id(shown) == ids.parse_id(f" {shown.upper()}\n") == number
+    assert ids.parse_id(shown) == ids.parse_id(f" {shown.upper()}\n") == source_id
 
 
 def test_ids_use_the_whole_range() -> None:
-    numbers = [ids.source_id(f"web:{i}.example") for i in range(2000)]
-    assert len(set(numbers)) == 2000
-    assert min(numbers) < 2**63 // 200
-    assert max(numbers) > 2**63 // 200 * 199
+    source_ids = [ids.source_id(f"web:{i}.example") for i in range(2000)]
+    assert len(set(source_ids)) == 2000
+    assert min(source_ids) < 2**63 // 200
+    assert max(source_ids) > 2**63 // 200 * 199
 
 
 @pytest.mark.parametrize("text", ["", "12", "8" + "0" * 15, "f" * 16, "0" * 17, "0x" + "0" * 14, "१" * 16, "g" * 16])
-def test_what_is_no_id_is_not_read_as_one(text: str) -> None:
+def test_text_that_is_not_an_id_is_not_parsed(text: str) -> None:
     assert ids.parse_id(text) is None
 
 
@@ -93,12 +93,12 @@ def test_shared_key_ignores_order_and_repetition(owners: list[int], rng: random.
     assert key == "shared:" + hashlib.blake2b(packed, digest_size=8, person=b"nulls.own.v1").hexdigest()
 
 
-def test_shared_key_tells_every_set_of_owners_apart() -> None:
+def test_shared_key_differs_for_every_set_of_owners() -> None:
     sets = [c for size in (2, 3) for c in itertools.combinations(range(8), size)]
     assert len({ids.shared_key(owners) for owners in sets}) == len(sets) == 84
 
 
 @pytest.mark.parametrize("owners", [[], [7], [7, 7]])
-def test_shared_text_has_two_owners_at_least(owners: list[int]) -> None:
+def test_a_shared_key_needs_two_owners(owners: list[int]) -> None:
     with pytest.raises(UsageError, match="at least two owners"):
         ids.shared_key(owners)

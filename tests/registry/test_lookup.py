@@ -1,4 +1,4 @@
-"""What people type -> what the snapshot holds: all of it, the narrowest first, and help where it is nothing."""
+"""Lookups by all that people type: every match, the narrowest first, and suggestions if there is none."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import ids, lookup, schema
+from registry import ids, schema
 from registry.errors import NotFoundError, UsageError
 from registry.identity import fold_title
+from registry.lookup import _MAX_COMPARED, list_sources, lookup, resolve, shared_with
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from tests.registry.conftest import OWNERS, SHARED_KEY, SOURCES
 
 
 def keys(snapshot: Snapshot, query: str) -> list[tuple[str, str]]:
-    return [(match.source.key, match.matched_by) for match in lookup.lookup(snapshot, query).matches]
+    return [(match.source.key, match.matched_by) for match in lookup(snapshot, query).matches]
 
 
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
-        # titles: as written, first letter either case, underscores; another case only where none is exact
+        # titles: as written, first letter in either case, underscores; another case only if no title is exact
         ("Anarchism", [("wiki:enwiki:12", "title")]),
         ("anarchism", [("wiki:enwiki:12", "title")]),
         ("ANARCHISM", [("wiki:enwiki:13", "title")]),
@@ -47,7 +48,7 @@ def keys(snapshot: Snapshot, query: str) -> list[tuple[str, str]]:
             [("book:isbn:9780306406157", "title"), ("wiki:enwiki:14", "title"), ("wiki:simplewiki:9", "title")],
         ),
         ("Node.js", [("wiki:enwiki:16", "title"), ("web:node.js", "url")]),
-        # redirects: to their target; after titles of the same spelling; a dangling one gives way to a near title
+        # redirects: to their target; listed after titles of the same spelling; a dangling one yields to a similar title
         ("Anarchy (politics)", [("wiki:enwiki:12", "redirect")]),
         ("anarchy_(politics)", [("wiki:enwiki:12", "redirect")]),
         ("iPhone (case)", [("wiki:enwiki:16", "redirect")]),
@@ -90,13 +91,13 @@ def keys(snapshot: Snapshot, query: str) -> list[tuple[str, str]]:
 )
 def test_lookup(small: Snapshot, query: str, expected: list[tuple[str, str]]) -> None:
     found = keys(small, query)
-    if query in ("Mercury", "aNaRcHiSm"):  # equals have no order
+    if query in ("Mercury", "aNaRcHiSm"):  # matches of equal rank have no order
         found.sort()
     assert found == expected
 
 
-def test_a_match_tells_all_that_is_known(small: Snapshot) -> None:
-    (match,) = lookup.lookup(small, "Pride and Prejudice").matches
+def test_the_json_of_a_match_is_complete(small: Snapshot) -> None:
+    (match,) = lookup(small, "Pride and Prejudice").matches
     text = SOURCES["book:gutenberg:1342"][1][0]
     assert match.to_dict() == {
         "source_id": ids.format_id(ids.source_id("book:gutenberg:1342")),
@@ -108,53 +109,57 @@ def test_a_match_tells_all_that_is_known(small: Snapshot) -> None:
         "shared_with": [],
         "matched_by": "title",
     }
-    shape = lookup.lookup(small, "nothing of the kind").to_dict()
+    shape = lookup(small, "nothing of the kind").to_dict()
     assert shape == {"query": "nothing of the kind", "found": False, "matches": [], "suggestions": [], "notes": []}
-    assert json.loads(json.dumps(lookup.lookup(small, "東京").to_dict()))["found"] is True
+    assert json.loads(json.dumps(lookup(small, "東京").to_dict()))["found"] is True
 
 
-def test_a_redirect_to_nowhere_says_where_it_went(small: Snapshot) -> None:
+def test_the_note_for_a_dangling_redirect_names_its_target(small: Snapshot) -> None:
     for query in ("Nowhere", "nowhere", "https://en.wikipedia.org/wiki/Nowhere"):
         assert ("wiki:enwiki:14", "title") not in keys(small, query)
-    answer = lookup.lookup(small, "Nowhere")
+    answer = lookup(small, "Nowhere")
     assert answer.notes == ("'Nowhere' redirects to 'Utopia', which is not in this snapshot",)
     assert not answer.found
     with pytest.raises(NotFoundError, match="redirects to 'Utopia'"):
-        lookup.resolve(small, "Nowhere")
+        resolve(small, "Nowhere")
 
 
-def test_shared_text_both_ways(small: Snapshot) -> None:
+def test_shared_with_for_owners_and_for_the_shared_source(small: Snapshot) -> None:
     everyone = [*OWNERS, SHARED_KEY, "wiki:enwiki:13"]
-    found = lookup.shared_with(small, [ids.source_id(key) for key in everyone])
+    found = shared_with(small, [ids.source_id(key) for key in everyone])
     for owner in OWNERS:
         assert found[ids.source_id(owner)] == tuple(sorted(set(OWNERS) - {owner}))
     assert found[ids.source_id(SHARED_KEY)] == tuple(sorted(OWNERS))
     assert ids.source_id("wiki:enwiki:13") not in found
-    assert lookup.shared_with(small, []) == {}
-    (match,) = lookup.lookup(small, "Anarchism").matches
+    assert shared_with(small, []) == {}
+    (match,) = lookup(small, "Anarchism").matches
     assert match.source.shared_with == ("web:alice.github.io", "web:empty.example")
 
 
-def test_shared_with_in_an_overlap(registry: Registry) -> None:
+def test_shared_with_if_two_groups_of_owners_overlap(registry: Registry) -> None:
     names = ["web:a.x", "web:b.x", "web:c.x"]
-    number = {name: ids.source_id(name) for name in names}
+    ids_by_key = {name: ids.source_id(name) for name in names}
     pairs = list(itertools.combinations(names, 2))[:2]  # a+b, a+c
     for pair in pairs:
-        shared = ids.shared_key(number[n] for n in pair)
-        number[shared] = ids.source_id(shared)
+        shared = ids.shared_key(ids_by_key[name] for name in pair)
+        ids_by_key[shared] = ids.source_id(shared)
     owners = [
-        {"source_id": number[ids.shared_key(number[n] for n in p)], "owner_id": number[m]} for p in pairs for m in p
+        {"source_id": ids.source_id(ids.shared_key(ids_by_key[name] for name in pair)), "owner_id": ids_by_key[owner]}
+        for pair in pairs
+        for owner in pair
     ]
     owners.sort(key=lambda row: (row["source_id"], row["owner_id"]))
     row = {"kind": "web", "title": None, "num_documents": 0, "num_bytes": 0, "placements": []}
-    sources = [{"source_id": number[key], "key": key, **row} for key in sorted(number, key=number.__getitem__)]
+    sources = [
+        {"source_id": ids_by_key[key], "key": key, **row} for key in sorted(ids_by_key, key=ids_by_key.__getitem__)
+    ]
     writer = SnapshotWriter(registry, registry.root / "work")
     for name, table in (("owners", owners), ("sources", sources)):
         with writer.table(name) as file:
             file.write(pa.Table.from_pylist(table, schema=schema.TABLES[name]))
     made = writer.commit(configuration={}, inputs=[])
-    found = lookup.shared_with(made, list(number.values()))
-    assert [found[number[name]] for name in names] == [("web:b.x", "web:c.x"), ("web:a.x",), ("web:a.x",)]
+    found = shared_with(made, list(ids_by_key.values()))
+    assert [found[ids_by_key[name]] for name in names] == [("web:b.x", "web:c.x"), ("web:a.x",), ("web:a.x",)]
 
 
 @pytest.mark.parametrize(
@@ -170,59 +175,59 @@ def test_shared_with_in_an_overlap(registry: Registry) -> None:
     ],
 )
 def test_suggestions(small: Snapshot, query: str, suggestion: str) -> None:
-    answer = lookup.lookup(small, query)
+    answer = lookup(small, query)
     assert not answer.found
     assert suggestion in answer.suggestions
     assert len(answer.suggestions) <= 5
     with pytest.raises(NotFoundError, match="did you mean: .*" + suggestion):
-        lookup.resolve(small, query)
+        resolve(small, query)
 
 
-def test_suggestions_never_name_what_is_not_held(small: Snapshot) -> None:
-    assert "Nowhere" not in lookup.lookup(small, "Nowher").suggestions
-    assert lookup.lookup(small, "zzzzqqqq").suggestions == lookup.lookup(small, "").suggestions == ()
+def test_suggestions_name_only_sources_that_the_snapshot_holds(small: Snapshot) -> None:
+    assert "Nowhere" not in lookup(small, "Nowher").suggestions
+    assert lookup(small, "zzzzqqqq").suggestions == lookup(small, "").suggestions == ()
 
 
 def test_resolve_takes_the_narrowest(small: Snapshot) -> None:
-    assert lookup.resolve(small, "https://en.wikipedia.org/wiki/Anarchism").key == "wiki:enwiki:12"
-    assert lookup.resolve(small, "Node.js").key == "wiki:enwiki:16"
-    assert lookup.resolve(small, "https://en.wikipedia.org/").key == "web:wikipedia.org"
+    assert resolve(small, "https://en.wikipedia.org/wiki/Anarchism").key == "wiki:enwiki:12"
+    assert resolve(small, "Node.js").key == "wiki:enwiki:16"
+    assert resolve(small, "https://en.wikipedia.org/").key == "web:wikipedia.org"
 
 
-def test_the_url_of_an_article_that_is_not_there_is_not_its_site(small: Snapshot) -> None:
-    assert lookup.lookup(small, "https://en.wikipedia.org/wiki/Unheard_of").matches[0].source.key == "web:wikipedia.org"
+def test_the_url_of_a_missing_article_does_not_resolve_to_its_site(small: Snapshot) -> None:
+    assert lookup(small, "https://en.wikipedia.org/wiki/Unheard_of").matches[0].source.key == "web:wikipedia.org"
     with pytest.raises(NotFoundError, match=r"name it: web:wikipedia\.org"):
-        lookup.resolve(small, "https://en.wikipedia.org/wiki/Unheard_of")
+        resolve(small, "https://en.wikipedia.org/wiki/Unheard_of")
 
 
 @pytest.mark.parametrize("query", ["Mercury", "aNaRcHiSm"])
-def test_resolve_does_not_guess_between_equals(small: Snapshot, query: str) -> None:
+def test_resolve_refuses_an_ambiguous_title(small: Snapshot, query: str) -> None:
     with pytest.raises(UsageError, match=r"ambiguous: .*; name one of these keys") as caught:
-        lookup.resolve(small, query)
+        resolve(small, query)
     assert all(key in str(caught.value) for key, _ in keys(small, query))
 
 
 def test_list_sources(small: Snapshot) -> None:
-    everything = lookup.list_sources(small)
+    everything = list_sources(small)
     assert {s.key for s in everything} == {*SOURCES, SHARED_KEY}
     assert [s.source_id for s in everything] == sorted(s.source_id for s in everything)
-    assert {s.key for s in lookup.list_sources(small, kind="book")} == {
+    assert {s.key for s in list_sources(small, kind="book")} == {
         "book:gutenberg:1342",
         "book:isbn:9780306406157",
     }
-    assert {s.key for s in lookup.list_sources(small, match="ANARCH")} == {"wiki:enwiki:12", "wiki:enwiki:13"}
-    assert {s.key for s in lookup.list_sources(small, match="github")} == {"web:alice.github.io"}
-    assert lookup.list_sources(small, kind="web", match="mercury") == []
-    assert lookup.list_sources(small, limit=3) == everything[:3]
-    assert lookup.list_sources(small, limit=0) == []
-    assert lookup.list_sources(small, kind="nonsense") == []
+    assert {s.key for s in list_sources(small, match="ANARCH")} == {"wiki:enwiki:12", "wiki:enwiki:13"}
+    assert {s.key for s in list_sources(small, match="github")} == {"web:alice.github.io"}
+    assert list_sources(small, kind="web", match="mercury") == []
+    assert list_sources(small, limit=3) == everything[:3]
+    assert list_sources(small, limit=0) == []
+    assert list_sources(small, kind="nonsense") == []
 
 
 @given(st.text(max_size=30))
 @settings(max_examples=60)
-def test_no_query_breaks_a_lookup(small: Snapshot, query: str) -> None:
+def test_no_query_makes_a_lookup_fail(small: Snapshot, query: str) -> None:
     for prefix in ("", "https://en.wikipedia.org/wiki/"):
-        answer = lookup.lookup(small, prefix + query)
+        answer = lookup(small, prefix + query)
         assert answer.query == prefix + query
         assert json.dumps(answer.to_dict())
 
@@ -259,7 +264,7 @@ def test_a_lookup_starts_fast_and_imports_little(small: Snapshot, query: str) ->
     assert needless.isdisjoint(runs[0]["modules"])
     assert "pyarrow.parquet" in runs[0]["modules"]
     assert runs[0]["answer"]["matches"] or runs[0]["answer"]["suggestions"]
-    assert min(run["seconds"] for run in runs) < 1.5  # of one core, with the start of Python: 0.45 here
+    assert min(run["seconds"] for run in runs) < 1.5  # CPU time with the start of Python: 0.45 s when written
 
 
 @pytest.fixture
@@ -268,11 +273,11 @@ def many_titles(registry: Registry) -> Callable[[int], Snapshot]:
         titles = [
             f"Article {i:07d} of {word}" for i, word in zip(range(count), itertools.cycle(["rivers", "stars", "towns"]))
         ]
-        number = ids.source_id("wiki:enwiki:1")
+        source_id = ids.source_id("wiki:enwiki:1")
         table = [(ids.alias_hash(fold_title(t)), t) for t in titles]
         table.sort()
         writer = SnapshotWriter(registry, registry.root / "work")
-        fields = {"kind": ["title"] * count, "source_id": [number] * count, "scope": ["enwiki"] * count}
+        fields = {"kind": ["title"] * count, "source_id": [source_id] * count, "scope": ["enwiki"] * count}
         columns = {
             "alias_hash": [h for h, _ in table],
             "alias": [t for _, t in table],
@@ -282,7 +287,7 @@ def many_titles(registry: Registry) -> Callable[[int], Snapshot]:
         with writer.table("aliases") as file:
             file.write(pa.table(columns, schema=schema.ALIASES))
         row = {
-            "source_id": number,
+            "source_id": source_id,
             "key": "wiki:enwiki:1",
             "kind": "wiki",
             "num_documents": 0,
@@ -298,7 +303,7 @@ def many_titles(registry: Registry) -> Callable[[int], Snapshot]:
     return make
 
 
-def test_help_for_an_unknown_title_compares_few_letter_by_letter(
+def test_suggestions_compare_a_bounded_number_of_titles_letter_by_letter(
     many_titles: Callable[[int], Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[int] = []
@@ -310,6 +315,6 @@ def test_help_for_an_unknown_title_compares_few_letter_by_letter(
 
     monkeypatch.setattr(difflib, "get_close_matches", count)
     snapshot = many_titles(30_000)
-    assert lookup.lookup(snapshot, "Artical 0000123 of rivers").suggestions
-    assert compared == [lookup._MAX_COMPARED]  # all 30,000 begin and are as long as the query; 2 s for 60,000
-    assert lookup.lookup(snapshot, "0000123").suggestions == ("Article 0000123 of rivers",)
+    assert lookup(snapshot, "Artical 0000123 of rivers").suggestions
+    assert compared == [_MAX_COMPARED]  # all 30,000 have the prefix and length of the query; 60,000 would take 2 s
+    assert lookup(snapshot, "0000123").suggestions == ("Article 0000123 of rivers",)

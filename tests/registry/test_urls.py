@@ -1,4 +1,4 @@
-"""The canonical URL is part of every web document's id: golden, idempotent, and w3lib's on ordinary URLs."""
+"""The canonical URL, part of every web document's id: golden vectors, idempotence, and w3lib on ordinary URLs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_golden(url: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["", "http://", "http://a:b/", "http://a:99999/", "http://[::1", "http://a b/"])
-def test_what_is_no_url_is_a_bad_record(url: str) -> None:
+def test_an_invalid_url_is_a_bad_record(url: str) -> None:
     with pytest.raises(RecordError):
         canonical_url(url)
 
@@ -64,7 +64,7 @@ HARD = st.builds(
 
 @given(HARD | st.text(max_size=30).map("http://example.com/".__add__))
 @example("http://example.com/%252541")
-def test_idempotent_ascii_and_on_the_same_site(url: str) -> None:
+def test_a_canonical_url_is_idempotent_ascii_and_on_the_same_site(url: str) -> None:
     canonical = canonical_url(url)
     assert canonical_url(canonical) == canonical
     assert canonical.isascii()
@@ -87,5 +87,5 @@ def test_w3lib_agrees_on_ordinary_urls(url: str) -> None:
 
 
 @given(st.permutations(["a=1", "a=2", "b=%20", "c"]))
-def test_the_order_of_a_query_does_not_count(fields: list[str]) -> None:
+def test_the_order_of_query_fields_does_not_count(fields: list[str]) -> None:
     assert canonical_url("http://example.com/?" + "&".join(fields)) == "http://example.com/?a=1&a=2&b=+&c="

@@ -1,4 +1,4 @@
-"""Snapshots, models, and the append-only ledger."""
+"""Create the tables of snapshots and models, and the append-only ledger."""
 
 from __future__ import annotations
 

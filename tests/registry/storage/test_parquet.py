@@ -1,4 +1,4 @@
-"""Parquet bytes depend on rows alone, and a point read touches the row groups that can hold it and no other."""
+"""Parquet bytes depend only on the rows, and a point read touches only the row groups that can hold its rows."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_bytes_do_not_depend_on_how_rows_arrive(table: pa.Table) -> None:
 
 
 @pytest.mark.usefixtures("small_groups")
-def test_types_and_column_order_of_a_batch_do_not_count(tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_types_and_column_order_of_a_batch(tmp_path: Path) -> None:
     plain = digest_of(OWNERS, [OWNERS], tmp_path)
     swapped = OWNERS.select(["owner_id", "source_id"]).cast(
         pa.schema([pa.field("owner_id", pa.int32()), pa.field("source_id", pa.uint64())])
@@ -98,7 +98,7 @@ def test_types_and_column_order_of_a_batch_do_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"source_id": [1, None], "owner_id": [1, 2]}, "1 nulls where none may be"),
+        ({"source_id": [1, None], "owner_id": [1, 2]}, "1 nulls in a required column"),
         ({"source_id": [1, 2]}, "'owner_id'"),
         ({"source_id": ["a", "b"], "owner_id": [1, 2]}, "expected int64"),
         ({"source_id": [1.5, 2], "owner_id": [1, 2]}, "expected int64"),
@@ -117,7 +117,7 @@ def test_rows_that_break_the_schema_are_refused_and_leave_no_file(
     assert not path.exists()
 
 
-def test_a_writer_that_fails_midway_leaves_no_readable_short_file(tmp_path: Path) -> None:
+def test_a_writer_that_fails_midway_leaves_no_file(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     with pytest.raises(RuntimeError), parquet.ParquetFileWriter(path, schema.OWNERS) as writer:  # noqa: PT012
         writer.write(OWNERS)
@@ -125,7 +125,7 @@ def test_a_writer_that_fails_midway_leaves_no_readable_short_file(tmp_path: Path
     assert not path.exists()
 
 
-def test_no_rows_are_a_file_too(tmp_path: Path) -> None:
+def test_a_file_without_rows(tmp_path: Path) -> None:
     with parquet.ParquetFileWriter(tmp_path / "x.parquet", schema.BANDS):
         pass
     table = parquet.open_parquet(tmp_path / "x.parquet").read()
@@ -135,14 +135,14 @@ def test_no_rows_are_a_file_too(tmp_path: Path) -> None:
     assert parquet.read_rows(tmp_path / "x.parquet", 0, 9).num_rows == 0
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ServiceError, match="cannot write"):
         parquet.ParquetFileWriter(tmp_path / "file" / "x.parquet", schema.OWNERS)
 
 
 class Spy:
-    """Counts the row groups that a read asks for."""
+    """Records the row groups that a read requests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.groups: list[int] = []
@@ -183,7 +183,7 @@ def test_where_reads_only_the_groups_it_needs(
     assert found.to_pylist() == expected
 
 
-def test_where_is_a_filter(many_groups: Path) -> None:
+def test_where_agrees_with_a_filter(many_groups: Path) -> None:
     rng = random.Random(5)
     num_found = 0
     for _ in range(50):
@@ -194,7 +194,9 @@ def test_where_is_a_filter(many_groups: Path) -> None:
     assert num_found > 50
 
 
-def test_rows_are_a_slice_and_read_only_their_groups(many_groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_rows_returns_a_slice_and_reads_only_its_groups(
+    many_groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for start, end in [(0, 1), (15, 17), (0, 250), (249, 250), (16, 32), (7, 7), (240, 999)]:
         assert parquet.read_rows(many_groups, start, end).to_pylist() == OWNERS.slice(start, end - start).to_pylist()
     spy = Spy(monkeypatch)
@@ -203,7 +205,7 @@ def test_rows_are_a_slice_and_read_only_their_groups(many_groups: Path, monkeypa
 
 
 @pytest.mark.usefixtures("small_groups")
-def test_damage_inside_is_damage_by_name_however_it_is_read(many_groups: Path) -> None:
+def test_every_reader_names_a_file_that_is_damaged_inside(many_groups: Path) -> None:
     data = bytearray(many_groups.read_bytes())
     for at in range(4, 400):  # the first row group; the footer stays
         data[at] ^= 0x5A
@@ -221,7 +223,7 @@ def test_damage_inside_is_damage_by_name_however_it_is_read(many_groups: Path) -
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1", b"not parquet at all" * 10])
-def test_what_is_no_parquet_is_damage_by_name(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_not_parquet_is_named(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.parquet"
     if content is not None:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A registry at s3://, against a real server: the same snapshots as locally, and no fault leaves half of one."""
+"""A registry at s3://, on a real server: the same snapshots as locally, and no fault leaves an incomplete one."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def remote(bucket: S3Path) -> Registry:
 
 @pytest.fixture
 def stored(remote: Registry, tmp_path: Path) -> Snapshot:
-    """The small snapshot in the store."""
+    """The small snapshot, committed to the store."""
     return write(remote, tmp_path / "staging")
 
 
-def damage(place: S3Path, how: Callable[[bytes], bytes]) -> None:
-    put(place, how(place.read_bytes()))
+def damage(path: S3Path, how: Callable[[bytes], bytes]) -> None:
+    put(path, how(path.read_bytes()))
 
 
 class TestSameAsLocal:
@@ -77,8 +77,8 @@ class TestSameAsLocal:
             "input_stored": True,
         }
         made = []
-        for number, registry in enumerate((remote, Registry.open(tmp_path / "local", create=True))):
-            writer = SnapshotWriter(registry, tmp_path / f"staging{number}")
+        for index, registry in enumerate((remote, Registry.open(tmp_path / "local", create=True))):
+            writer = SnapshotWriter(registry, tmp_path / f"staging{index}")
             for name in schema.TABLES:
                 table = pa.Table.from_pylist([document] if name == "documents" else rows()[name], schema.TABLES[name])
                 with writer.table(name) as file:
@@ -98,20 +98,22 @@ class TestSameAsLocal:
             remote.snapshot("")
         assert remote.committed_at(other.id).startswith("20")
 
-    def test_committing_again_sends_nothing_again(
+    def test_committing_again_uploads_no_file_again(
         self,
         remote: Registry,
         stored: Snapshot,
         tmp_path: Path,
         proxy: Proxy,
     ) -> None:
-        assert len(proxy.made("PUT")) == len(stored.manifest["files"]) + 3  # manifest, newest, and one that must fail
+        assert (
+            len(proxy.made("PUT")) == len(stored.manifest["files"]) + 3
+        )  # manifest, newest, and the conditional one that must fail
         proxy.calls.clear()
         assert write(remote, tmp_path / "staging").manifest == stored.manifest
         assert [call.key for call in proxy.made("PUT")] == ["some/where/newest"]
         assert not (tmp_path / "staging").exists()
 
-    def test_work_and_catalogue_are_not_in_the_store(
+    def test_the_work_directory_and_the_catalogue_are_not_in_the_store(
         self, remote: Registry, stored: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert {key.removeprefix("some/where/").split("/")[0] for key in keys(S3Path(remote.root.bucket, ""))} == {
@@ -127,13 +129,13 @@ class TestSameAsLocal:
         assert Registry.open(str(remote.root)).work == remote.work
 
     def test_a_local_copy_is_verified(self, stored: Snapshot, small: Snapshot, tmp_path: Path, proxy: Proxy) -> None:
-        place = stored.local(tmp_path / "copy")
-        assert Snapshot(place, stored.manifest).verify() == stored.verify()
-        (place / "sources.parquet").write_bytes(b"cut off")
+        folder = stored.local(tmp_path / "copy")
+        assert Snapshot(folder, stored.manifest).verify() == stored.verify()
+        (folder / "sources.parquet").write_bytes(b"cut off")
         proxy.calls.clear()
-        assert stored.local(tmp_path / "copy") == place
+        assert stored.local(tmp_path / "copy") == folder
         assert {call.key.rpartition("/")[2] for call in proxy.made("GET")} == {"sources.parquet"}
-        assert Snapshot(place, stored.manifest).verify()
+        assert Snapshot(folder, stored.manifest).verify()
         assert small.local(tmp_path / "none") == small.path
         assert not (tmp_path / "none").exists()
         damage(stored.path / "aliases.parquet", lambda data: data[:-1])
@@ -168,7 +170,7 @@ class TestReading:
         assert 0 < fetched < whole / 4
         assert all("range" in call.headers for call in proxy.made("GET", ".parquet"))
 
-    def test_the_file_object_is_one_of_a_local_file(self, bucket: S3Path) -> None:
+    def test_the_file_object_behaves_as_that_of_a_local_file(self, bucket: S3Path) -> None:
         data = bytes(i * i % 251 for i in range(1_000_000))
         put(bucket / "x", data)
         file, local = (bucket / "x").open(), io.BytesIO(data)
@@ -191,7 +193,7 @@ class TestReading:
             assert b"".join(iter(lambda: file.read(1 << 14), b"")) == data
         assert 2 < len(proxy.made("GET")) < 12
 
-    def test_an_object_that_is_replaced_meanwhile_is_noticed(self, bucket: S3Path) -> None:
+    def test_an_object_replaced_while_it_is_read_is_an_error(self, bucket: S3Path) -> None:
         put(bucket / "x", bytes(1 << 20))
         file = (bucket / "x").open()
         assert file.read(10) == bytes(10)
@@ -200,14 +202,14 @@ class TestReading:
             file.read()
 
     @pytest.mark.parametrize("how", [lambda data: data[:-9], lambda data: data + b"x", lambda data: b"\0" + data[1:]])
-    def test_verify_finds_what_was_changed(self, stored: Snapshot, how: Callable[[bytes], bytes]) -> None:
+    def test_verify_finds_a_changed_object(self, stored: Snapshot, how: Callable[[bytes], bytes]) -> None:
         assert stored.verify() > 0
         damage(stored.path / "sources.parquet", how)
         with pytest.raises(DamagedError, match=r"damaged: sources\.parquet \(content differs\);") as caught:
             stored.verify()
         assert caught.value.exit_code == 3
 
-    def test_verify_finds_what_is_gone(self, stored: Snapshot) -> None:
+    def test_verify_finds_a_missing_object(self, stored: Snapshot) -> None:
         retries.client().delete_object(Bucket=stored.path.bucket, Key=f"{stored.path.key}/owners.parquet")
         with pytest.raises(DamagedError, match=r"damaged: owners\.parquet \(missing\);"):
             stored.verify()
@@ -215,14 +217,14 @@ class TestReading:
             lookup(stored, "Anarchism")
 
     @pytest.mark.parametrize("victim", ["sources.parquet", "shards/part-00000.parquet", MANIFEST])
-    def test_ingesting_again_mends_a_damaged_snapshot(
+    def test_committing_again_repairs_a_damaged_snapshot(
         self, remote: Registry, stored: Snapshot, tmp_path: Path, victim: str
     ) -> None:
         damage(stored.path / victim, lambda data: data[:-9])
         assert write(remote, tmp_path / "staging").id == stored.id
         assert remote.snapshot().verify() > 0
 
-    def test_a_pointer_to_nothing_is_damage(self, remote: Registry, stored: Snapshot) -> None:
+    def test_a_newest_object_without_an_id_is_damage(self, remote: Registry, stored: Snapshot) -> None:
         put(remote.root / "newest", b"\xff")
         with pytest.raises(DamagedError, match="newest"):
             remote.snapshot()
@@ -230,7 +232,7 @@ class TestReading:
 
 class TestFaults:
     @pytest.mark.parametrize("kind", FAULTS)
-    def test_each_call_may_fail_once(
+    def test_every_call_may_fail_once(
         self,
         proxy: Proxy,
         bucket: S3Path,
@@ -253,7 +255,7 @@ class TestFaults:
         assert expected | {(m, "part-00000.parquet") for m in ("PUT", "GET", "HEAD")} <= kinds
         assert {k for k, _ in proxy.faulted} == {kind}
 
-    def test_a_body_that_stalls_is_asked_for_again(
+    def test_a_body_that_stalls_is_requested_again(
         self, proxy: Proxy, bucket: S3Path, monkeypatch: pytest.MonkeyPatch, fresh_client: None
     ) -> None:
         data = bytes(range(256)) * 1000
@@ -265,7 +267,7 @@ class TestFaults:
         assert file.read() == data
         assert {kind for kind, _ in proxy.faulted} == {"stall"}
 
-    def test_reading_goes_on_at_the_byte_where_it_was_cut(self, proxy: Proxy, bucket: S3Path) -> None:
+    def test_reading_continues_at_the_byte_where_it_was_cut(self, proxy: Proxy, bucket: S3Path) -> None:
         data = hashlib.sha256(b"x").digest() * (1 << 16)
         put(bucket / "x", data)
         file = (bucket / "x").open()
@@ -291,7 +293,7 @@ class TestFaults:
             ("500", "GET", "newest"),
         ],
     )
-    def test_a_fault_that_stays_is_an_error_and_no_half_snapshot(
+    def test_a_fault_that_persists_is_an_error_and_leaves_no_incomplete_snapshot(
         self,
         proxy: Proxy,
         remote: Registry,
@@ -318,7 +320,7 @@ class TestFaults:
         ("status", "code"),
         [(409, "ConditionalRequestConflict"), (429, "TooManyRequests"), (503, "SlowDown"), (400, "RequestTimeout")],
     )
-    def test_answers_that_may_pass(self, proxy: Proxy, bucket: S3Path, status: int, code: str) -> None:
+    def test_transient_responses_are_retried(self, proxy: Proxy, bucket: S3Path, status: int, code: str) -> None:
         answers = iter([(status, f"<Error><Code>{code}</Code><Message>later</Message></Error>".encode())] * 2)
         proxy.answer = lambda call: next(answers, None)
         assert (bucket / "x").replace(b"x", None)
@@ -332,7 +334,9 @@ class TestFaults:
             (400, "InvalidRequest", "see the message of the store"),
         ],
     )
-    def test_answers_that_do_not(self, proxy: Proxy, bucket: S3Path, status: int, code: str, advice: str) -> None:
+    def test_other_responses_are_not_retried(
+        self, proxy: Proxy, bucket: S3Path, status: int, code: str, advice: str
+    ) -> None:
         answers = [(status, f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode())]
         proxy.answer = lambda call: answers.pop()
         with pytest.raises(ServiceError, match=advice):
@@ -347,20 +351,76 @@ class TestFaults:
         assert caught.value.exit_code == 2
         assert 2 < len(proxy.faulted) <= retries.MAX_ATTEMPTS
 
-    def test_what_arrives_changed_is_not_committed(
+    def test_a_file_changed_on_its_way_is_not_committed(
         self,
         proxy: Proxy,
         remote: Registry,
         tmp_path: Path,
     ) -> None:
-        def truncated(call: Call, body: bytes) -> bytes:
+        def changed(call: Call, body: bytes) -> bytes:
             return body[:-1] + b"?" if call.method == "PUT" and call.key.endswith("sources.parquet") else body
 
-        proxy.tampered = truncated
+        proxy.tampered = changed
         proxy.keeps_checksums = False
         with pytest.raises(ServiceError, match="not what was sent"):
             write(remote, tmp_path / "staging")
         assert remote.ids() == []
+
+
+class TestCopies:
+    """`copy_verified` without a given hash: the store's checksum of the object decides."""
+
+    @pytest.fixture(params=[1000, 11 << 15], ids=["whole", "in parts"])
+    def path(
+        self, request: pytest.FixtureRequest, bucket: S3Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> S3Path:
+        """An object that was sent at once, or in three parts."""
+        monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+        source = tmp_path / "source"
+        source.write_bytes(hashlib.sha256(b"copy").digest() * request.param)
+        (bucket / "object").upload(source, storage.sha256_of(source))
+        return bucket / "object"
+
+    @pytest.mark.parametrize("keeps_checksums", [True, False])
+    def test_a_right_copy_is_kept(self, path: S3Path, proxy: Proxy, tmp_path: Path, keeps_checksums: bool) -> None:
+        proxy.keeps_checksums = keeps_checksums
+        target = tmp_path / "folder" / "target"
+        storage.copy_verified(path, target)
+        assert target.read_bytes() == (tmp_path / "source").read_bytes()
+        assert [file.name for file in target.parent.iterdir()] == ["target"]
+
+    def test_an_existing_file_is_replaced(self, path: S3Path, tmp_path: Path) -> None:
+        target = tmp_path / "target"
+        target.write_bytes(b"another content")
+        storage.copy_verified(path, target)
+        assert target.read_bytes() == (tmp_path / "source").read_bytes()
+
+    @pytest.mark.parametrize("keeps_checksums", [True, False])
+    def test_a_corrupted_download_is_damage(
+        self, path: S3Path, proxy: Proxy, tmp_path: Path, keeps_checksums: bool
+    ) -> None:
+        corrupted: list[Call] = []
+
+        def flip_once(call: Call, data: bytes) -> bytes:
+            if call.method != "GET" or corrupted:
+                return data
+            corrupted.append(call)
+            return data[:-1] + bytes([data[-1] ^ 1])
+
+        proxy.keeps_checksums, proxy.returned = keeps_checksums, flip_once
+        target = tmp_path / "folder" / "target"
+        with pytest.raises(DamagedError, match="object: content differs") as caught:
+            storage.copy_verified(path, target)
+        assert caught.value.exit_code == 3
+        assert len(corrupted) == 1
+        assert list(target.parent.iterdir()) == []
+        storage.copy_verified(path, target)  # the next attempt succeeds
+        assert target.read_bytes() == (tmp_path / "source").read_bytes()
+
+    def test_a_missing_object_is_damage(self, bucket: S3Path, tmp_path: Path) -> None:
+        with pytest.raises(DamagedError, match="none: missing"):
+            storage.copy_verified(bucket / "none", tmp_path / "target")
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestUploads:
@@ -374,7 +434,7 @@ class TestUploads:
 
     @pytest.mark.parametrize("keeps_checksums", [True, False])
     @pytest.mark.parametrize("kind", [None, "500", "lost", "refused"])
-    def test_large_files_go_in_parts(
+    def test_large_files_are_sent_in_parts(
         self,
         proxy: Proxy,
         bucket: S3Path,
@@ -386,13 +446,13 @@ class TestUploads:
             proxy.keeps_checksums = False
         if kind:
             proxy.fault = once_each(kind)
-        place, sha256 = bucket / "deep" / "big", storage.sha256_of(big)
-        place.upload(big, sha256)
+        path, sha256 = bucket / "deep" / "big", storage.sha256_of(big)
+        path.upload(big, sha256)
         proxy.fault = lambda call: None
-        assert storage.sha256_of(place) == sha256
+        assert storage.sha256_of(path) == sha256
         assert len({call.key for call in proxy.made("PUT")}) == 3
         proxy.calls.clear()
-        place.upload(big, sha256)
+        path.upload(big, sha256)
         assert proxy.made("PUT") == proxy.made("POST") == []
         assert bool(proxy.made("GET")) is not keeps_checksums
 
@@ -415,7 +475,7 @@ class TestUploads:
 
 
 class TestRaces:
-    def test_two_writers_of_one_snapshot_make_one_manifest(
+    def test_two_writers_of_one_snapshot_create_one_manifest(
         self,
         proxy: Proxy,
         remote: Registry,
@@ -450,13 +510,13 @@ class TestRaces:
         assert remote.ids() == [small.id]
         assert remote.snapshot().verify() == small.verify()
 
-    def test_another_ingest_that_committed_meanwhile_is_not_dropped(self, remote: Registry, tmp_path: Path) -> None:
-        self.check_not_dropped(remote, tmp_path)
+    def test_a_commit_refuses_if_another_ingest_committed_meanwhile(self, remote: Registry, tmp_path: Path) -> None:
+        self.check_refused(remote, tmp_path)
 
-    def test_nor_in_a_local_registry(self, registry: Registry, tmp_path: Path) -> None:
-        self.check_not_dropped(registry, tmp_path)
+    def test_a_commit_to_a_local_registry_refuses_too(self, registry: Registry, tmp_path: Path) -> None:
+        self.check_refused(registry, tmp_path)
 
-    def check_not_dropped(self, registry: Registry, folder: Path) -> None:
+    def check_refused(self, registry: Registry, folder: Path) -> None:
         base = write(registry, folder / "a", follows=None)
         other = write(registry, folder / "b", configuration={"n": 1}, parent=base.id, follows=base.id)
         with pytest.raises(RefusedError, match=f"another ingest committed {other.id[:12]} meanwhile") as caught:
@@ -465,11 +525,11 @@ class TestRaces:
         assert registry.ids() == sorted([base.id, other.id])
         assert registry.newest_id() == other.id
         again = write(registry, folder / "b", configuration={"n": 1}, parent=base.id, follows=base.id)
-        assert again.id == other.id  # the same, though it is the newest now
+        assert again.id == other.id  # the same snapshot, although it is the newest now
         child = write(registry, folder / "c", configuration={"n": 2}, parent=other.id, follows=other.id)
         assert registry.newest_id() == child.id
 
-    def test_one_that_comes_between_the_last_two_steps_neither(
+    def test_a_commit_between_the_last_two_steps_is_refused_too(
         self,
         proxy: Proxy,
         remote: Registry,
@@ -488,9 +548,11 @@ class TestRaces:
             write(remote, tmp_path / "b", configuration={}, parent=base.id, follows=base.id)
         assert remote.newest_id() == rival
         (loser,) = set(remote.ids()) - {base.id}
-        assert remote.snapshot(loser).verify() > 0  # it can be named
+        assert remote.snapshot(loser).verify() > 0  # it can be opened by its id
 
-    def test_a_first_one_that_comes_between_neither(self, proxy: Proxy, remote: Registry, tmp_path: Path) -> None:
+    def test_a_first_commit_between_the_last_two_steps_is_refused_too(
+        self, proxy: Proxy, remote: Registry, tmp_path: Path
+    ) -> None:
         rival = "cd" * 32
 
         def before(call: Call) -> None:
@@ -503,18 +565,18 @@ class TestRaces:
             write(remote, tmp_path / "a", follows=None)
         assert remote.newest_id() == rival
 
-    def test_others_all_the_time(self, proxy: Proxy, bucket: S3Path) -> None:
+    def test_a_writer_that_loses_every_race_gives_up(self, proxy: Proxy, bucket: S3Path) -> None:
         def before(call: Call) -> None:
             if call.method == "PUT" and call.body == b"mine":
                 put(bucket / "x", str(len(proxy.calls)).encode())
 
         proxy.before = before
-        with pytest.raises(ServiceError, match="others write it all the time"):
+        with pytest.raises(ServiceError, match="other writers changed it 8 times meanwhile"):
             publish_s3._swap(bucket / "x", lambda found: b"mine")
 
 
 class TestMessages:
-    def test_a_registry_that_is_not_there(self, bucket: S3Path) -> None:
+    def test_a_registry_that_does_not_exist(self, bucket: S3Path) -> None:
         with pytest.raises(UsageError, match="nothing is there; run `nulls ingest` first"):
             Registry.open(bucket / "none")
         registry = Registry.open(bucket / "none", create=True)
@@ -522,8 +584,8 @@ class TestMessages:
         with pytest.raises(NotFoundError, match="no snapshot yet"):
             registry.snapshot()
 
-    def test_a_bucket_that_is_not_there(self, proxy: Proxy) -> None:
-        with pytest.raises(ServiceError, match="bucket does not exist: make it"):
+    def test_a_bucket_that_does_not_exist(self, proxy: Proxy) -> None:
+        with pytest.raises(ServiceError, match="bucket does not exist: create it"):
             Registry.open("s3://no-such-bucket/x", create=True)
 
     def test_access_denied(self, proxy: Proxy) -> None:
@@ -534,7 +596,7 @@ class TestMessages:
             S3Path("bucket", "x").stat()
 
     @pytest.mark.usefixtures("proxy")
-    def test_nobody_at_the_endpoint(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_endpoint_without_a_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(retries, "MAX_ATTEMPTS", 2)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         with pytest.raises(ServiceError, match=r"in 2 attempts.*check the network and AWS_ENDPOINT_URL"):
@@ -548,7 +610,7 @@ class TestMessages:
             Registry.open("s3://bucket/x")
 
     @pytest.mark.usefixtures("proxy", "fresh_client")
-    def test_a_profile_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_profile_that_does_not_exist(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_PROFILE", "nobody")
         with pytest.raises(ServiceError, match=r"nobody.*check AWS_PROFILE"):
             Registry.open("s3://bucket/x")
@@ -605,25 +667,27 @@ class TestInputs:
             ("odd[1].xml", ["odd[1].xml"]),
         ],
     )
-    def test_what_a_uri_names(self, tree: S3Path, pattern: str, expected: list[str]) -> None:
+    def test_objects_that_a_uri_names(self, tree: S3Path, pattern: str, expected: list[str]) -> None:
         found = storage.list_inputs(f"s3://{tree.bucket}/{pattern}")
-        assert [place.key for place, _ in found] == expected
+        assert [path.key for path, _ in found] == expected
         assert [size for _, size in found] == [len(name) for name in expected]
 
     @pytest.mark.parametrize("pattern", ["none", "a/*.warc", "a/x", "c/x??.xml"])
-    def test_nothing_of_that_name(self, tree: S3Path, pattern: str) -> None:
+    def test_a_uri_that_names_no_object(self, tree: S3Path, pattern: str) -> None:
         with pytest.raises(InputError, match="expected an object, a prefix or a glob"):
             storage.list_inputs(f"s3://{tree.bucket}/{pattern}")
 
     def test_a_bucket_of_many_pages(self, bucket: S3Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for number in range(25):
-            put(bucket / f"n/{number:02d}", b"x")
+        for index in range(25):
+            put(bucket / f"n/{index:02d}", b"x")
         original = S3Path._pages
         monkeypatch.setattr(S3Path, "_pages", lambda self, **more: original(self, MaxKeys=10, **more))
         assert len(storage.list_inputs(f"s3://{bucket.bucket}/n")) == 25
 
     @pytest.mark.parametrize("kind", FAULTS)
-    def test_contents_arrive_whole(self, proxy: Proxy, bucket: S3Path, tmp_path: Path, kind: str) -> None:
+    def test_inputs_are_read_complete_in_spite_of_faults(
+        self, proxy: Proxy, bucket: S3Path, tmp_path: Path, kind: str
+    ) -> None:
         data = hashlib.sha256(b"input").digest() * 30_000
         put(bucket / "input", data)
         (tmp_path / "input").write_bytes(data)
@@ -635,7 +699,7 @@ class TestInputs:
         assert proxy.faulted
 
 
-def test_a_manifest_that_was_stored_but_whose_answer_was_lost_is_ours(
+def test_a_manifest_stored_with_a_lost_response_counts_as_stored(
     proxy: Proxy,
     remote: Registry,
     tmp_path: Path,
