@@ -44,7 +44,7 @@ from training.estimate.token_count import tokenizer_recipe
 from training.run import ray_session
 from training.run.protocol import FAILURE, PROGRESS, RESULT, Job
 from training.run.worker_range import Workers
-from training.tracking import store, tracking
+from training.tracking import runs, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -103,7 +103,7 @@ def train(
         resume: go on with the newest run of this model, if there is one.
         new_version: allow a name that exists: this becomes its newest version.
         ray_address: of a running cluster; by default RAY_ADDRESS, else one is started here, unless Ray is connected.
-        on_progress: called from a thread with `tracking.PROGRESS_FIELDS` of each step, as far as it has them.
+        on_progress: called from a thread with `runs.PROGRESS_FIELDS` of each step, as far as it has them.
 
     Raises:
         UsageError: a bad argument, too few sources, or a loss that stopped being finite.
@@ -126,7 +126,7 @@ def train(
     run_dir = _newest_run(folder, mirror) if resume else None
     if run_dir is None:
         if not new_version:
-            tracking.refuse_existing_model(client, uri, model_name)
+            runs.refuse_existing_model(client, uri, model_name)
         run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken)
     facts = json.loads((run_dir / RUN_JSON).read_bytes())
     run = _Run(config, snapshot, run_dir, client, uri, facts, mirror.of_run(run_dir.name) if mirror else None)
@@ -196,7 +196,7 @@ def _prepare_run(
         "num_targets_per_epoch": loader.num_targets_per_epoch,
         "num_heldout": len(heldout),
     }
-    run_id = tracking.start_run(
+    run_id = runs.start_run(
         client,
         uri,
         experiment=experiment,
@@ -265,7 +265,7 @@ class _Run:
         )
         progress = self.run_dir / PROGRESS
         session = ray_session.session(ray_address, workers.most)
-        with tracking.Follower(progress, self.client, self.run_id, on_progress), session:
+        with runs.Follower(progress, self.client, self.run_id, on_progress), session:
             ray_session.fit(job, attempt, workers)
         self._raise_failure()
 

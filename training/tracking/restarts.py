@@ -1,7 +1,7 @@
 """What interrupted a run, and where it went on: told to whoever watches, and kept with the run in MLflow.
 
 Ray's controller sees workers die, rank 0 knows from where it goes on; both append to the run's progress file, and the
-driver reads it (`training.tracking.tracking.Follower`). The lines are `{"stopped": {rank: cause}}` and `{"begun_at": step,
+driver reads it (`training.tracking.runs.Follower`). The lines are `{"stopped": {rank: cause}}` and `{"begun_at": step,
 "world_size": n, "attempt": folder of the driver, "cut_short": [checkpoints passed over and deleted]}`. A driver that
 died has left no line: a beginning in another folder, without a cause before it, is its resume; one in the same folder
 is Ray's, which changed the number of workers because nodes came.

@@ -28,9 +28,9 @@ from training.config import TrainConfig
 from training.run import ray_session
 from training.run.driver import TrainResult, train
 from training.run.protocol import PROGRESS
-from training.tracking import tracking
+from training.tracking import runs
+from training.tracking.runs import DIGEST_CHARS, loss_curve
 from training.tracking.store import tracking_uri
-from training.tracking.tracking import DIGEST_CHARS, loss_curve
 
 TINY = TrainConfig.preset(
     "demo",
@@ -98,7 +98,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # And a worker is to be killed at a step, not half a second and ten steps later.
-        patch.setattr(tracking, "_POLL_S", 0.01)
+        patch.setattr(runs, "_POLL_S", 0.01)
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield path
         ray.shutdown()

@@ -18,7 +18,7 @@ from training.run.driver import train
 from training.run.protocol import PROGRESS
 from training.run.ray_session import on_gpus
 from training.run.worker_range import Workers
-from training.tracking import tracking
+from training.tracking import runs
 
 
 @pytest.mark.parametrize(("text", "least", "most"), [("2", 2, 2), ("1-4", 1, 4), (" 3 ", 3, 3), (2, 2, 2)])
@@ -39,7 +39,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     """Two nodes with a core each, on this machine."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    monkeypatch.setattr(tracking, "_POLL_S", 0.01)
+    monkeypatch.setattr(runs, "_POLL_S", 0.01)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     yield made
     ray.shutdown()
