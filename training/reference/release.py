@@ -299,9 +299,7 @@ def _checked_names(directory: Path, tensors: Mapping[str, Tensor]) -> int:
         raise DamagedError(f"{directory / WEIGHTS_FILE}: lacks {_named(missing)}; fetch it again")
     unknown = sorted(tensors.keys() - expected)
     if unknown:
-        raise RefusedError(
-            f"{directory / WEIGHTS_FILE}: has {_named(unknown)}, which a NullsForCausalLM has no place for"
-        )
+        raise RefusedError(f"{directory / WEIGHTS_FILE}: has {_named(unknown)}, which a NullsForCausalLM does not have")
     return len(layers)
 
 

@@ -118,21 +118,22 @@ def train(
     if not _MODEL_NAME.fullmatch(model_name):
         raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
     workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
-    mirror = Mirror.of(mirror_uri, model_name) if mirror_uri else None
-    taken = mirror.run_names() if mirror else []
+    remote_runs = Mirror.of(mirror_uri, model_name) if mirror_uri else None
+    taken = remote_runs.run_names() if remote_runs else []
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
     folder = Path(storage).absolute() / model_name
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
-    run_dir = _newest_run(folder, mirror) if resume else None
+    run_dir = _newest_run(folder, remote_runs) if resume else None
     if run_dir is None:
         if not new_version:
             runs.refuse_existing_model(client, uri, model_name)
         run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken)
     facts = json.loads((run_dir / RUN_JSON).read_bytes())
-    run = _Run(config, snapshot, run_dir, client, uri, facts, mirror.of_run(run_dir.name) if mirror else None)
+    remote_run = remote_runs.of_run(run_dir.name) if remote_runs else None
+    run = _Run(config, snapshot, run_dir, client, uri, facts, remote_run)
     run.refuse_unless_same()
     if (run_dir / DONE_JSON).exists():
         return TrainResult(**json.loads((run_dir / DONE_JSON).read_bytes()))
@@ -142,11 +143,11 @@ def train(
         return run.register(model_name)
 
 
-def _newest_run(folder: Path, mirror: Mirror | None) -> Path | None:
+def _newest_run(folder: Path, remote_runs: Mirror | None) -> Path | None:
     """Return the newest run with a `run.json`; where there is none here, download the newest from its remote copy."""
     prepared = (path.parent for path in folder.glob(f"run-*/{RUN_JSON}"))
     found = max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
-    return mirror.fetch_newest_run(folder) if found is None and mirror is not None else found
+    return remote_runs.fetch_newest_run(folder) if found is None and remote_runs is not None else found
 
 
 def _numbered(folder: Path, prefix: str, taken: Sequence[str] = ()) -> Path:
@@ -223,7 +224,7 @@ def _prepare_run(
 
 @dataclasses.dataclass
 class _Run:
-    """A prepared run, new or resumed."""
+    """A run whose directory is prepared, new or resumed."""
 
     config: TrainConfig
     snapshot: Snapshot
@@ -232,7 +233,7 @@ class _Run:
     uri: str
     facts: dict[str, Any]
     """The content of `run.json`."""
-    mirror: RunMirror | None = None
+    remote_run: RunMirror | None = None
 
     @property
     def run_id(self) -> str:
@@ -253,9 +254,9 @@ class _Run:
         tokenizer = load_tokenizer(self.run_dir / "tokenizer")
         # Built again if it was deleted, or if this is another machine; the run's own tokenizer gives the same tokens.
         cache = TokenCache.of(self.snapshot, tokenizer, self.run_dir.parents[1] / "cache")
-        if self.mirror is not None:
-            self.mirror.put_run(self.run_dir)
-            self.mirror.fetch_latest(self.run_dir)
+        if self.remote_run is not None:
+            self.remote_run.put_run(self.run_dir)
+            self.remote_run.fetch_latest(self.run_dir)
         attempt = _numbered(self.run_dir, "attempt-")
         job = Job(
             config=self.config,
@@ -264,7 +265,7 @@ class _Run:
             cache=cache.path,
             heldout=tuple(int(text, 16) for text in self.facts["heldout"]),
             facts={"registry": self.facts["registry"], "run_id": self.run_id},
-            mirror=str(self.mirror.root) if self.mirror else None,
+            remote_run=str(self.remote_run.root) if self.remote_run else None,
         )
         progress = self.run_dir / PROGRESS
         session = ray_session.session(ray_address, workers.most)
@@ -295,7 +296,7 @@ class _Run:
             model_name=model_name,
             run_id=self.run_id,
             tracking_uri=self.uri,
-            keep_copy=self.mirror.put_weights if self.mirror else None,
+            keep_copy=self.remote_run.put_weights if self.remote_run else None,
         )
         done = TrainResult(
             run_id=self.run_id,

@@ -41,7 +41,7 @@ class Job:
     """Ids of the sources that are not trained on."""
     facts: dict[str, Any]
     """Further entries of `nulls.json`: registry, run_id."""
-    mirror: str | None = None
+    remote_run: str | None = None
     """This run's s3:// prefix for remote copies of its checkpoints; None keeps none."""
 
     def to_plain(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Job:
             "cache": str(self.cache),
             "heldout": list(self.heldout),
             "facts": self.facts,
-            "mirror": self.mirror,
+            "remote_run": self.remote_run,
         }
 
     @classmethod
@@ -66,7 +66,7 @@ class Job:
             cache=Path(fields["cache"]),
             heldout=tuple(fields["heldout"]),
             facts=fields["facts"],
-            mirror=fields["mirror"],
+            remote_run=fields["remote_run"],
         )
 
 

@@ -88,7 +88,7 @@ class Worker:
     """One rank's model, data and position.
 
     Args:
-        job: what to train.
+        job: the job that the driver wrote.
         device: this rank's.
         rank, world_size: this process in the process group, which exists already.
         log: the progress file; only rank 0 writes to it.
@@ -122,7 +122,7 @@ class Worker:
             keep=self.config.keep_checkpoints,
             in_background=self.config.async_checkpoints,
             on_complete=lambda directory, step: log.write(checkpoint=str(directory), step=step),
-            mirror=RunMirror.parse(job.mirror) if job.mirror else None,
+            mirror=RunMirror.parse(job.remote_run) if job.remote_run else None,
             device=device,
         )
         self.state = self._restored(cache, log)

@@ -77,8 +77,8 @@ def test_parameters_are_those_of_the_built_model(name: str) -> None:
     assert counts.backbone == counts.total - counts.pool
     assert counts.active == counts.backbone + sum(config.model.num_sinks * shape[1] for shape in pool.values())
     parts = {"embeddings": ("embed_tokens", "lm_head"), "attention": ("self_attn",), "norms": ("norm",)}
-    for part, words in parts.items():
-        found = sum(shape.numel() for name, shape in sizes.items() if any(word in name for word in words))
+    for part, names in parts.items():
+        found = sum(shape.numel() for name, shape in sizes.items() if any(layer in name for layer in names))
         assert getattr(counts, part) == found, part
 
 

@@ -143,11 +143,11 @@ def test_the_loss_falls_and_is_reported_over_the_last_epoch(undisturbed: tuple[R
 def test_killed_and_resumed_ends_with_the_same_bits(
     undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult]
 ) -> None:
-    (alone, alone_result), (killed, killed_result) = undisturbed, disturbed
-    expected, got = loss_curve(alone.dir / PROGRESS), loss_curve(killed.dir / PROGRESS)
+    (whole, whole_result), (killed, killed_result) = undisturbed, disturbed
+    expected, got = loss_curve(whole.dir / PROGRESS), loss_curve(killed.dir / PROGRESS)
     assert got == expected
-    assert export.weights_digest(killed.dir / "weights") == export.weights_digest(alone.dir / "weights")
-    assert (killed_result.loss, killed_result.tokens) == (alone_result.loss, alone_result.tokens)
+    assert export.weights_digest(killed.dir / "weights") == export.weights_digest(whole.dir / "weights")
+    assert (killed_result.loss, killed_result.tokens) == (whole_result.loss, whole_result.tokens)
     # Not vacuous: three sets of workers, over two drivers, and steps that were repeated.
     lines = killed.lines()
     assert sum("workers" in line for line in lines) == 3
@@ -208,9 +208,9 @@ def test_a_disk_that_fills_up_costs_steps_and_no_more(
         assert " bytes are left on that disk" in run.messages.getvalue()
         begun = [line["begun_at"] for line in run.lines() if "begun_at" in line]
         assert begun == [0, 4], "the disk was full after step 6"
-        alone, alone_result = undisturbed
-        assert (result.loss, result.tokens) == (alone_result.loss, alone_result.tokens)
-        assert export.weights_digest(run.dir / "weights") == export.weights_digest(alone.dir / "weights")
+        whole, whole_result = undisturbed
+        assert (result.loss, result.tokens) == (whole_result.loss, whole_result.tokens)
+        assert export.weights_digest(run.dir / "weights") == export.weights_digest(whole.dir / "weights")
         tags = MlflowClient(run.arguments["tracking_uri"]).get_run(result.run_id).data.tags
         assert " bytes are left on that disk" in json.loads(tags["nulls.restarts"])[0]["cause"]
 
