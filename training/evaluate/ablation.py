@@ -24,7 +24,7 @@ from registry.lookup import Source, read_sources
 from registry.snapshot import Snapshot
 from training.evaluate.difficulty import Bigrams, sample
 from training.evaluate.losses import encode, loss_of
-from training.evaluate.statistics import OFF_STATES, Expected, closure, combined_p, expected, weaknesses
+from training.evaluate.statistics import ABLATIONS, Expected, closure, combined_p, expected, weaknesses
 from training.serving.served_model import ServedModel
 
 MAX_TOKENS = 8192
@@ -44,7 +44,7 @@ class SourceMeasurement:
     num_tokens: int
     """Targets that were measured."""
     difficulty: float
-    """How hard the text is: its loss under bigrams that were counted in other sources' text."""
+    """The text's loss under bigrams that were counted in other sources' text."""
     loss_on: float
     """The loss under the source's own sinks."""
     loss_off: Mapping[str, float]
@@ -148,7 +148,7 @@ class Examiner:
         if self._baseline is None:
             chosen = sorted(self.served.version.heldout)[:MAX_HELDOUT]
             known = read_sources(self.snapshot, chosen)
-            losses: dict[str, list[float]] = {state: [] for state in OFF_STATES}
+            losses: dict[str, list[float]] = {state: [] for state in ABLATIONS}
             for source_id in chosen:
                 self._progress(f"held-out source {known[source_id].key}")
                 for state, value in self.off_losses(known[source_id]).items():
@@ -199,12 +199,11 @@ class Examiner:
         on, off = self.on_loss(source), self.off_losses(source, also_off=also_off)
         truth = oracle.off_losses(source, texts=self._texts(source.source_id)) if oracle else None
         difficulty = self._difficulty(source.source_id, documents)
-        expectations = {state: baseline.expected(state, difficulty) for state in OFF_STATES}
+        expectations = {state: baseline.expected(state, difficulty) for state in ABLATIONS}
         never = truth or {state: found.mean for state, found in expectations.items() if found}
         p_values = {state: found.p_value(off[state]) if found else None for state, found in expectations.items()}
         closures = {
-            state: closure(on=on, off=off[state], never=never[state]) if state in never else None
-            for state in OFF_STATES
+            state: closure(on=on, off=off[state], never=never[state]) if state in never else None for state in ABLATIONS
         }
         p_value = combined_p(list(p_values.values()))
         return SourceMeasurement(

@@ -45,7 +45,7 @@ class Bigrams:
     pairs_K: Ints
     """first * V + second, ascending."""
     counts_K: Ints
-    """How often each occurs."""
+    """The number of times that each pair occurs."""
 
     @classmethod
     def count(cls, documents: Iterable[Sequence[int]], vocab_size: int) -> Bigrams:
@@ -62,12 +62,12 @@ class Bigrams:
 
     @functools.cached_property
     def _followed(self) -> Ints:
-        """How often each token is followed by another: [V]."""
+        """The number of times that each token is followed by another: [V]."""
         return self._by_token(self.pairs_K // self.vocab_size, self.counts_K)
 
     @functools.cached_property
     def _types(self) -> Ints:
-        """By how many different tokens each is followed: [V]."""
+        """The number of different tokens that follow each token: [V]."""
         return self._by_token(self.pairs_K // self.vocab_size, np.ones_like(self.counts_K))
 
     @functools.cached_property

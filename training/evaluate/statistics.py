@@ -26,7 +26,8 @@ MIN_CLOSURE = 0.7  # below this, a tenth or more of what was memorised, by the h
 MIN_GAP_NATS = 0.3  # below this, the source was not memorised, and closure divides by noise
 MIN_FOR_SLOPE = 6  # controls; with fewer, estimating a slope adds more error than it removes
 _MIN_VARIATION = 1e-9  # sum of squares of difficulties, in nats; below this it is only rounding
-OFF_STATES = ("closest", "placebo", "backbone")
+ABLATIONS = ("closest", "placebo", "backbone")
+"""The states in which a source's own sinks are off; `training.evaluate.ablation` defines them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ def read_pointer(folder: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """What is known about a model version without loading its weights."""
+    """A model version, without its weights: its pointer, and its entries in MLflow."""
 
     uri: str
     """`models:/NAME/VERSION`; for a folder that MLflow's pyfunc loads, its path."""
