@@ -85,7 +85,7 @@ def resolve_config(preset: str | None, overrides: list[str], config_file: Path |
 
 
 def step_progress(update: ProgressUpdate) -> Any:
-    """A trainer's progress dicts (`training.tracking.tracking.PROGRESS_FIELDS`) as words and a share."""
+    """A trainer's progress dicts (`training.tracking.runs.PROGRESS_FIELDS`) as words and a share."""
     closure: float | None = None  # as last measured
 
     def on_progress(event: dict[str, Any]) -> None:

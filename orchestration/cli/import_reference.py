@@ -169,13 +169,13 @@ class _Import:
         return (self.folder / f"imported-{name}" / "weights").absolute()
 
     def _refuse_existing(self, weights: Path, *, new_version: bool) -> None:
-        from training.tracking import store, tracking
+        from training.tracking import runs, store
 
         uri = self.settings.tracking_uri
         if (
             new_version
             or self._version_of(weights)
-            or not tracking.model_exists(store.client(uri), uri, self.model_name)
+            or not runs.model_exists(store.client(uri), uri, self.model_name)
         ):
             return
         raise ModelExistsError(
@@ -234,14 +234,14 @@ class _Import:
     def _registered(self, weights: Path, snapshot: Snapshot) -> tuple[str, str]:
         """The version's URI and its run's id."""
         from training.serving import flavor
-        from training.tracking import store, tracking
+        from training.tracking import runs, store
 
         known = self._version_of(weights)
         if known:
             return known.uri, str(known.run_id)
         uri = self.settings.tracking_uri
         client = store.client(uri)
-        run_id = tracking.start_run(
+        run_id = runs.start_run(
             client,
             uri,
             experiment=EXPERIMENT,

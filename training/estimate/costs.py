@@ -1,11 +1,13 @@
-"""What a run will take, before it runs: parameters, memory by part, FLOPs, checkpoints, hours. Pure functions.
+"""Estimate a run's costs before it starts: parameters, memory by part, FLOPs, checkpoints, hours. Pure functions.
 
-Parameters and FLOPs are exact, and memory follows what autograd keeps, tensor by tensor: tests hold them to built
-models, to torch's FLOP counter, and to the tensors saved and the peak of real forward and backward passes. What the
-memory does not hold: CUDA's context, NCCL's buffers, a fragmented allocator (allow a tenth), padding of sinks, and
-what torch.compile saves by fusing (up to half of the activations).
+Parameters and FLOPs are exact. Memory is counted tensor by tensor, as autograd keeps them. Tests compare both with
+built models, with torch's FLOP counter, and with the saved tensors and the peak of real forward and backward passes.
+The memory does not include CUDA's context, NCCL's buffers, fragmentation of the allocator (allow a tenth) and padding
+of sinks; and torch.compile saves up to half of the activations by fusing.
 
-Cost: microseconds, whatever the model. Run: ``nulls train --model wiki --preset paper-1b --workers 8 --dry-run``, or
+Cost: microseconds for any model.
+
+Run: ``nulls train --model wiki --preset paper-1b --workers 8 --dry-run``, or
 ``memory_per_worker(config, vocab_size=49152, num_workers=8, parallel="fsdp", on_gpu=True)``.
 
 Shapes: N tokens of a micro-batch, D model width, Q and V widths of all query and all key heads, I backbone neurons, K
@@ -24,19 +26,19 @@ from training.config import ModelConfig, TrainConfig
 Parallel = Literal["ddp", "fsdp"]
 _FLOAT, _HALF = 4, 2
 _STATE_BYTES = 4 * _FLOAT
-"""A parameter's: weight, gradient and two moments, all float32."""
+"""Bytes of a parameter's weight, gradient and two moments, all float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """What a data sheet says."""
+    """A GPU's figures from its data sheet."""
 
     peak_flops: float
     """Dense bfloat16 matrix products, FLOP/s."""
     memory_bytes: int
 
 
-# NVIDIA's data sheets, the SXM form of each; a B200 as DGX has it.
+# NVIDIA's data sheets, the SXM form of each; the B200 as in a DGX.
 GPUS = {
     "h100": Gpu(peak_flops=989e12, memory_bytes=80 * 10**9),
     "h200": Gpu(peak_flops=989e12, memory_bytes=141 * 10**9),
@@ -47,10 +49,10 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """How many there are, by what they are."""
+    """Numbers of parameters, by part of the model."""
 
     embeddings: int
-    """The input table, and the output layer where it is not the same."""
+    """The input embedding, and the output layer unless the two are tied."""
     attention: int
     norms: int
     backbone_mlp: int
@@ -61,27 +63,27 @@ class Parameters:
 
     @property
     def backbone(self) -> int:
-        """All that every token uses: everything but the pool, embeddings included."""
+        """Parameters that every token uses: all but the pool, embeddings included."""
         return self.embeddings + self.attention + self.norms + self.backbone_mlp
 
     @property
     def total(self) -> int:
-        """All that is stored."""
+        """All stored parameters."""
         return self.backbone + self.pool
 
     @property
     def active(self) -> int:
-        """All that a token can meet on its way: the backbone and its source's sinks, tables of embeddings whole."""
+        """Parameters that a token can use: the backbone, with whole embeddings, and the sinks of its source."""
         return self.backbone + self.sinks
 
     def to_dict(self) -> dict[str, int]:
-        """Fields and sums, for JSON."""
+        """Return fields and sums, for JSON."""
         sums = {"total": self.total, "backbone": self.backbone, "pool": self.pool, "active": self.active}
         return sums | dataclasses.asdict(self)
 
 
 def count_parameters(model: ModelConfig, vocab_size: int) -> Parameters:
-    """The parameters of a model, exactly; `vocab_size` is the tokenizer's."""
+    """Count the parameters of a model, exactly; `vocab_size` is the tokenizer's."""
     width, layers = model.hidden_size, model.num_layers
     return Parameters(
         embeddings=vocab_size * width * (1 if model.tie_embeddings else 2),
@@ -94,19 +96,19 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> Parameters:
 
 
 def state_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """Weights, gradients and moments of one copy of the model, with the pool's counts of steps."""
+    """Return the bytes of weights, gradients and moments of one copy of the model, with the pool's step counts."""
     return _STATE_BYTES * count_parameters(model, vocab_size).total + _step_bytes(model)
 
 
 def choose_parallel(
     config: TrainConfig, num_workers: int, gpu_bytes: int | None, *, vocab_size: int | None = None
 ) -> Parallel:
-    """How workers share the model: what `config.parallel` says, and the decision where it says `auto`.
+    """Return how workers share the model: `config.parallel`, or the decision where that is `auto`.
 
     Args:
-        config: of the run.
-        num_workers: of the run.
-        gpu_bytes: memory of one GPU; None on CPUs, which are not short of it.
+        config: the run's.
+        num_workers: the run's.
+        gpu_bytes: memory of one GPU; None on CPUs, whose memory is not the limit.
         vocab_size: the tokenizer's; by default `config.vocab_size`.
 
     Returns:
@@ -121,41 +123,41 @@ def choose_parallel(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Activations:
-    """What forward leaves for backward in one micro-batch, in bytes, and what is computed on the way back."""
+    """Bytes that the forward pass of one micro-batch keeps for backward, and that backward computes again."""
 
     layers: int
-    """Kept by all layers; with checkpointing, the input of each."""
+    """Kept by all layers; with checkpointing, only the input of each."""
     recomputed: int
-    """With checkpointing: of the one layer that is being computed again."""
+    """With checkpointing, the one layer that is being computed again; else 0."""
     attention: int
-    """Masks and sums of the softmax of all layers, tables of the rotary embedding."""
+    """Masks and softmax sums of all layers, tables of the rotary embedding."""
     logits: int
-    """Log-probabilities, which are kept, and two as large in the backward pass of the loss."""
+    """Log-probabilities, which are kept, and two tensors as large in the backward pass of the loss."""
 
     @property
     def kept(self) -> int:
-        """What autograd holds at the end of forward."""
+        """Bytes that autograd holds at the end of the forward pass."""
         return self.layers + self.attention + self.logits // 3
 
     @property
     def peak(self) -> int:
-        """At the worst moment: in the loss, or in the layer computed again."""
+        """Bytes at the worst moment: in the loss, or while a layer is computed again."""
         return self.layers + self.attention + max(self.logits, self.recomputed)
 
 
 def activations(
     config: TrainConfig, *, vocab_size: int, num_sources: float, half: bool, masked: bool, checkpointing: bool
 ) -> Activations:
-    """The activations of one micro-batch of one worker, every token with its sinks, by the model's eager code.
+    """Return the activations of one micro-batch of one worker, in eager mode, where every token uses its sinks.
 
     Args:
-        config: whose `micro_batch` and `context_length` count.
+        config: the run's; the rows are `micro_batch` of `context_length` tokens.
         vocab_size: the tokenizer's.
-        num_sources: distinct ones in a micro-batch: each has its sinks gathered in every layer.
+        num_sources: distinct sources in a micro-batch; each has its sinks gathered in every layer.
         half: whether autocast computes in bfloat16; the residual stream and the norms stay float32.
-        masked: whether attention gets documents as a mask (on CPUs), which costs its square and keys and values
-            repeated for each query head; else by their lengths.
-        checkpointing: whether layers are computed again.
+        masked: whether attention takes documents as a mask (on CPUs), which costs the square of the row's length, and
+            keys and values repeated for each query head; else it takes their lengths.
+        checkpointing: whether layers are computed again in the backward pass.
     """
     model, tokens = config.model, config.micro_batch * config.context_length
     layer = _layer_bytes(model, tokens, num_sources, half=half, masked=masked)
@@ -176,11 +178,11 @@ def _layer_bytes(model: ModelConfig, tokens: int, num_sources: float, *, half: b
     width, query, key = model.hidden_size, _query_width(model), _key_width(model)
     # Each norm keeps its input, the normalised input and the root of the mean square, in float32.
     norms = 2 * (2 * _FLOAT * width + _FLOAT)
-    # What is read by matrix products: once, or as a copy in bfloat16 for each of q, k, v, gate and up.
+    # The inputs of matrix products: kept once, or as a bfloat16 copy for each of q, k, v, gate and up.
     inputs = size * width * (5 if half else 2)
     attention = size * (2 * query + 2 * (query if masked else key))
     backbone = size * 4 * model.num_backbone
-    # The tokens brought together (in bfloat16, where that is computed in), neurons, and the outputs to be put back.
+    # The tokens gathered by source (in bfloat16, if that is the arithmetic), neurons, and the outputs to scatter.
     sinks = size * (2 * width + 4 * model.num_sinks)
     gathered = size * 3 * num_sources * model.num_sinks * width
     return round(tokens * (norms + inputs + attention + backbone + sinks) + gathered)
@@ -192,33 +194,33 @@ def _attention_bytes(config: TrainConfig, *, half: bool, masked: bool, num_layer
     mask = tokens * config.context_length
     sums = _FLOAT * tokens * model.num_heads
     rotary = 2 * _FLOAT * tokens * model.head_size
-    # SDPA makes numbers of a mask of booleans, in every layer anew.
+    # SDPA converts a boolean mask to numbers, in every layer again.
     masks = mask + layers * mask * (_HALF if half else _FLOAT) if masked else 0
     return rotary + layers * sums + masks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one worker (one GPU, where there are any), by part."""
+    """Bytes of one worker (of one GPU, where there are GPUs), by part."""
 
     weights: int
     gradients: int
     moments: int
     gathered: int
-    """FSDP: what two layers and the embeddings take when put together, and their gradients before they are shared."""
+    """FSDP: two gathered layers and the gathered embeddings, and gradients before they are scattered."""
     cast: int
-    """DDP: bfloat16 copies of the shared weights, which autocast makes."""
+    """DDP: autocast's bfloat16 copies of the shared weights."""
     plain: Activations
     checkpointed: Activations
     """With activation checkpointing."""
 
     def total(self, *, checkpointing: bool) -> int:
-        """At the worst moment of a step."""
+        """Return the bytes at the worst moment of a step."""
         fixed = self.weights + self.gradients + self.moments + self.gathered + self.cast
         return fixed + (self.checkpointed if checkpointing else self.plain).peak
 
     def to_dict(self) -> dict[str, Any]:
-        """Parts and totals, for JSON."""
+        """Return parts and totals, for JSON."""
         totals = {"total": self.total(checkpointing=False), "total_checkpointed": self.total(checkpointing=True)}
         return dataclasses.asdict(self) | totals
 
@@ -232,15 +234,15 @@ def memory_per_worker(
     on_gpu: bool,
     document_tokens: float | None = None,
 ) -> Memory:
-    """What one worker holds at the worst moment of a step, with and without activation checkpointing.
+    """Return one worker's memory at the worst moment of a step, with and without activation checkpointing.
 
     Args:
-        config: of the run.
+        config: the run's.
         vocab_size: the tokenizer's.
-        num_workers: that share a step, and under `fsdp` the model.
+        num_workers: the workers that share a step, and under `fsdp` the model.
         parallel: see `choose_parallel`.
-        on_gpu: decides what `dtype: auto` is, and how attention keeps documents apart.
-        document_tokens: of a document, on average: how many sources a micro-batch has; by default half a row.
+        on_gpu: decides the arithmetic of `dtype: auto`, and how attention separates documents.
+        document_tokens: the mean length of a document, which gives the sources in a micro-batch; by default half a row.
     """
     model = config.model
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
@@ -250,7 +252,7 @@ def memory_per_worker(
     layer = (counts.total - counts.embeddings) // model.num_layers
     # A worker's part of a step may be less than a micro-batch.
     rows = min(config.micro_batch, math.ceil(config.rows_per_step / num_workers))
-    # A row holds so many documents, and on average half of one more at each end.
+    # Documents that fit a row, and on average half of one more at each end.
     per_row = config.context_length / (document_tokens or config.context_length / 2) + 1
     pair = (
         activations(
@@ -276,23 +278,23 @@ def memory_per_worker(
 
 
 def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """A checkpoint on disk: weights and moments in float32; tied embeddings are in it under both their names."""
+    """Return the bytes of a checkpoint: weights and moments in float32, tied embeddings twice, under both names."""
     tied = _FLOAT * vocab_size * model.hidden_size if model.tie_embeddings else 0
     return 3 * _FLOAT * count_parameters(model, vocab_size).total + _step_bytes(model) + tied
 
 
 def weights_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """The exported weights: float32, tied embeddings once."""
+    """Return the bytes of the exported weights: float32, tied embeddings once."""
     return _FLOAT * count_parameters(model, vocab_size).total
 
 
 def sources_per_sink(model: ModelConfig, num_sources: int) -> float:
-    """How many sources share a sink, on average: what isolation depends on most (`benchmarks/RESULTS.md`)."""
+    """Return how many sources share a sink on average; isolation depends on it most (`benchmarks/RESULTS.md`)."""
     return num_sources * model.num_sinks / model.num_pool
 
 
 def sink_share(config: TrainConfig) -> float:
-    """Share of the visits that go through their sinks: after dropout, and after the steps before sinks open."""
+    """Return the share of visits that use their sinks: after dropout, and after the steps before sinks open."""
     return (1 - config.sink_dropout) * (1 - config.sinks_open_at)
 
 
@@ -305,18 +307,18 @@ def hours(
     mfu: float = 0.4,
     tokens_per_second: float | None = None,
 ) -> float:
-    """How long a run takes at a stated speed.
+    """Return the hours that a run takes at a stated speed.
 
     Args:
         num_tokens: over all epochs.
-        flops_per_token: active ones; `mfu` is on them.
-        num_workers: GPUs at work.
-        gpu: each of them.
-        mfu: share of the peak that the step reaches, 0 to 1.
-        tokens_per_second: of all workers together; counts instead of `gpu` and `mfu`.
+        flops_per_token: active FLOPs, which `mfu` is a share of.
+        num_workers: the number of GPUs.
+        gpu: the kind of each GPU.
+        mfu: the share of the peak that a step reaches, 0 to 1.
+        tokens_per_second: all workers together; used instead of `gpu` and `mfu`.
 
     Raises:
-        UsageError: a speed that is none.
+        UsageError: the speed is out of range, or none is given.
     """
     if tokens_per_second is not None:
         if not tokens_per_second > 0:
@@ -336,11 +338,11 @@ def _key_width(model: ModelConfig) -> int:
 
 
 def _step_bytes(model: ModelConfig) -> int:
-    """The optimizer's counts: one for each row of each of a layer's three pool matrices."""
+    """Return the bytes of the optimizer's step counts: one for each row of each of a layer's three pool matrices."""
     return 3 * _FLOAT * model.num_layers * model.num_pool
 
 
 def _cast_weights(model: ModelConfig, vocab_size: int) -> int:
-    """Weights of matrix products that are cast whole: the output layer's too, the pool's not."""
+    """Return the number of weights that autocast copies whole: those of the output layer too, not of the pool."""
     counts = count_parameters(model, vocab_size)
     return counts.attention + counts.backbone_mlp + vocab_size * model.hidden_size

@@ -1,12 +1,16 @@
-"""How many tokens a snapshot is, before a run: counted where an earlier one left its tokens, else estimated from bytes.
+"""The tokens of a snapshot, before a run: counted in the token cache of an earlier run, else estimated from bytes.
 
-A run keeps its tokens under `cache/` beside the models' folders. A dry run looks for those of the same snapshot by the
-same tokenizer: the one that is given, or one that an earlier run trained by the same recipe (the same size, sample and
-held-out sources give the same tokenizer). Without them it encodes a little text with the given tokenizer, or else goes
-by what English Wikipedia takes under a tokenizer of that size: other English is a fifth off, other languages more.
+Runs keep token caches under `cache/`, beside the models' directories. A dry run looks for the cache of the same
+snapshot and tokenizer: the tokenizer that is given, or one that an earlier run trained by the same recipe (the same
+size, sample and held-out sources give the same tokenizer). Without a cache it encodes a sample of the text with the
+given tokenizer. Without that too, it uses the bytes a token of English Wikipedia under a tokenizer of that size: other
+English is a fifth off, other languages more.
 
-Cost: 0.1 s where there is a cache, however large; a second for importing tokenizers; and the table of sources.
+Cost: 0.1 s for a cache of any size; a second for importing tokenizers; and reading the table of sources.
+
 Run: ``count_tokens(config, snapshot, Path("nulls-runs"))``.
+
+Shapes: D documents, S sources.
 """
 
 from __future__ import annotations
@@ -32,7 +36,8 @@ from training.data.packing import PackedLoader
 from training.data.token_cache import TokenCache
 from training.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 
-# Bytes a token of 324 English Wikipedia articles, by tokenizers trained here on as many others; one of 256 is bytes.
+# Bytes a token of 324 English Wikipedia articles, by tokenizers trained for this table on as many other articles; a
+# tokenizer of 256 bytes and <|endoftext|> has a token for each byte.
 _BYTES_PER_TOKEN = {
     257: 1.0,
     512: 2.0,
@@ -48,23 +53,23 @@ _SAMPLE_BYTES = 1_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenCount:
-    """Tokens of an epoch. A token is a target: all of a document but its first."""
+    """The tokens of an epoch. They are counted as targets: all of a document's tokens but the first."""
 
     per_epoch: int
     steps_per_epoch: int
     vocab_size: int
-    """Entries of the tokenizer, or as many as it is to have."""
+    """Entries of the tokenizer, or as many as it will have."""
     document_tokens: float
-    """Of a document, on average."""
+    """Mean tokens of a document."""
     attended: float
     """Keys that a token sees on average: half of its document, or of the row where that is shorter."""
     is_exact: bool
     basis: str
-    """Where the figure is from, in words."""
+    """The origin of the figure, for a person."""
 
     @classmethod
     def stated(cls, config: TrainConfig, per_epoch: int) -> TokenCount:
-        """A figure that somebody gives; documents count as long as a row."""
+        """Return a figure that the user states; documents are taken to be as long as a row."""
         return cls(
             per_epoch=per_epoch,
             steps_per_epoch=steps_per_epoch(config, per_epoch),
@@ -77,13 +82,13 @@ class TokenCount:
 
 
 def steps_per_epoch(config: TrainConfig, num_targets: int) -> int:
-    """Optimizer steps of an epoch: rows are full but for the last, steps too."""
+    """Return the optimizer steps of an epoch; all rows but the last are full, and so are all steps."""
     rows = math.ceil(num_targets / config.context_length)
     return math.ceil(rows / config.rows_per_step)
 
 
 def tokenizer_recipe(config: TrainConfig, heldout: Collection[int]) -> str | None:
-    """What shapes a tokenizer trained on a given snapshot, as 16 hex digits; None where one is given."""
+    """Return a hash, 16 hex digits, of what decides a tokenizer trained on a given snapshot; None if one is given."""
     if config.tokenizer:
         return None
     fields = [config.vocab_size, config.tokenizer_sample_bytes, sorted(heldout)]
@@ -91,12 +96,12 @@ def tokenizer_recipe(config: TrainConfig, heldout: Collection[int]) -> str | Non
 
 
 def count_tokens(config: TrainConfig, snapshot: Snapshot, runs: Path) -> TokenCount:
-    """The tokens that a run on a snapshot would train on.
+    """Return the tokens that a run on a snapshot would train on.
 
     Args:
-        config: of the run.
-        snapshot: to train on.
-        runs: where runs are kept (`--runs`); need not exist.
+        config: the run's.
+        snapshot: the snapshot to train on.
+        runs: the directory of runs (`--runs`); need not exist.
 
     Raises:
         UsageError: too few sources to hold some out, or a tokenizer that cannot be loaded.
@@ -120,7 +125,7 @@ def count_tokens(config: TrainConfig, snapshot: Snapshot, runs: Path) -> TokenCo
 def _given(
     tokenizer: PreTrainedTokenizerFast, snapshot: Snapshot, runs: Path
 ) -> tuple[TokenCache, PreTrainedTokenizerFast] | None:
-    """The cache by a tokenizer at hand."""
+    """Return the token cache of the given tokenizer, if there is one."""
     for path in sorted((runs / "cache").glob(f"{snapshot.id}-*")):
         cache = _opened(path)
         if cache is not None and cache.tokenizer == tokenizer_fingerprint(tokenizer):
@@ -131,7 +136,7 @@ def _given(
 def _trained(
     config: TrainConfig, heldout: Collection[int], snapshot: Snapshot, runs: Path
 ) -> tuple[TokenCache, PreTrainedTokenizerFast] | None:
-    """The cache by the tokenizer that this configuration would train, if a run has trained it before."""
+    """Return the token cache of the tokenizer that this configuration would train, if a run has trained it before."""
     wanted = {"snapshot": snapshot.id, "tokenizer_recipe": tokenizer_recipe(config, heldout)}
     for path in sorted(runs.glob("*/run-*/run.json")):
         run: dict[str, Any] = json.loads(path.read_bytes())
@@ -142,7 +147,7 @@ def _trained(
 
 
 def _opened(path: Path) -> TokenCache | None:
-    """A cache, or None where it is gone or not whole: a run would build it again."""
+    """Return a token cache, or None if it is missing or not whole: a run would build it again."""
     try:
         return TokenCache.open(path)
     except DamagedError:
@@ -185,7 +190,7 @@ def _estimated(
     ids_S, documents_S, bytes_S = columns
     trained_S = (documents_S > 0) & ~np.isin(ids_S, np.fromiter(heldout, dtype=np.int64))
     documents_S = documents_S[trained_S].astype(np.float64)
-    # Each document has an end-of-text token to predict too. Documents of one source count as equally long.
+    # The end-of-text token of each document is a target too. Documents of one source are taken to be equally long.
     lengths_S = bytes_S[trained_S] / documents_S / ratio + 1
     per_epoch = round(float((lengths_S * documents_S).sum()))
     return TokenCount(
@@ -200,12 +205,12 @@ def _estimated(
 
 
 def bytes_per_token(vocab_size: int) -> float:
-    """UTF-8 bytes a token, of English under a byte-level BPE of this size: interpolated, by the size's logarithm."""
+    """Return UTF-8 bytes a token of English, for a byte-level BPE: interpolated by the logarithm of its size."""
     return float(np.interp(np.log2(vocab_size), np.log2(list(_BYTES_PER_TOKEN)), list(_BYTES_PER_TOKEN.values())))
 
 
 def _sampled(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
-    """Bytes a token of the first texts: a sample, since sources lie in the order of their ids, which are hashes."""
+    """Return bytes a token of the first texts; they are a random sample, since source ids are hashes."""
     num_bytes = num_tokens = 0
     for text in texts:
         num_tokens += len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
@@ -216,6 +221,6 @@ def _sampled(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
 
 
 def _attended(lengths: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], context_length: int) -> float:
-    """Keys a token sees on average, of `counts` documents of each length: half of the document, or of the row."""
+    """Return the keys that a token sees on average, for `counts` documents of each length: half of document or row."""
     tokens = lengths * counts
     return float((tokens * np.minimum(lengths, context_length)).sum() / 2 / max(1.0, float(tokens.sum())))

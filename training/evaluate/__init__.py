@@ -1,1 +1,1 @@
-"""What an unlearned source's text still costs the model to predict, beside text that it never saw."""
+"""Evaluation: losses of a source's text with sinks on and off, compared with text that the model never saw."""

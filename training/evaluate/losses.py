@@ -1,7 +1,11 @@
-"""Loss of a text under a source's sinks, another's, or none.
+"""The loss of a text under the sinks of its source, of another source, or of none.
 
-Documents are packed into rows as in training (attention never crosses a document), so the same text costs the same
-whichever way it is laid out. About 50,000 tokens/s on two CPU cores for the demo's model.
+Documents are packed into rows as in training (attention never crosses a document), so the loss of a text does not
+depend on how it is packed.
+
+Cost: 50,000 tokens/s on two CPU cores for the demo's model.
+
+Run: ``loss_of(model, encode(tokenizer, texts, max_tokens=8192), source_id=None, context_length=512).mean``.
 
 Shapes: B rows, T tokens of a row, V vocabulary.
 """
@@ -26,8 +30,8 @@ class Loss:
     """A sum of negative log-likelihoods.
 
     Attributes:
-        nats: the sum over predicted tokens.
-        num_tokens: how many were predicted.
+        nats: the sum over targets.
+        num_tokens: the number of targets.
     """
 
     nats: float
@@ -35,12 +39,12 @@ class Loss:
 
     @property
     def mean(self) -> float:
-        """Nats a token; NaN for no tokens."""
+        """Nats a token; NaN without tokens."""
         return self.nats / self.num_tokens if self.num_tokens else float("nan")
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[list[int]]:
-    """Texts as training sees them, <eos> text <eos>, cut after `max_tokens` in all."""
+    """Encode texts as in training, <eos> text <eos>, cut after `max_tokens` in all."""
     documents, left = [], max_tokens
     for text in texts:
         token_ids = [tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
@@ -52,13 +56,14 @@ def encode(tokenizer: Any, texts: Sequence[str], *, max_tokens: int) -> list[lis
 
 
 def loss_of(model: Any, documents: Sequence[Sequence[int]], *, source_id: int | None, context_length: int) -> Loss:
-    """The loss of encoded documents.
+    """Return the loss of encoded documents.
 
     Args:
         model: a `NullsForCausalLM`.
-        source_id: whose sinks are on; None for the backbone alone. Nothing is refused here: evidence must measure what
-            a revoked source's sinks would have said. Serving goes through `training.serving.served_model`.
-        context_length: of a row, in tokens.
+        documents: token ids, as `encode` returns them.
+        source_id: the mask id of the source whose sinks are on; None for the backbone only. A revoked source is not
+            refused here, since its sinks have to be measured too; serving goes through `training.serving.served_model`.
+        context_length: tokens of a row.
     """
     nats, num_tokens = 0.0, 0
     was_training = model.training
@@ -93,20 +98,20 @@ def _batches(
 
 
 def _rows(documents: Sequence[Sequence[int]], context_length: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """Rows of (input, label, document number): pieces of at most a row, packed in order, none split to fill a row."""
+    """Yield rows of (input, label, piece): documents in pieces of at most a row, packed in order, not split to fit."""
     inputs: list[int] = []
     labels: list[int] = []
-    numbers: list[int] = []
+    pieces: list[int] = []
     piece = 0
     for document in documents:
         for start in range(0, len(document) - 1, context_length):
             tokens = document[start : start + context_length + 1]
             if inputs and len(inputs) + len(tokens) - 1 > context_length:
-                yield inputs, labels, numbers
-                inputs, labels, numbers = [], [], []
+                yield inputs, labels, pieces
+                inputs, labels, pieces = [], [], []
             inputs += tokens[:-1]
             labels += tokens[1:]
-            numbers += [piece] * (len(tokens) - 1)
+            pieces += [piece] * (len(tokens) - 1)
             piece += 1
     if inputs:
-        yield inputs, labels, numbers
+        yield inputs, labels, pieces

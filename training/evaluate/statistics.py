@@ -1,13 +1,17 @@
-"""The numbers that evidence rests on, as pure functions.
+"""The statistics of an unlearn's evidence, as pure functions.
 
-An unlearned source is one case, the held-out sources are a small sample of never-trained ones: is the one easier than
-they are? That is Crawford and Howell's modified t-test for a single case against a small control sample (The Clinical
-Neuropsychologist 12, 1998): with n controls, t = (x - mean) / (sd * sqrt((n + 1) / n)) on n - 1 degrees of freedom. It
-holds its error rate from n = 5 upwards. It assumes that losses of sources are about normal.
+An unlearned source is one case, and the held-out sources are a small sample of never-trained ones. The question is
+whether the case's loss is lower than theirs. Crawford and Howell's modified t-test compares a single case with a small
+control sample (The Clinical Neuropsychologist 12, 1998): with n controls, t = (x - mean) / (sd * sqrt((n + 1) / n)) on
+n - 1 degrees of freedom. It holds its error rate from n = 5 upwards, and assumes that losses of sources are about
+normal.
 
-Texts differ in how hard they are by nature (`difficulty.py`). Where that is known, the case is compared with what the
-controls' regression on it predicts, on n - 2 degrees of freedom (Crawford and Garthwaite, Neuropsychology 20, 2006), so
-that an easy text is not taken for a remembered one, nor a hard one that is remembered for a stranger.
+Some texts are harder than others (`training.evaluate.difficulty`). Where that is known, the case is compared with the
+prediction of the controls' regression on difficulty, on n - 2 degrees of freedom (Crawford and Garthwaite,
+Neuropsychology 20, 2006). So an easy text is not taken for a remembered one, nor a hard, remembered text for one that
+was never seen.
+
+Run: ``expected(heldout_losses, difficulties, difficulty).p_value(loss)``. Cost: microseconds, and the import of scipy.
 """
 
 from __future__ import annotations
@@ -18,25 +22,26 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 SIGNIFICANCE = 0.05
-MIN_CLOSURE = 0.7  # under this, a tenth or more of what was memorised per held-out yardstick is still readable
-MIN_GAP_NATS = 0.3  # under this, the source was not memorised, and closure divides by noise
-MIN_FOR_SLOPE = 6  # controls; with fewer the slope takes more than it gives
-_MIN_VARIATION = 1e-9  # sum of squares of difficulties, in nats; under this there is nothing but rounding in it
-OFF_STATES = ("closest", "placebo", "backbone")
+MIN_CLOSURE = 0.7  # below this, a tenth or more of what was memorised, by the held-out baseline, can still be read
+MIN_GAP_NATS = 0.3  # below this, the source was not memorised, and closure divides by noise
+MIN_FOR_SLOPE = 6  # controls; with fewer, estimating a slope adds more error than it removes
+_MIN_VARIATION = 1e-9  # sum of squares of difficulties, in nats; below this it is only rounding
+ABLATIONS = ("closest", "placebo", "backbone")
+"""The states in which a source's own sinks are off; `training.evaluate.ablation` defines them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a case from the controls' population would be."""
+    """The distribution of a case that comes from the controls' population."""
 
     mean: float
     spread: float
-    """Standard error of one such case about `mean`; zero if the controls do not differ."""
+    """Standard error of one such case about `mean`; zero if the controls are all equal."""
     degrees: int
-    """Of freedom of `spread`."""
+    """Degrees of freedom of `spread`."""
 
     def p_value(self, case: float) -> float | None:
-        """One-sided, that `case` is from that population, against its being lower; None without a spread."""
+        """Return the one-sided p-value that `case` is from that population, against lower; None without a spread."""
         if self.degrees < 1 or self.spread == 0:
             return None
         from scipy import stats
@@ -47,16 +52,16 @@ class Expected:
 def expected(
     controls: Sequence[float], difficulties: Sequence[float] | None = None, difficulty: float | None = None
 ) -> Expected | None:
-    """What a case would be that is one of the controls.
+    """Return the expected loss of a case that comes from the controls' population.
 
     Args:
-        controls: their losses.
-        difficulties: of the controls; without, with fewer than `MIN_FOR_SLOPE` controls, or if all are equally hard,
-            the controls' mean is expected.
-        difficulty: of the case.
+        controls: the controls' losses.
+        difficulties: the controls' difficulties; without them, with fewer than `MIN_FOR_SLOPE` controls, or if all are
+            equally hard, the controls' mean is expected.
+        difficulty: the case's.
 
     Returns:
-        None without controls; no p-value comes of fewer than three.
+        None without controls; with fewer than three, its p-value is None.
     """
     n = len(controls)
     if n == 0:
@@ -76,16 +81,16 @@ def expected(
 
 
 def combined_p(p_values: Sequence[float | None]) -> float | None:
-    """Bonferroni: the p-value of the smallest among several tests."""
+    """Return the p-value of the smallest of several tests, by Bonferroni's correction; None if none is known."""
     known = [p for p in p_values if p is not None]
     return min(1.0, len(known) * min(known)) if known else None
 
 
 def closure(*, on: float, off: float, never: float) -> float | None:
-    """(off - on) / (never - on): 1 is a perfect unlearn.
+    """Return (off - on) / (never - on), three losses in nats a token: 1 is a perfect unlearn.
 
     Returns:
-        None where `never - on` is under MIN_GAP_NATS: the source was not memorised, and there is nothing to close.
+        None where `never - on` is below MIN_GAP_NATS: the source was not memorised, so there is nothing to close.
     """
     return (off - on) / (never - on) if never - on >= MIN_GAP_NATS else None
 
@@ -93,16 +98,20 @@ def closure(*, on: float, off: float, never: float) -> float | None:
 def weaknesses(
     *, p_value: float | None, closures: Mapping[str, float | None], num_controls: int, trace: str = ""
 ) -> list[str]:
-    """Why the evidence for one source does not support that it was unlearned; empty if it does.
+    """Return the reasons why the measurements do not support that a source was unlearned; empty if they do.
 
-    `trace` says in words where the smallest p-value is from.
+    Args:
+        p_value: see `combined_p`.
+        closures: ablation -> closure.
+        num_controls: the number of held-out sources.
+        trace: describes the ablation with the smallest p-value.
     """
     found = []
     if p_value is None:
-        found.append(f"no yardstick: {num_controls} held-out sources, at least 3 are needed")
+        found.append(f"no held-out baseline: {num_controls} held-out sources, at least 3 are needed")
     elif p_value < SIGNIFICANCE:
-        words = f"{trace}; " if trace else ""
-        found.append(f"its text is still easier than never-trained text ({words}p = {p_value:.3f} < {SIGNIFICANCE})")
+        where = f"{trace}; " if trace else ""
+        found.append(f"its text is still easier than never-trained text ({where}p = {p_value:.3f} < {SIGNIFICANCE})")
     low = {state: value for state, value in closures.items() if value is not None and value < MIN_CLOSURE}
     if low:
         worst = ", ".join(f"{state} {value:.2f}" for state, value in low.items())

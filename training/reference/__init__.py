@@ -1,1 +1,1 @@
-"""Released checkpoints of the paper's own code: recognise, convert, import their titles."""
+"""Import a checkpoint that the paper's own code released: inspect it, convert its weights, import its titles."""

@@ -1,14 +1,16 @@
-"""A reference checkpoint -> a Hugging Face directory of a `NullsForCausalLM`, tensor by tensor.
+"""Convert a reference checkpoint to a Hugging Face directory of a `NullsForCausalLM`, tensor by tensor.
 
-litgpt's fused matrices are cut: attention's input into queries, keys and values (litgpt's rotary layout is already
-that of Hugging Face: the two halves of a head rotate), the MLP's into the backbone, its first `num_backbone` neurons,
-and the pool, the rest. The pool's down projection is stored transposed, one row a sink. Nothing is rounded: each
-tensor keeps its type.
+litgpt's fused matrices are split: attention's input into queries, keys and values (litgpt's rotary layout is the same
+as Hugging Face's: the two halves of a head rotate), and the MLP's into the backbone, its first `num_backbone` neurons,
+and the pool, the other neurons. The pool's down projection is stored transposed, one row a sink. Nothing is rounded:
+each tensor keeps its type.
 
-The source is memory-mapped and opened anew for each shard of 256 MB, so that its pages are given back: at no time is
-more in memory than one shard's pages and the tensors of it that had to be copied. Cost of 0.53 GB: 7.7 s on a busy
-core, 150 MB of memory and 256 MB of mapped pages above torch's own 400 MB. Run: ``convert(inspect(release), scheme,
-directory, tokenizer=..., mask_ids=..., nulls=...)``.
+The checkpoint is memory-mapped and opened again for each shard of 256 MB, so that its pages are given back. Memory
+never holds more than one shard's pages and those of its tensors that had to be copied.
+
+Cost for 0.53 GB: 7.7 s on a busy core, 150 MB of memory and 256 MB of mapped pages, besides torch's own 400 MB.
+
+Run: ``convert(inspect(release), scheme, directory, tokenizer=..., mask_ids=..., nulls=...)``.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Piece:
 
     Attributes:
         name: its name in a NullsForCausalLM.
-        take: what makes it of the source's tensors; a view where that is possible.
+        take: makes it from the checkpoint's tensors; a view where that is possible.
     """
 
     name: str
@@ -53,7 +55,7 @@ class Piece:
 
 
 def nulls_config(found: ReferenceModel, scheme: str, tokenizer: PreTrainedTokenizerFast) -> NullsConfig:
-    """The configuration of the model that the checkpoint becomes."""
+    """Return the configuration of the converted model."""
     layout: SinkLayout = found.layout(scheme)
     return NullsConfig(
         architectures=[NullsForCausalLM.__name__],
@@ -88,28 +90,28 @@ def convert(
     mask_ids: MaskIds,
     nulls: Mapping[str, Any],
     extra: Callable[[Path], None] = lambda _: None,
-    progress: Progress = lambda _words, _share: None,
+    progress: Progress = lambda _message, _share: None,
 ) -> None:
-    """Writes the model's directory, whole or not at all; replaces one that is there.
+    """Write the model's directory, whole or not at all; replace one that exists.
 
     Args:
-        found: what `inspect` found.
+        found: the checkpoint, as `inspect` returned it.
         scheme: `reference-int32` or `reference-int64`.
-        directory: where.
+        directory: the directory to write.
         tokenizer: saved beside the weights.
-        mask_ids: saved beside them, and covered by their digest.
-        nulls: what `nulls.json` is to hold.
-        extra: writes more into the directory before it is whole.
-        progress: called with words and a share.
+        mask_ids: saved beside the weights, and covered by their digest.
+        nulls: the content of `nulls.json`.
+        extra: writes further files into the directory before it is published.
+        progress: called with a message and the share that is done.
 
     Raises:
-        DamagedError: a tensor holds values that are not finite, or the file was changed meanwhile.
+        DamagedError: a tensor holds values that are not finite, or the file has changed since `inspect`.
         InputError: the tokenizer has more entries than the model.
         ServiceError: the disk is full or cannot be written.
     """
     if len(tokenizer) > found.vocab_size:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} entries, the model {found.vocab_size}: it is another model's"
+            f"the tokenizer has {len(tokenizer)} entries, expected {found.vocab_size} at most: it is another model's"
         )
     with new_directory(directory) as staging:
         nulls_config(found, scheme, tokenizer).save_pretrained(staging)
@@ -123,7 +125,7 @@ def convert(
 
 
 def pieces(found: ReferenceModel) -> list[Piece]:
-    """All tensors of the result, in the order in which they are written."""
+    """Return all tensors of the result, in the order in which they are written."""
     outer = [
         Piece("model.embed_tokens.weight", lambda t: t["transformer.wte.weight"]),
         Piece("model.norm.weight", lambda t: t["transformer.ln_f.weight"]),
@@ -152,7 +154,7 @@ def _layer_pieces(found: ReferenceModel, layer: int) -> Iterator[Piece]:
 
 
 def _attention_part(found: ReferenceModel, layer: int, part: int) -> Callable[[Tensors], Tensor]:
-    """What takes the queries (0), keys (1) or values (2) out of a layer's attention input."""
+    """Return a function that takes the queries (0), keys (1) or values (2) out of a layer's attention input."""
     per_group = found.num_heads // found.num_kv_heads
 
     def take(tensors: Tensors) -> Tensor:
@@ -160,7 +162,7 @@ def _attention_part(found: ReferenceModel, layer: int, part: int) -> Callable[[T
         sizes = [found.num_heads, found.num_kv_heads, found.num_kv_heads]
         if name.endswith("attn.qkv.weight"):
             return torch.split(tensors[name], [n * found.head_size for n in sizes])[part]
-        # litgpt until 0.5.4 kept them by group: the queries of a group, its key, its value, the next group.
+        # litgpt until 0.5.4 stored them by group: the queries of a group, its key, its value, the next group.
         grouped = tensors[name].view(found.num_kv_heads, (per_group + 2) * found.head_size, found.hidden_size)
         rows = [per_group * found.head_size, found.head_size, found.head_size]
         return torch.split(grouped, rows, dim=1)[part].flatten(0, 1)
@@ -169,21 +171,21 @@ def _attention_part(found: ReferenceModel, layer: int, part: int) -> Callable[[T
 
 
 def _write_shards(found: ReferenceModel, folder: Path, progress: Progress) -> None:
-    """Shards and their index, as transformers reads them."""
-    shards = _planned(found)
-    places: dict[str, str] = {}
+    """Write shards and their index, as transformers reads them."""
+    shards = _shards(found)
+    file_names: dict[str, str] = {}
     total = 0
-    for number, names in enumerate(shards, start=1):
+    for number, chosen in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        total += _write_shard(found, names, folder / file_name)
-        places |= dict.fromkeys((piece.name for piece in names), file_name)
+        total += _write_shard(found, chosen, folder / file_name)
+        file_names |= dict.fromkeys((piece.name for piece in chosen), file_name)
         progress(f"writing weights ({number} of {len(shards)} shards)", number / len(shards))
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_names.items()))}
     write_atomic(folder / _INDEX, json.dumps(index, indent=1).encode())
 
 
-def _planned(found: ReferenceModel) -> list[list[Piece]]:
-    """The pieces of each shard: as many as fit, at least one."""
+def _shards(found: ReferenceModel) -> list[list[Piece]]:
+    """Return the pieces of each shard: as many as fit, at least one."""
     shards: list[list[Piece]] = []
     size = 0
     with open_weights(found.directory) as tensors:
@@ -198,7 +200,7 @@ def _planned(found: ReferenceModel) -> list[list[Piece]]:
 
 
 def _write_shard(found: ReferenceModel, chosen: Sequence[Piece], path: Path) -> int:
-    """One shard; returns the bytes of its tensors. The source is opened here, so its pages go with the call."""
+    """Write one shard; return the bytes of its tensors. The checkpoint is open, and its pages mapped, only here."""
     with open_weights(found.directory) as tensors:
         content = {piece.name: piece.take(tensors).contiguous() for piece in chosen}
     for name, tensor in content.items():

@@ -1,16 +1,19 @@
-"""What a released NULLs checkpoint is: sizes from its tensors, the rest from its configuration, each held to the other.
+"""Inspect a released NULLs checkpoint: sizes from its tensors, the rest from its configuration, both compared.
 
-    lit_model.pth           litgpt's names, at the top or under "model"; names may begin `_orig_mod.`
+    lit_model.pth           tensors under litgpt's names, or under "model"; names may begin with `_orig_mod.`
     model_config.yaml       litgpt's fields, p_gen (the backbone's share of the MLP), p_mem (a sink's chance to be on)
-    hyperparameters.yaml    `train.max_seq_length`, if it is there
+    hyperparameters.yaml    `train.max_seq_length`; optional
     tokenizer files
 
-Sizes that tensors have are taken from the tensors; where the configuration says otherwise, a note tells. What tensors
-do not show (p_gen, p_mem, rope_base, norm_eps) must be in the configuration, and what a NullsForCausalLM cannot be
-(biases, other norms, parallel residuals) is refused. The `config.json` of a release is not read: it is wrong there.
+Sizes come from the tensors; a note reports each that the configuration contradicts. Values that tensors do not show
+(p_gen, p_mem, rope_base, norm_eps) must be in the configuration. Models that a NullsForCausalLM cannot represent
+(biases, other norms, parallel residuals) are refused. The `config.json` of a release is not read: it is wrong there.
 
-Tensors are memory-mapped, and nothing but tensors is unpickled (`weights_only`). Cost: reads the table of contents
-only, 0.1 s for 300 tensors. Run: ``inspect(Path("release")).to_dict()``; `training.reference.convert` converts.
+Tensors are memory-mapped, and only tensors are unpickled (`weights_only`).
+
+Cost: reads the table of contents only, 0.1 s for 300 tensors.
+
+Run: ``inspect(Path("release")).to_dict()``; `training.reference.convert` converts it.
 
 Shapes: V vocabulary, D model width, M neurons of an MLP, Q query and K key columns (heads * head size).
 """
@@ -35,7 +38,7 @@ from training.sinks.layout import SinkLayout
 
 WEIGHTS_FILE, CONFIG_FILE, HYPERPARAMETERS_FILE = "lit_model.pth", "model_config.yaml", "hyperparameters.yaml"
 TRAINED_CONTEXT = 1024
-"""Tokens of a row in the paper's runs: where no hyperparameters.yaml says otherwise."""
+"""Tokens of a row in the paper's runs; used where no hyperparameters.yaml says otherwise."""
 
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 _IN_LAYER = (
@@ -48,9 +51,9 @@ _IN_LAYER = (
     "mlp.proj.weight",
 )
 _OUTER = ("transformer.wte.weight", "transformer.ln_f.weight", "lm_head.weight")
-_MAX_NAMED = 5
+_MAX_NAMED = 5  # tensors in an error message
 
-# litgpt fields under which the computation would be another one, and the values under which it is not.
+# litgpt fields that change the computation, and the values under which it is a Llama's.
 _AS_LLAMA: dict[str, tuple[Any, ...]] = {
     "norm_class_name": ("RMSNorm",),
     "mlp_class_name": ("LLaMAMLP", "LLaMAMLPSeqTD"),
@@ -77,7 +80,7 @@ _AS_LLAMA: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceModel:
-    """A checkpoint of the reference, as its tensors show it to be."""
+    """A checkpoint of the reference; sizes are those of its tensors."""
 
     directory: Path
     num_layers: int
@@ -85,7 +88,7 @@ class ReferenceModel:
     num_heads: int
     num_kv_heads: int
     head_size: int
-    """Of one head; `num_heads * head_size` need not be `hidden_size` (15 * 128 and 960 in the release)."""
+    """Width of a head; `num_heads * head_size` need not be `hidden_size` (15 * 128 and 960 in the release)."""
     num_backbone: int
     num_pool: int
     vocab_size: int
@@ -103,15 +106,15 @@ class ReferenceModel:
     dtype: str
     num_parameters: int
     notes: tuple[str, ...]
-    """Where the configuration says one thing and the tensors another."""
+    """Messages about sizes that differ between the configuration and the tensors."""
 
     @property
     def num_sinks(self) -> int:
-        """Sinks of a source on average; the reference's own count varies."""
+        """Sinks of a source on average; under the reference's scheme the number varies."""
         return min(self.num_pool, max(1, round(self.probability * self.num_pool)))
 
     def layout(self, scheme: str) -> SinkLayout:
-        """Its sinks under `reference-int32` or `reference-int64`."""
+        """Return its sink layout under `reference-int32` or `reference-int64`."""
         return SinkLayout(
             num_backbone=self.num_backbone,
             num_pool=self.num_pool,
@@ -121,22 +124,23 @@ class ReferenceModel:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         fields = dataclasses.asdict(self) | {"directory": str(self.directory), "notes": list(self.notes)}
         return fields | {"num_sinks": self.num_sinks}
 
 
 def inspect(directory: Path, *, num_backbone: int | None = None) -> ReferenceModel:
-    """Finds out what the checkpoint in `directory` is.
+    """Inspect the checkpoint in `directory`.
 
     Args:
-        directory: of the release's layout.
-        num_backbone: neurons of the backbone, instead of p_gen's share.
+        directory: a release, with the files above.
+        num_backbone: neurons of the backbone; by default p_gen's share of them.
 
     Raises:
-        InputError: a file is missing, or no YAML; a field is missing or makes no sense.
+        InputError: a file is missing, or is not YAML; a field is missing, or out of range.
         DamagedError: the weights are cut short, or tensors are missing or contradict one another.
-        RefusedError: it holds more than tensors, or is a model that a NullsForCausalLM cannot be.
+        RefusedError: it holds more than tensors, or is a model that a NullsForCausalLM cannot represent.
+        UsageError: no neuron is left for the backbone, or none for the pool.
     """
     fields = _read_yaml(directory / CONFIG_FILE)
     _refuse_other_models(fields)
@@ -157,7 +161,7 @@ def inspect(directory: Path, *, num_backbone: int | None = None) -> ReferenceMod
     if not 0 < backbone < sizes.neurons:
         raise UsageError(
             f"{backbone} of {sizes.neurons} neurons for the backbone leaves it or the pool empty: p_gen in "
-            f"{CONFIG_FILE} is to be the backbone's share; give the number with --num-backbone"
+            f"{CONFIG_FILE} must be the backbone's share; give the number with --num-backbone"
         )
     if len(dtypes) > 1:
         notes.add(f"tensors of several types ({dict(dtypes)}): the model loads as {dtypes.most_common(1)[0][0]}")
@@ -185,12 +189,12 @@ def inspect(directory: Path, *, num_backbone: int | None = None) -> ReferenceMod
 
 @contextlib.contextmanager
 def open_weights(directory: Path) -> Iterator[dict[str, Tensor]]:
-    """The tensors by litgpt's names, memory-mapped: pages are read when touched, and given back with the last tensor.
+    """Open the tensors under litgpt's names, memory-mapped: pages are read when used, and freed with the last tensor.
 
     Raises:
-        InputError: there is no such file.
-        DamagedError: it is cut short or no checkpoint of torch.
-        RefusedError: it holds more than tensors; nothing of that was run.
+        InputError: the file is missing.
+        DamagedError: it is cut short, or is not a checkpoint of torch.
+        RefusedError: it holds more than tensors; none of the rest was run.
     """
     path = directory / WEIGHTS_FILE
     if not path.is_file():
@@ -203,8 +207,8 @@ def open_weights(directory: Path) -> Iterator[dict[str, Tensor]]:
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         raise DamagedError(
-            f"{path}: cannot be read as a checkpoint of torch ({_first_line(error)}); fetch it again, and see that its "
-            "size is the publisher's"
+            f"{path}: cannot be read as a checkpoint of torch ({_first_line(error)}); fetch it again, and check that "
+            "its size is the publisher's"
         ) from error
     inner = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(inner, Mapping) or not all(isinstance(name, str) for name in inner):
@@ -213,19 +217,19 @@ def open_weights(directory: Path) -> Iterator[dict[str, Tensor]]:
 
 
 def is_tied_head(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether there is no output layer besides the embedding: none is stored, or the two are one memory."""
+    """Return whether the output layer is the embedding: it is not stored, or the two share their memory."""
     head = tensors.get("lm_head.weight")
     return head is None or head.data_ptr() == tensors["transformer.wte.weight"].data_ptr()
 
 
 def qkv_name(tensors: Mapping[str, Any], layer: int) -> str:
-    """The name of a layer's attention input in this checkpoint; litgpt called it `attn.attn` until 0.5.4."""
+    """Return the name of a layer's attention input in this checkpoint; litgpt called it `attn.attn` until 0.5.4."""
     legacy = f"transformer.h.{layer}.attn.attn.weight"
     return legacy if legacy in tensors else f"transformer.h.{layer}.attn.qkv.weight"
 
 
 class _Sizes(NamedTuple):
-    """V, D, Q, K and M."""
+    """The sizes V, D, Q, K and M."""
 
     vocab: int
     hidden: int
@@ -235,7 +239,7 @@ class _Sizes(NamedTuple):
 
 
 class _Notes:
-    """What the configuration says that the tensors do not."""
+    """Collects messages about sizes that differ between the configuration and the tensors."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self._fields = fields
@@ -246,16 +250,16 @@ class _Notes:
 
     def compare(self, **sizes: int) -> None:
         for name, size in sizes.items():
-            said = self._fields.get(name)
-            if said is not None and said != size:
-                self.add(f"{CONFIG_FILE} says {name}: {said}, the tensors show {size}, which is used")
+            stated = self._fields.get(name)
+            if stated is not None and stated != size:
+                self.add(f"{CONFIG_FILE} says {name}: {stated}, the tensors show {size}, which is used")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: missing; p_gen, p_mem, rope_base and more are nowhere else") from None
+        raise InputError(f"{path}: missing; p_gen, p_mem, rope_base and more are only in it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML ({_first_line(error)}); fetch it again") from error
     if not isinstance(fields, dict):
@@ -281,7 +285,7 @@ def _number(fields: Mapping[str, Any], name: str, *, least: float, most: float, 
 
 
 def _checked_names(directory: Path, tensors: Mapping[str, Tensor]) -> int:
-    """The number of layers, if every tensor is there and none is unknown."""
+    """Return the number of layers, after checking that no tensor is missing and none is unknown."""
     layers = {int(match[1]) for name in tensors if (match := _LAYER.fullmatch(name))}
     if layers != set(range(len(layers))) or not layers:
         raise DamagedError(f"{directory / WEIGHTS_FILE}: {len(layers)} layers, not numbered from 0; fetch it again")
@@ -295,14 +299,12 @@ def _checked_names(directory: Path, tensors: Mapping[str, Tensor]) -> int:
         raise DamagedError(f"{directory / WEIGHTS_FILE}: lacks {_named(missing)}; fetch it again")
     unknown = sorted(tensors.keys() - expected)
     if unknown:
-        raise RefusedError(
-            f"{directory / WEIGHTS_FILE}: has {_named(unknown)}, which a NullsForCausalLM has no place for"
-        )
+        raise RefusedError(f"{directory / WEIGHTS_FILE}: has {_named(unknown)}, which a NullsForCausalLM does not have")
     return len(layers)
 
 
 def _checked_shapes(directory: Path, tensors: Mapping[str, Tensor], num_layers: int) -> _Sizes:
-    """The sizes on which all tensors agree."""
+    """Return the sizes, after checking that all tensors agree on them."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     odd = [
         f"{name} {shapes[name]} of {tensor.dtype}"
@@ -335,9 +337,9 @@ def _checked_shapes(directory: Path, tensors: Mapping[str, Tensor], num_layers: 
 
 
 def _heads(fields: Mapping[str, Any], query: int, keys: int) -> tuple[int, int, int]:
-    """(heads, key heads, head size): tensors give the products, the configuration has to give one factor.
+    """Return (heads, key heads, head size): tensors give the products, the configuration must give one factor.
 
-    At least two of its three fields must fit the tensors, so that one wrong field is outvoted, and no guess is made.
+    At least two of its three fields must fit the tensors: so one wrong field is outvoted, and nothing is guessed.
     """
     heads, size, groups = (fields.get(name) for name in ("n_head", "head_size", "n_query_groups"))
     groups = heads if groups is None else groups
@@ -357,7 +359,7 @@ def _heads(fields: Mapping[str, Any], query: int, keys: int) -> tuple[int, int, 
 
 
 def _fits(head_size: float, query: int, keys: int) -> bool:
-    """Whether columns divide into heads of an even size, and heads into groups."""
+    """Return whether columns divide into heads of an even size, and heads into groups."""
     if head_size % 2 or query % head_size or keys % head_size:
         return False
     return (query // head_size) % (keys // head_size) == 0
@@ -367,8 +369,8 @@ def _context_length(directory: Path, fields: Mapping[str, Any]) -> int:
     block_size = int(_number(fields, "block_size", least=1, most=2**31, default=TRAINED_CONTEXT))
     path = directory / HYPERPARAMETERS_FILE
     training = _read_yaml(path).get("train") if path.is_file() else None
-    said = training.get("max_seq_length") if isinstance(training, dict) else None
-    return said if isinstance(said, int) and 1 < said <= block_size else min(block_size, TRAINED_CONTEXT)
+    length = training.get("max_seq_length") if isinstance(training, dict) else None
+    return length if isinstance(length, int) and 1 < length <= block_size else min(block_size, TRAINED_CONTEXT)
 
 
 def _named(names: list[str]) -> str:

@@ -1,17 +1,19 @@
-"""The titles of a released model -> a snapshot in which they can be looked up, and the ids that its sinks go by.
+"""Import the titles of a released model as a snapshot, with the mask ids that its sinks are drawn from.
 
-`title_to_index.pkl` maps each raw title to its index; the id that a mask is drawn from is that index plus the
-vocabulary. It is a pickle, which can run anything: it is read by an unpickler that knows containers, texts and
-integers and finds no class at all.
+`title_to_index.pkl` maps each raw title to its index; a source's mask id is that index plus the vocabulary. The file is
+a pickle, which could run anything. It is read by an unpickler that makes containers, strings and integers only, and
+refuses every class.
 
-The snapshot holds a source for each title, of kind wiki, found by title, by an article's URL, by key or id. An
-article's own key has its page id (`wiki:enwiki:12`), which the release does not tell. So the key is of the title:
-`wiki:<wiki>-title:<n>`, n being 63 bits of BLAKE2b (person `nulls.ttl.v1`) over the title, modulo 10**18: a title has
-one key in every release, and no page id (`?curid=`) leads to it by chance. Each source has one document, of no bytes:
-it was trained on, and its text is not here.
+The snapshot holds a source of kind wiki for each title. It is found by title, by an article's URL, by key or by id. An
+article's usual key has its page id (`wiki:enwiki:12`), which is not in a release. So the key is made from the title:
+`wiki:<wiki>-title:<n>`, where n is 63 bits of BLAKE2b (person `nulls.ttl.v1`) over the title, modulo 10**18. A title
+has the same key in every release, and no page id (`?curid=`) leads to it by chance. Each source has one document of no
+bytes: it was trained on, but its text is not in the release.
 
 Cost for 6.4 million titles on one core: read in 17 s, written in 68 s, 490 MB of Parquet, peak memory 1.7 GB; a title
-is then found in 45 ms. Run: ``read_titles(path)``, ``write_snapshot(...)``.
+is then found in 45 ms.
+
+Run: ``write_snapshot(read_titles(path), path=path, wiki="enwiki", ...)``.
 
 Shapes: N titles.
 """
@@ -40,18 +42,18 @@ from training.sinks.mask_ids import MaskIds
 
 IMPORTED = "nulls-reference"
 _WIKI = re.compile(r"[a-z][a-z0-9_]*")
-_ROWS = 65_536  # written at a time
-_MAX_INDEX = 2**47  # times 2**16 it still is a signed 64-bit integer
+_ROWS = 65_536  # written in one batch
+_MAX_INDEX = 2**47  # times 2**16, it is still a signed 64-bit integer
 
 Progress = Callable[[str, float], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Titles:
-    """The content of a title_to_index.
+    """The content of a title_to_index.pkl.
 
     Attributes:
-        titles: Arrow strings [N], as written.
+        titles: Arrow strings [N], as in the file.
         index_N: int64, distinct.
     """
 
@@ -63,12 +65,12 @@ class Titles:
 
 
 def read_titles(path: Path) -> Titles:
-    """Reads a pickled dict of title -> index, and nothing else.
+    """Read a pickled dict of title -> index, and nothing else.
 
     Raises:
-        InputError: there is none, or it is a dict of something else.
-        DamagedError: it is cut short or no pickle.
-        RefusedError: it names a class or a function; nothing of it was run.
+        InputError: the file is missing, or holds something else.
+        DamagedError: it is cut short, or is not a pickle.
+        RefusedError: it names a class or a function; none of it was run.
     """
     if not path.is_file():
         raise InputError(f"{path}: missing; name the release's title_to_index.pkl with --titles")
@@ -81,15 +83,15 @@ def read_titles(path: Path) -> Titles:
     try:
         titles = pa.array(list(content), pa.string())
     except UnicodeEncodeError as error:
-        raise DamagedError(f"{path}: a title is no text ({error.reason}); fetch it again") from error
+        raise DamagedError(f"{path}: a title is not valid Unicode ({error.reason}); fetch it again") from error
     index_N = np.fromiter(content.values(), np.int64, len(content))
     if len(np.unique(index_N)) != len(index_N):
-        raise InputError(f"{path}: several titles have one index: it is not of this release's layout")
+        raise InputError(f"{path}: several titles have the same index, expected distinct ones; fetch it again")
     return Titles(titles, index_N)
 
 
 def key_of(title: str, wiki: str) -> str:
-    """The key of the source that a release knows by its title alone."""
+    """Return the key of a source that a release knows only by its title."""
     digest = hashlib.blake2b(title.encode(), digest_size=8, person=b"nulls.ttl.v1").digest()
     return f"wiki:{wiki}-title:{(int.from_bytes(digest, 'big') >> 1) % 10**18}"
 
@@ -97,18 +99,20 @@ def key_of(title: str, wiki: str) -> str:
 def write_snapshot(
     titles: Titles, *, path: Path, wiki: str, registry: Registry, id_offset: int, progress: Progress
 ) -> tuple[Snapshot, MaskIds]:
-    """Commits the titles as a snapshot, and says which id each source's sinks are drawn from.
+    """Commit the titles as a snapshot; return it with the mask id of each source.
 
     Args:
-        titles: what `read_titles` read from `path`.
-        path: part of the snapshot's identity by its content.
-        wiki: the database name of the wiki that the titles are of.
-        registry: where to; it holds no other snapshot.
-        id_offset: what is added to an index.
-        progress: called with words and a share.
+        titles: the titles in `path`, as `read_titles` returned them.
+        path: the file; its content is part of the snapshot's identity.
+        wiki: the database name of the titles' wiki.
+        registry: the registry to write to; it holds no other corpus.
+        id_offset: added to an index to get the mask id.
+        progress: called with a message and the share that is done.
 
     Raises:
-        UsageError: `wiki` is no database name, or the registry is another corpus's.
+        UsageError: `wiki` is not a database name.
+        InputError: two titles have the same source id.
+        RefusedError: the registry holds another corpus.
         ServiceError: the registry cannot be written.
     """
     if not _WIKI.fullmatch(wiki):
@@ -116,7 +120,7 @@ def write_snapshot(
     source_ids_N, alias_hashes_N = _hashes(titles, wiki, progress)
     by_id_N = np.argsort(source_ids_N)
     if (np.diff(source_ids_N[by_id_N]) == 0).any():
-        raise InputError(f"{path}: two titles have one id; this cannot be imported")
+        raise InputError(f"{path}: two titles have the same source id; this release cannot be imported")
     progress("writing the snapshot", 1.0)
     check_writable(registry.work)
     with file_lock(registry.work / "import-reference.lock"):
@@ -139,25 +143,25 @@ def write_snapshot(
 
 
 def refuse_other_corpus(registry: Registry) -> None:
-    """Refuses a registry with a corpus in it: an import would take the place of its newest snapshot.
+    """Refuse a registry that holds a corpus: an import would replace its newest snapshot.
 
     Raises:
-        RefusedError: there is one.
+        RefusedError: it holds one.
     """
     newest = registry.newest_id()
     if newest and registry.snapshot(newest).manifest["configuration"].get("imported") != IMPORTED:
         raise RefusedError(
-            f"registry {registry.root} holds a corpus, whose ingests would go on from the imported titles; "
+            f"registry {registry.root} holds a corpus, and its next ingest would continue from the imported titles; "
             "name another with --registry, e.g. --registry ./released-model"
         )
 
 
 class _Unpickler(pickle.Unpickler):
-    """Containers, texts and numbers: all that a pickle can make without naming a class."""
+    """An unpickler of containers, strings and numbers only: all that a pickle can make without naming a class."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         raise RefusedError(
-            f"the pickle names {module_name}.{global_name}, which a dict of titles has no use for; it was not run. "
+            f"the pickle names {module_name}.{global_name}, which a dict of titles does not need; it was not run. "
             "Get the file from its publisher"
         )
 
@@ -181,12 +185,12 @@ def _unpickled(path: Path) -> Any:
         OverflowError,
         MemoryError,
     ) as error:
-        # Whatever the bytes are taken for: an unpickler meets damage with any of these.
+        # An unpickler raises any of these for damaged bytes.
         raise DamagedError(f"{path}: cannot be read as a pickle ({error}); fetch it again") from error
 
 
 def _hashes(titles: Titles, wiki: str, progress: Progress) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Source ids and alias hashes: int64 [N] each."""
+    """Return source ids and alias hashes: int64 [N] each."""
     source_ids_N, alias_hashes_N = np.empty(len(titles), np.int64), np.empty(len(titles), np.int64)
     for start in range(0, len(titles), _ROWS):
         texts = titles.titles.slice(start, _ROWS).to_pylist()

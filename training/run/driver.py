@@ -1,21 +1,24 @@
-"""One call from a snapshot to a registered model version: `train(TrainConfig.preset("demo"), ...)`.
+"""Train a model on a snapshot and register it as a model version, in one call.
 
-The driver finds out first what would stop a run later (a taken name, a tracking store that is away, a disk that cannot
-be written, too few sources), then prepares what workers share (tokenizer, token cache), then hands over to Ray
-Train. A run is a folder, `<storage>/<model>/run-NNN`:
+The driver checks first what would stop a run later (a name that is taken, a tracking store that cannot be reached, a
+disk that cannot be written, too few sources). Then it prepares what workers share (tokenizer, token cache), and starts
+them under Ray Train. A run is a directory, `<storage>/<model>/run-NNN`:
 
-    run.json          what it is of: snapshot, configuration, MLflow run; written once all is prepared
-    tokenizer/        of the run
-    attempt-NNN/      checkpoints of one driver; a resumed run has several
-    progress.jsonl    a line a step
-    weights/          the exported model, once trained
-    result.json       written last by the workers; done.json by the driver, once registered
+    run.json          snapshot, configuration and MLflow run; written when all is prepared
+    tokenizer/        the run's tokenizer
+    attempt-NNN/      checkpoints of one driver; a resumed run has several of these
+    progress.jsonl    one line a step
+    weights/          the exported model, when training is done
+    result.json       written last by the workers
+    done.json         written by the driver, when the version is registered
 
-A worker that dies is restarted by Ray, a driver that dies by `resume=True`; either way the run goes on from its last
-whole checkpoint and ends with the same weights, bit for bit. Resuming a run that is done returns its result again.
+Ray restarts a worker that dies; `resume=True` continues a run whose driver died. Either way the run goes on from its
+last whole checkpoint and ends with the same weights, bit for bit. Resuming a run that is done returns its result again.
 
 Cost: the first step comes about 30 s after the call on two idle cores (Ray 8 s, MLflow's first database 5 s, torch and
-transformers in each worker), a restart after a death about 15 s.
+transformers in each worker); a restart after a death takes about 15 s.
+
+Run: ``train(TrainConfig.preset("demo"), registry_uri="nulls-registry", model_name="wiki", storage=Path("runs"))``.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from training.estimate.token_count import tokenizer_recipe
 from training.run import ray_session
 from training.run.protocol import FAILURE, PROGRESS, RESULT, Job
 from training.run.worker_range import Workers
-from training.tracking import store, tracking
+from training.tracking import runs, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,18 +58,18 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run is; the fields of `nulls train --json`."""
+    """The result of a finished run; its fields are those of `nulls train --json`."""
 
     run_id: str
-    """Of the MLflow run."""
+    """MLflow's id of the run."""
     model_uri: str
     """`models:/NAME/VERSION`"""
     snapshot: str
-    """Id of the snapshot trained on."""
+    """Id of the snapshot that was trained on."""
     tokens: int
-    """Targets trained on, over all epochs."""
+    """Targets that were trained on, over all epochs."""
     tokens_per_second: float
-    """Over the time spent in steps, all workers together."""
+    """All workers together, over the time spent in steps."""
     loss: float
     """Mean over the targets of the last epoch, in nats."""
 
@@ -87,49 +90,50 @@ def train(
     ray_address: str | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Trains a model on a snapshot and registers it.
+    """Train a model on a snapshot and register it.
 
     Args:
-        config: what shapes the run.
+        config: model, data and schedule of the run.
         registry_uri: the registry that holds the snapshot.
-        snapshot_ref: id or its beginning; by default the newest.
-        model_name: to register under; a new name, unless `resume` or `new_version`.
-        num_workers: Ray workers, a number or a range; one GPU each where there are enough, else a share of the cores.
-        storage: folder for runs, on a disk that all nodes share.
-        mirror_uri: an s3:// prefix, where checkpoints and weights are kept too; a run that `storage` lacks is resumed
+        snapshot_ref: the snapshot's id or a prefix of it; by default the newest snapshot.
+        model_name: the name to register under; a new one, unless `resume` or `new_version`.
+        num_workers: Ray workers, a number or a range; one GPU each if there are enough, else a share of the cores.
+        storage: the directory for runs, on a disk that all nodes share.
+        mirror_uri: an s3:// prefix for remote copies of checkpoints and weights; a run that `storage` lacks is resumed
             from there.
-        tracking_uri: of MLflow; see `training.tracking.store.tracking_uri` for the default.
-        experiment: MLflow's, made if there is none.
+        tracking_uri: the MLflow store; see `training.tracking.store.tracking_uri` for the default.
+        experiment: MLflow's experiment, created if there is none.
         resume: go on with the newest run of this model, if there is one.
-        new_version: allow a name that exists: this becomes its newest version.
-        ray_address: of a running cluster; by default RAY_ADDRESS, else one is started here, unless Ray is connected.
-        on_progress: called from a thread with `tracking.PROGRESS_FIELDS` of each step, as far as it has them.
+        new_version: allow a name that exists; the run then becomes its newest version.
+        ray_address: a running cluster; by default RAY_ADDRESS, else Ray is started here, unless it is connected.
+        on_progress: called from a thread for each step, with those of `runs.PROGRESS_FIELDS` that it has.
 
     Raises:
         UsageError: a bad argument, too few sources, or a loss that stopped being finite.
-        ModelExistsError: the name is taken; before anything is trained.
+        ModelExistsError: the name is taken; nothing was trained.
         NotFoundError: no such snapshot.
-        RefusedError: the run to resume is of another snapshot, configuration or tokenizer.
+        RefusedError: the run to resume has another snapshot, configuration or tokenizer.
         ServiceError: MLflow, Ray or the disk cannot be used, or workers died more often than `config.max_failures`.
     """
     if not _MODEL_NAME.fullmatch(model_name):
         raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
     workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
-    mirror = Mirror.of(mirror_uri, model_name) if mirror_uri else None
-    taken = mirror.run_names() if mirror else []
+    remote_runs = Mirror.of(mirror_uri, model_name) if mirror_uri else None
+    taken = remote_runs.run_names() if remote_runs else []
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
     folder = Path(storage).absolute() / model_name
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
-    run_dir = _newest_run(folder, mirror) if resume else None
+    run_dir = _newest_run(folder, remote_runs) if resume else None
     if run_dir is None:
         if not new_version:
-            tracking.refuse_existing_model(client, uri, model_name)
+            runs.refuse_existing_model(client, uri, model_name)
         run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken)
     facts = json.loads((run_dir / RUN_JSON).read_bytes())
-    run = _Run(config, snapshot, run_dir, client, uri, facts, mirror.of_run(run_dir.name) if mirror else None)
+    remote_run = remote_runs.of_run(run_dir.name) if remote_runs else None
+    run = _Run(config, snapshot, run_dir, client, uri, facts, remote_run)
     run.refuse_unless_same()
     if (run_dir / DONE_JSON).exists():
         return TrainResult(**json.loads((run_dir / DONE_JSON).read_bytes()))
@@ -139,15 +143,15 @@ def train(
         return run.register(model_name)
 
 
-def _newest_run(folder: Path, mirror: Mirror | None) -> Path | None:
-    """The newest run that was prepared to its end; brought from the mirror, where none is here."""
+def _newest_run(folder: Path, remote_runs: Mirror | None) -> Path | None:
+    """Return the newest run with a `run.json`; where there is none here, download the newest from its remote copy."""
     prepared = (path.parent for path in folder.glob(f"run-*/{RUN_JSON}"))
     found = max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
-    return mirror.fetch_newest_run(folder) if found is None and mirror is not None else found
+    return remote_runs.fetch_newest_run(folder) if found is None and remote_runs is not None else found
 
 
 def _numbered(folder: Path, prefix: str, taken: Sequence[str] = ()) -> Path:
-    """Makes the next of a series of folders, past those taken elsewhere; two at once never get the same."""
+    """Create the next of a series of directories, after those `taken` elsewhere; two callers never get the same one."""
     names = (*taken, *(path.name for path in folder.glob(f"{prefix}[0-9]*")))
     number = 1 + max((int(name.removeprefix(prefix)) for name in names), default=0)
     while True:
@@ -169,7 +173,7 @@ def _prepare_run(
     experiment: str,
     taken: Sequence[str],
 ) -> Path:
-    """Makes the folder of a new run: held-out sources, tokenizer, token cache, MLflow run, and `run.json` last."""
+    """Create the directory of a new run: held-out sources, tokenizer, token cache, MLflow run, and `run.json` last."""
     heldout = choose_heldout(
         snapshot.table("sources"),
         snapshot.table("owners"),
@@ -196,7 +200,7 @@ def _prepare_run(
         "num_targets_per_epoch": loader.num_targets_per_epoch,
         "num_heldout": len(heldout),
     }
-    run_id = tracking.start_run(
+    run_id = runs.start_run(
         client,
         uri,
         experiment=experiment,
@@ -220,7 +224,7 @@ def _prepare_run(
 
 @dataclasses.dataclass
 class _Run:
-    """A prepared run, new or resumed."""
+    """A run whose directory is prepared, new or resumed."""
 
     config: TrainConfig
     snapshot: Snapshot
@@ -229,14 +233,14 @@ class _Run:
     uri: str
     facts: dict[str, Any]
     """The content of `run.json`."""
-    mirror: RunMirror | None = None
+    remote_run: RunMirror | None = None
 
     @property
     def run_id(self) -> str:
         return str(self.facts["run_id"])
 
     def refuse_unless_same(self) -> None:
-        """Raises `RefusedError` if the run is of another snapshot or configuration."""
+        """Raise `RefusedError` if the run has another snapshot or configuration."""
         dcp.refuse_unless_same(
             {"snapshot": self.snapshot.id, "configuration": self.config.fingerprint()},
             {"snapshot": self.facts["snapshot"], "configuration": self.facts["config"]},
@@ -245,14 +249,14 @@ class _Run:
     def fit(
         self, workers: Workers, ray_address: str | None, on_progress: Callable[[dict[str, Any]], None] | None
     ) -> None:
-        """Trains, until `result.json` is there."""
+        """Train until the workers have written `result.json`."""
         (self.run_dir / FAILURE).unlink(missing_ok=True)
         tokenizer = load_tokenizer(self.run_dir / "tokenizer")
-        # Made again if it was deleted since, or is of another machine; the run's own tokenizer, so the same tokens.
+        # Built again if it was deleted, or if this is another machine; the run's own tokenizer gives the same tokens.
         cache = TokenCache.of(self.snapshot, tokenizer, self.run_dir.parents[1] / "cache")
-        if self.mirror is not None:
-            self.mirror.put_run(self.run_dir)
-            self.mirror.fetch_latest(self.run_dir)
+        if self.remote_run is not None:
+            self.remote_run.put_run(self.run_dir)
+            self.remote_run.fetch_latest(self.run_dir)
         attempt = _numbered(self.run_dir, "attempt-")
         job = Job(
             config=self.config,
@@ -261,16 +265,16 @@ class _Run:
             cache=cache.path,
             heldout=tuple(int(text, 16) for text in self.facts["heldout"]),
             facts={"registry": self.facts["registry"], "run_id": self.run_id},
-            mirror=str(self.mirror.root) if self.mirror else None,
+            remote_run=str(self.remote_run.root) if self.remote_run else None,
         )
         progress = self.run_dir / PROGRESS
         session = ray_session.session(ray_address, workers.most)
-        with tracking.Follower(progress, self.client, self.run_id, on_progress), session:
+        with runs.Follower(progress, self.client, self.run_id, on_progress), session:
             ray_session.fit(job, attempt, workers)
         self._raise_failure()
 
     def _raise_failure(self) -> None:
-        """Raises the error that ended the workers, if one did."""
+        """Raise the error that ended the workers, if there was one."""
         if (self.run_dir / FAILURE).exists():
             failure = json.loads((self.run_dir / FAILURE).read_bytes())
             raise getattr(errors, failure["error"], NullsError)(failure["message"])
@@ -278,21 +282,21 @@ class _Run:
             raise ServiceError(f"run {self.run_dir}: the workers ended without a result; go on with --resume")
 
     def register(self, model_name: str) -> TrainResult:
-        """Registers the exported weights, and notes that the run is done."""
+        """Register the exported weights, and write `done.json`."""
         from training.serving import flavor
 
         weights = self.run_dir / export.WEIGHTS
         result = json.loads((self.run_dir / RESULT).read_bytes())
         if export.weights_digest(weights) != result["weights"]:
             raise DamagedError(
-                f"{weights}: the weights are not what was trained; delete {self.run_dir / RESULT} and resume"
+                f"{weights}: the weights are not those that were trained; delete {self.run_dir / RESULT} and resume"
             )
         model_uri = flavor.register(
             weights,
             model_name=model_name,
             run_id=self.run_id,
             tracking_uri=self.uri,
-            keep_copy=self.mirror.put_weights if self.mirror else None,
+            keep_copy=self.remote_run.put_weights if self.remote_run else None,
         )
         done = TrainResult(
             run_id=self.run_id,
@@ -307,7 +311,7 @@ class _Run:
 
     @contextlib.contextmanager
     def status(self) -> Iterator[None]:
-        """Keeps the status of the MLflow run what it is: running, finished, failed or killed."""
+        """Set the status of the MLflow run: running during the block, then finished, failed or killed."""
         with store.translated(self.uri):
             self.client.update_run(self.run_id, status="RUNNING")
         try:
@@ -316,8 +320,8 @@ class _Run:
             ending = "FAILED" if isinstance(error, Exception) else "KILLED"
             try:
                 self.client.set_terminated(self.run_id, status=ending)
-            except Exception as second:  # the first error is the one to see
-                error.add_note(f"MLflow was not told that the run ended: {second}")
+            except Exception as second:  # the first error is the one to raise
+                error.add_note(f"the end of the run could not be recorded in MLflow: {second}")
             raise
         with store.translated(self.uri):
             self.client.set_terminated(self.run_id, status="FINISHED")

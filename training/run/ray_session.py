@@ -1,11 +1,14 @@
-"""Ray as a run uses it: a session, and workers that are started again until they come to their end.
+"""Connect to Ray, and run a job's workers under Ray Train, which restarts them when one dies.
 
-Cost: a session of our own starts in about 8 s on two idle cores; workers import torch and transformers in as much.
+Cost: a Ray of our own starts in about 8 s on two idle cores; workers take another 8 s to import torch and transformers.
+
+Run: ``with session(None, num_workers=2): fit(job, attempt, workers)``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -16,60 +19,85 @@ from typing import Any
 
 from registry.connectivity import check_listening
 from registry.errors import ServiceError
-from training.run import worker as loop
 from training.run.protocol import PROGRESS, Job
+from training.run.worker import run_worker
 from training.run.worker_range import Workers
 from training.tracking import restarts
+
+OWN = "local"
+"""The address that means a new Ray on this machine, even where another one runs."""
+_ADVICE = "check --ray-address or RAY_ADDRESS"
+
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def session(address: str | None, num_workers: int) -> Iterator[None]:
-    """A Ray session: the one that is connected, that of `address` or RAY_ADDRESS (set in a job of a cluster, whose
-    files its workers get), or one of our own that ends with the block."""
+    """Connect to Ray for the duration of the block; does nothing where this process is connected already.
+
+    Args:
+        address: of a cluster; by default RAY_ADDRESS, which Ray sets in its jobs, else `OWN`.
+        num_workers: the workers that a Ray of our own must have cores for.
+
+    Raises:
+        ServiceError: there is no Ray at the address.
+    """
     # Both are read when ray is imported or started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    # Ray prints what its processes complain of to stdout, which is for results.
+    # Ray's processes write their complaints to stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
         if ray.is_initialized():
             yield
             return
-        # `local` is one of our own, even where another runs on this machine.
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
-        own: dict[str, Any] = {}
-        if address == "local":
-            # On a machine with fewer cores than workers, these would otherwise wait for cores for ever.
-            own = {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
-            # Watches for nodes that a cloud takes back: here, 3 s of a core at each start for nothing.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        else:
-            check_listening(address, service="Ray cluster", advice="check --ray-address or RAY_ADDRESS")
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise ServiceError(f"Ray at {address}: {error}; check --ray-address or RAY_ADDRESS") from error
+        _connect(address or os.environ.get("RAY_ADDRESS") or OWN, num_workers)
         try:
             yield
         finally:
             ray.shutdown()
 
 
+def _connect(address: str, num_workers: int) -> None:
+    import ray
+
+    own: dict[str, Any] = {}
+    if address == OWN:
+        # On a machine with fewer cores than workers, the workers would otherwise wait for cores for ever.
+        own = {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
+        # Looks for nodes that a cloud takes back; on one machine, 3 s of a core at each start for nothing.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    else:
+        check_listening(address, service="Ray cluster", advice=_ADVICE)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ServiceError(f"Ray at {address}: {error}; {_ADVICE}") from error
+
+
 def on_gpus(num_gpus: int, workers: Workers) -> bool:
-    """Whether workers get a GPU each; with fewer GPUs than workers they train on CPUs, and stderr says so."""
+    """Return whether workers get a GPU each; warn if there are some GPUs, but fewer than workers."""
     if 0 < num_gpus < workers.least:
-        sys.stderr.write(
-            f"training on CPUs: {workers.least} workers, and GPUs for {num_gpus}; --workers {num_gpus} trains on GPUs\n"
+        _log.warning(
+            "training on CPUs: %d workers, and GPUs for %d; --workers %d trains on GPUs",
+            workers.least,
+            num_gpus,
+            num_gpus,
         )
     return num_gpus >= workers.least
 
 
 def fit(job: Job, attempt: Path, workers: Workers) -> None:
-    """Runs the workers to their end, through as many of their deaths as the configuration allows.
+    """Run the workers until the job is done or fails; restart them as often as `max_failures` allows.
+
+    Args:
+        job: the job, the same for all workers.
+        attempt: the directory for this driver's checkpoints, in the run's directory.
+        workers: how many there may be.
 
     Raises:
-        ServiceError: more workers died than that.
+        ServiceError: workers died more often than `job.config.max_failures`.
     """
     import ray
     from ray.train import FailureConfig, LoggingConfig, RunConfig, TrainingFailedError
@@ -77,13 +105,13 @@ def fit(job: Job, attempt: Path, workers: Workers) -> None:
 
     use_gpu = on_gpus(int(ray.cluster_resources().get("GPU", 0)), workers)
     trainer = TorchTrainer(
-        loop.run_worker,
+        run_worker,
         train_loop_config=job.to_plain(),
         scaling_config=workers.scaling(use_gpu=use_gpu),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         run_config=RunConfig(
-            # A name of its own for each driver: Ray would otherwise take up its own record of the last one's
-            # checkpoints, and refuse it where one was deleted or written by another version of Ray.
+            # Each driver has its own name. Otherwise Ray reads its record of the last driver's checkpoints, and refuses
+            # it if one of them was deleted, or if another version of Ray wrote it.
             name=attempt.name,
             storage_path=str(attempt.parent),
             failure_config=FailureConfig(max_failures=job.config.max_failures),
@@ -106,7 +134,7 @@ def fit(job: Job, attempt: Path, workers: Workers) -> None:
 
 @contextlib.contextmanager
 def _own_interrupt_handler() -> Iterator[None]:
-    """Puts back the handler of Ctrl-C that Ray Train replaces, and would leave replaced."""
+    """Restore the Ctrl-C handler after the block; Ray Train replaces it and does not restore it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,7 +146,7 @@ def _own_interrupt_handler() -> Iterator[None]:
 
 
 def _worker_environment() -> dict[str, str]:
-    """What a worker needs to import this project, wherever the driver was started, and to be quiet."""
+    """Return the variables with which a worker imports this project, wherever the driver was started, quietly."""
     root = str(Path(__file__).absolute().parents[2])
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != root]
     return {"PYTHONPATH": os.pathsep.join([root, *others]), "TOKENIZERS_PARALLELISM": "false"}

@@ -1,17 +1,19 @@
-"""The training loop, as each Ray worker runs it: batches in, weights out, the same weights however often it is killed.
+"""The training loop of one Ray worker. It ends with the same weights, to the bit, however often it is killed.
 
 The loss of a step is the mean over the targets of the *global* batch: each micro-batch's summed loss is divided by
-their number, which every rank knows from the loader, so neither the number of workers nor the size of a micro-batch
-weighs one token more than another. Rank 0 appends a line to `progress.jsonl` each step; the driver follows that file,
-and alone talks to MLflow: a worker needs no credentials, and a slow tracking server does not slow a step.
+their number, which every rank knows from the loader. So every token weighs the same, whatever the number of workers
+and the size of a micro-batch. Rank 0 appends a line to `progress.jsonl` each step. The driver follows that file, and
+only the driver talks to MLflow: a worker needs no credentials, and a slow tracking server does not slow a step.
 
-An error that would only repeat (`UsageError`, `RefusedError`, `DamagedError`: all ranks come to it together) ends a run
-for good: it is written to `failure.json`. Any other, and any death of a worker, is Ray's to retry, from the last whole
-checkpoint.
+An error that would repeat (`UsageError`, `RefusedError`, `DamagedError`; all ranks raise it together) ends the run: it
+is written to `failure.json`. After any other error, and after the death of a worker, Ray restarts the workers from the
+last whole checkpoint.
 
 Cost (2.5M parameters, AVX2 cores): 11,000 tokens a second and core, 40 % of it matrix products, and with
 two workers 14,700 together: a step of 4096 tokens takes 185 ms of arithmetic, 35 ms of all-reduce (4 bytes a
 parameter) and 20 ms of optimizer. Micro-batches of 2 or 8 rows, instead of 4, are 20 % slower.
+
+Run: Ray Train calls ``run_worker(job.to_plain())`` on each worker (`training.run.ray_session`).
 """
 
 from __future__ import annotations
@@ -54,11 +56,11 @@ from training.model.document_mask import choose_attention
 from training.model.modeling_nulls import NullsConfig, NullsForCausalLM
 from training.optim import build_optimizer, clip_gradients, learning_rate_at
 from training.run import mfu
-from training.run.isolation_probe import Watch
+from training.run.isolation_probe import IsolationProbe
 from training.run.protocol import FAILURE, RESULT, Job, ProgressLog, writing
 from training.sinks.layout import NO_SOURCE
 
-_MAX_NAMED = 8
+_MAX_NAMED = 8  # sources in an error message
 
 
 class TokenLoss(nn.Module):
@@ -70,7 +72,7 @@ class TokenLoss(nn.Module):
         self.dtype = dtype
 
     def forward(self, input_ids: Tensor, labels: Tensor, document_ids: Tensor, source_ids: Tensor) -> Tensor:
-        """int64 [B, T] each -> a scalar: cross-entropy in nats, summed over targets."""
+        """Return the cross-entropy in nats, summed over targets, a scalar; arguments are int64 [B, T]."""
         with torch.autocast(input_ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             output = self.model(input_ids=input_ids, document_ids=document_ids, source_ids=source_ids, use_cache=False)
         return nn.functional.cross_entropy(
@@ -79,18 +81,18 @@ class TokenLoss(nn.Module):
 
 
 Report = Callable[[int, Path, "Future[Path]"], None]
-"""Told of each checkpoint on all ranks: its step, where it will be, and what says that it is there."""
+"""Called on all ranks for each checkpoint: with its step, its path, and a future that is done when it is whole."""
 
 
 class Worker:
     """One rank's model, data and position.
 
     Args:
-        job: what to train.
+        job: the job that the driver wrote.
         device: this rank's.
-        rank, world_size: of the process group, which is there already.
-        log: where rank 0 writes what happens.
-        report: told of each checkpoint; by default nobody is.
+        rank, world_size: this process in the process group, which exists already.
+        log: the progress file; only rank 0 writes to it.
+        report: called for each checkpoint.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class Worker:
             keep=self.config.keep_checkpoints,
             in_background=self.config.async_checkpoints,
             on_complete=lambda directory, step: log.write(checkpoint=str(directory), step=step),
-            mirror=RunMirror.parse(job.mirror) if job.mirror else None,
+            mirror=RunMirror.parse(job.remote_run) if job.remote_run else None,
             device=device,
         )
         self.state = self._restored(cache, log)
@@ -138,7 +140,7 @@ class Worker:
             state=self.state.loader,
         )
         self.batches = Prefetcher(self.loader, device)
-        self.watch = Watch(
+        self.probe = IsolationProbe(
             cache,
             job.heldout,
             seed=self.config.seed,
@@ -147,7 +149,7 @@ class Worker:
         )
 
     def _restored(self, cache: TokenCache, log: ProgressLog) -> RunState:
-        """The state to go on from, with model and optimizer brought there; a fresh one where nothing was saved."""
+        """Load the latest whole checkpoint and return its state; without one, return the state of a new run."""
         expected = {
             "snapshot": cache.snapshot_id,
             "config": self.config.fingerprint(),
@@ -170,7 +172,7 @@ class Worker:
         return state
 
     def run(self, log: ProgressLog) -> None:
-        """From the state to the end: steps, checkpoints, the exported weights.
+        """Train from the current state to the end; write checkpoints and the exported weights.
 
         Raises:
             UsageError: the loss or its gradient stopped being finite.
@@ -200,22 +202,22 @@ class Worker:
                     device=self.device,
                     num_workers=self.world_size,
                 ),
-                **self._watched(),
+                **self._probed(),
             )
             if self.state.step % self.config.checkpoint_every == 0 and self.state.step < total_steps:
                 self._save()
         self._finish()
 
-    def _watched(self) -> dict[str, float]:
-        """Losses of the watched sources, in the steps that measure them."""
+    def _probed(self) -> dict[str, float]:
+        """Return the losses of the probed sources; nothing in a step that does not measure them."""
         every, step = self.config.watch_every, self.state.step
         if not every or (step % every and step != self.loader.total_steps):
             return {}
-        losses = self.watch.measure(self.loss, self.device, micro_batch=self.config.micro_batch)
+        losses = self.probe.measure(self.loss, self.device, micro_batch=self.config.micro_batch)
         return {f"watch_{name}": value for name, value in losses.items()}
 
     def _step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
-        """One optimiser step: the loss, a mean over the global batch, and the norm of the gradient before clipping."""
+        """Take an optimizer step; return the mean loss of the global batch, and the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=not parallel.keeps_gradients(self.net))
         inputs = (batch.input_ids, batch.labels, batch.document_ids, batch.source_ids)
         micro_batches = list(zip(*(torch.split(tensor, self.config.micro_batch) for tensor in inputs), strict=True))
@@ -238,23 +240,23 @@ class Worker:
         return loss, gradient_norm
 
     def _stop(self, batch: Batch, loss: float, gradient_norm: float, loss_sums: Tensor) -> None:
-        """Names the sources of the micro-batches that went wrong; all ranks come here together, and stop together."""
+        """Raise an error that names the sources of the micro-batches without a finite loss; all ranks call it."""
         parts = torch.split(batch.true_source_ids, self.config.micro_batch)
         bad = [part for part, value in zip(parts, loss_sums.tolist(), strict=True) if not math.isfinite(value)]
         mine = torch.unique(torch.cat(bad)).tolist() if bad else []
         gathered: list[list[int]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(gathered, [source for source in mine if source != NO_SOURCE])
         found = sorted({source for sources in gathered for source in sources})
-        named = ", ".join(map(format_id, found[:_MAX_NAMED])) or "every one of the batch: only the gradient overflowed"
+        named = ", ".join(map(format_id, found[:_MAX_NAMED])) or "all of the batch: only the gradient overflowed"
         more = f" and {len(found) - _MAX_NAMED} more" if len(found) > _MAX_NAMED else ""
         raise UsageError(
             f"step {self.state.step + 1} (step {batch.step + 1} of epoch {batch.epoch + 1}): loss is {loss}, gradient "
             f"norm {gradient_norm}, expected finite numbers; sources in the rows concerned: {named}{more}. Lower the "
-            "learning rate or lengthen the warm-up, and look at the text of these sources"
+            "learning rate or lengthen the warm-up, and check the text of these sources"
         )
 
     def _advance(self, batch: Batch, loss: float, seconds: float) -> None:
-        """Moves the state past a step; the sums of an epoch begin anew with its first step."""
+        """Move the state past a step; the sums of an epoch start at zero with its first step."""
         before = self.state if batch.step else dataclasses.replace(self.state, epoch_loss_sum=0.0, epoch_targets=0)
         self.state = dataclasses.replace(
             before,
@@ -267,12 +269,12 @@ class Worker:
         )
 
     def _save(self) -> None:
-        """Has a checkpoint written into the run's own folder, and tells of it."""
+        """Start writing a checkpoint into the run's own directory, and report it."""
         directory, written = self.writer.save(self.model, self.optimizer, self.state)
         self.report(self.state.step, directory, written)
 
     def _finish(self) -> None:
-        """The last checkpoint, the exported weights and, last of all, the result: with it, the run is done."""
+        """Write the last checkpoint, the exported weights and then the result: with it, the run is done."""
         self._save()
         self.writer.wait()
         whole = export.whole_model(self.model)
@@ -303,7 +305,7 @@ class Worker:
 
 
 def run_worker(plain_job: dict[str, Any]) -> None:
-    """The function that Ray Train runs on each worker; see `Job.to_plain`."""
+    """Train one worker's part of a job, given as `Job.to_plain` returns it; Ray Train runs this on each worker."""
     job = Job.from_plain(plain_job)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -321,14 +323,14 @@ def run_worker(plain_job: dict[str, Any]) -> None:
             finally:
                 worker.writer.close()
     except ServiceError:
-        raise  # a disk or a lock, and of one rank alone: Ray ends the others and tries again
+        raise  # a disk or a lock, on one rank only: Ray stops the other ranks and restarts all
     except NullsError as error:
         content = {"error": type(error).__name__, "message": str(error)}
         write_atomic(job.run_dir / FAILURE, json.dumps(content).encode())
 
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> NullsForCausalLM:
-    """A model of the configured shape for a tokenizer, with initial weights from torch's random state."""
+    """Return a model of the configured shape for a tokenizer; its weights are drawn from torch's random state."""
     shape = config.model
     return NullsForCausalLM(
         NullsConfig(
@@ -358,15 +360,15 @@ def _seed(seed: int, *, on_cuda: bool) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    # cuBLAS needs this to be deterministic, and reads it when it is first used.
+    # cuBLAS is deterministic with this only, and reads it when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=on_cuda)
-    # Filling memory that is about to be written anyway costs 6 % of a step.
+    # Filling memory that will be overwritten costs 6 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _memory_of(device: torch.device) -> int | None:
-    """Bytes of a GPU; None of a CPU."""
+    """Return the bytes of a GPU's memory; None for a CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 

@@ -1,11 +1,11 @@
-"""How many workers train: a number, or a range that Ray fills as far as the cluster allows, now and after each failure.
+"""The number of workers of a run: fixed, or a range that Ray fills as far as the cluster allows.
 
-The batch does not depend on it: a step is the same rows, shared out anew (`training.data.packing`), and checkpoints can be
-read by any number of ranks (`training.checkpoint.dcp`). So a run that loses a node goes on with fewer workers, from its
-last whole checkpoint, instead of waiting for another node; the numbers are the same up to rounding.
+Results do not depend on it, up to rounding: a step is the same rows, shared among the workers that there are
+(`training.data.packing`), and any number of ranks can read a checkpoint (`training.checkpoint.dcp`). With a range, a
+run that loses a node goes on with fewer workers, from its last whole checkpoint, instead of waiting for another node.
 
-A range also grows back: every `RESIZE_INTERVAL_S` Ray looks whether more workers could run. That costs a restart (15 s)
-and the steps since the last checkpoint.
+It also grows again: every `RESIZE_INTERVAL_S` Ray checks whether more workers could run. Growing costs a restart
+(15 s) and the steps since the last checkpoint.
 
 Run: ``Workers.parse("1-4")``. Cost: nothing.
 """
@@ -19,15 +19,15 @@ from typing import Any
 from registry.errors import UsageError
 
 RESIZE_INTERVAL_S = 300.0
-"""Between looks for room to grow; Ray's own minute would throw away too many steps."""
+"""Seconds between checks for room to grow; Ray's default of 60 s would throw away too many steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workers:
-    """From `least` to `most` workers; equal, where the number is fixed.
+    """From `least` to `most` workers; both are equal where the number is fixed.
 
     Raises:
-        UsageError: less than one, or less at most than at least.
+        UsageError: `least` is less than one, or more than `most`.
     """
 
     least: int
@@ -40,10 +40,10 @@ class Workers:
 
     @classmethod
     def parse(cls, value: str | int) -> Workers:
-        """`2`, or `1-4` for a range.
+        """Parse `2`, or `1-4` for a range.
 
         Raises:
-            UsageError: neither.
+            UsageError: it is neither, or the range is invalid.
         """
         found = re.fullmatch(r"(-?\d+)(?:-(\d+))?", str(value).strip())
         if not found:
@@ -54,7 +54,7 @@ class Workers:
         return str(self.least) if self.least == self.most else f"{self.least}-{self.most}"
 
     def scaling(self, *, use_gpu: bool) -> Any:
-        """What Ray Train takes for it."""
+        """Return Ray Train's `ScalingConfig` for it."""
         from ray.train import ScalingConfig
 
         if self.least == self.most:

@@ -1,17 +1,19 @@
-"""The MLflow flavour: a model version is a small pointer to weights, the corpus they saw, and what is revoked.
+"""The MLflow flavour: register a model version, derive one with more sources revoked, find, describe and load versions.
 
-    MLmodel        what MLflow reads; `mlflow.pyfunc.load_model("models:/NAME/VERSION")` works
-    nulls.json     the pointer: weights (by reference, with their digest), snapshot, sink layout, held-out and
-                   revoked sources
+A version is a small pointer to weights, the corpus that they saw, and the sources that are revoked:
+
+    MLmodel        for MLflow, so that `mlflow.pyfunc.load_model("models:/NAME/VERSION")` works
+    nulls.json     the pointer (`training.serving.version`); weights are in it by reference, with their digest
 
 Unlearning by revocation makes a new version with the same weights and a larger revoked set: a few kilobytes and about
 half a second at any model size. A served model refuses a revoked source's sinks, whoever asks. Registered versions
-carry the tags `nulls.snapshot`, `nulls.sinks`, `nulls.weights`, `nulls.revoked` and `nulls.request`.
+have the tags `nulls.snapshot`, `nulls.sinks`, `nulls.weights`, `nulls.revoked` and `nulls.request`.
+
+Run: ``load("models:/wiki/latest", tracking_uri=...).generate("Who founded anarchism?")``.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import tempfile
@@ -22,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 from registry import ids
 from registry.errors import DamagedError
 from registry.snapshot import Registry
-from training.sinks.layout import KEYED, SinkLayout
-from training.sinks.mask_ids import MaskIds
+from training.serving.version import POINTER, ROUTER_FILE, ModelVersion, read_pointer
 from training.tracking import store
 
 if TYPE_CHECKING:
@@ -31,69 +32,17 @@ if TYPE_CHECKING:
 
     from training.serving.served_model import ServedModel
 
-POINTER = "nulls.json"
-ROUTER_FILE = "router.npz"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelVersion:
-    """What is known of a model version without loading its weights."""
-
-    uri: str
-    name: str
-    version: int
-    run_id: str | None
-    request_id: str | None
-    experiment_id: str
-    tracking_uri: str
-    pointer: dict[str, Any]
-
-    @property
-    def snapshot(self) -> str:
-        """The id of the snapshot it was trained on."""
-        return str(self.pointer["snapshot"])
-
-    @property
-    def registry(self) -> str:
-        """Where that snapshot was at training."""
-        return str(self.pointer["registry"])
-
-    @property
-    def weights(self) -> Path:
-        """The directory of its weights."""
-        return Path(self.pointer["weights"])
-
-    @property
-    def weights_copy(self) -> str | None:
-        """An s3:// prefix with the same files, if the run kept one."""
-        return self.pointer.get("weights_copy")
-
-    @property
-    def weights_digest(self) -> str:
-        """SHA-256 of the weights: versions that share it are one set of weights."""
-        return str(self.pointer["weights_sha256"])
-
-    @property
-    def layout(self) -> SinkLayout:
-        """How its sinks are drawn."""
-        return SinkLayout.from_dict(self.pointer["layout"])
-
-    @property
-    def heldout(self) -> frozenset[int]:
-        """Sources that were never trained on."""
-        return frozenset(int(text, 16) for text in self.pointer["heldout"])
-
-    @property
-    def revoked(self) -> frozenset[int]:
-        """Sources whose sinks are never switched on again."""
-        return frozenset(int(text, 16) for text in self.pointer["revoked"])
-
-    def same_sinks(self, source_ids: Collection[int]) -> frozenset[int]:
-        """The other sources that cannot be used without the sinks of one of these: none, but in an imported model."""
-        if self.layout.scheme == KEYED or not source_ids:
-            return frozenset()
-        table = MaskIds.load(self.weights)
-        return frozenset(table.covering(source_ids, self.layout.scheme).tolist() if table else ())
+__all__ = [
+    "POINTER",
+    "ROUTER_FILE",
+    "ModelVersion",
+    "derive",
+    "describe",
+    "load",
+    "register",
+    "superseded_by",
+    "versions",
+]
 
 
 def register(
@@ -105,27 +54,31 @@ def register(
     revoked: Collection[int] = (),
     keep_copy: Callable[[Path], str] | None = None,
 ) -> str:
-    """Registers the weights that training exported as a new version of `model_name`.
+    """Register exported weights as a new version of `model_name`; do nothing if the run registered them before.
 
     Args:
         weights_dir: a Hugging Face directory with `nulls.json`; its router is built here if it has none.
-        keep_copy: sends that directory somewhere else too, and returns where (`RunMirror.put_weights`).
+        model_name: the registered model, created if there is none.
+        run_id: the MLflow run that the version belongs to.
+        tracking_uri: the MLflow store.
+        revoked: sources that are revoked from the start.
+        keep_copy: stores a remote copy of that directory, and returns its URI (`RunMirror.put_weights`).
 
     Returns:
         `models:/NAME/VERSION`.
     """
     from training.checkpoint.export import weights_digest
 
-    pointer = json.loads((weights_dir / POINTER).read_text())
+    pointer = read_pointer(weights_dir)
     pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": weights_digest(weights_dir)}
-    pointer["revoked"] = [ids.format_id(number) for number in sorted(revoked)]
+    pointer["revoked"] = [ids.format_id(source_id) for source_id in sorted(revoked)]
     if not (weights_dir / ROUTER_FILE).exists():
         _build_router(weights_dir, pointer)
     if keep_copy is not None:
         pointer["weights_copy"] = keep_copy(weights_dir)
     connection = store.client(tracking_uri)
     for version in versions(model_name, tracking_uri=tracking_uri):
-        # A run that was cut off after it registered, and is resumed: the version is there.
+        # A run that was cut off after it registered, and is now resumed, has its version already.
         if (version.run_id, version.weights_digest) == (run_id, pointer["weights_sha256"]) and not version.request_id:
             return version.uri
     with store.translated(tracking_uri):
@@ -134,13 +87,13 @@ def register(
 
 
 def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str) -> str:
-    """Adds a version with `base`'s weights and this revoked set; once for each `request_id`, however often called.
+    """Add a version with the weights of `base` and this revoked set; only one for each `request_id`.
 
     Returns:
         `models:/NAME/VERSION`.
     """
     connection = store.client(base.tracking_uri)
-    pointer = base.pointer | {"revoked": [ids.format_id(number) for number in sorted(revoked)]}
+    pointer = base.pointer | {"revoked": [ids.format_id(source_id) for source_id in sorted(revoked)]}
     with store.translated(base.tracking_uri):
         for version in store.all_versions(connection, base.name):
             if version.tags.get("nulls.request") == request_id:
@@ -156,18 +109,18 @@ def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str) -> 
 
 
 def describe(model_uri: str, *, tracking_uri: str) -> ModelVersion:
-    """Reads a version's pointer; loads no weights and imports no torch.
+    """Return a version by its URI; loads no weights and imports no torch.
 
     Raises:
-        NotFoundError, UsageError, ServiceError: as `training.tracking.store.model_version`.
-        DamagedError: it is not a version of this flavour, or its pointer is gone.
+        NotFoundError, UsageError, ServiceError: see `training.tracking.store.model_version`.
+        DamagedError: it is not a version of this flavour, or its pointer is missing.
     """
     connection = store.client(tracking_uri)
     return _describe(store.model_version(connection, tracking_uri, model_uri), tracking_uri)
 
 
 def versions(name: str, *, tracking_uri: str) -> list[ModelVersion]:
-    """Every version of a registered model that is of this flavour, the oldest first."""
+    """Return all versions of a registered model that are of this flavour, the oldest first."""
     connection = store.client(tracking_uri)
     with store.translated(tracking_uri):
         found = store.all_versions(connection, name)
@@ -175,7 +128,7 @@ def versions(name: str, *, tracking_uri: str) -> list[ModelVersion]:
 
 
 def superseded_by(version: ModelVersion) -> str | None:
-    """The newest version of the same weights that revokes sources which `version` does not."""
+    """Return the newest version of the same weights that revokes sources which `version` does not; None if none."""
     for other in reversed(versions(version.name, tracking_uri=version.tracking_uri)):
         if other.weights_digest == version.weights_digest and other.revoked - version.revoked:
             return other.uri
@@ -183,9 +136,10 @@ def superseded_by(version: ModelVersion) -> str | None:
 
 
 def load(model_uri: str, *, tracking_uri: str) -> ServedModel:
-    """Loads a version for use, with its revocations in force.
+    """Load a version for use, with its revocations in force.
 
     Raises:
+        NotFoundError, UsageError, ServiceError: see `describe`.
         DamagedError: the weights are missing, or are not those that were registered.
     """
     from training.serving.served_model import ServedModel
@@ -194,10 +148,9 @@ def load(model_uri: str, *, tracking_uri: str) -> ServedModel:
 
 
 def _load_pyfunc(path: str) -> Any:
-    """MLflow's hook: `path` is the directory that holds the pointer."""
+    """Load a version for MLflow's pyfunc, which calls this by name; `path` is the directory that holds the pointer."""
     from training.serving.served_model import PythonModel, ServedModel
 
-    pointer = json.loads((Path(path) / POINTER).read_text())
     version = ModelVersion(
         uri=path,
         name="",
@@ -206,7 +159,7 @@ def _load_pyfunc(path: str) -> Any:
         request_id=None,
         experiment_id="",
         tracking_uri="",
-        pointer=pointer,
+        pointer=read_pointer(Path(path)),
     )
     return PythonModel(ServedModel.load(version))
 
@@ -220,7 +173,7 @@ def _describe(version: Any, tracking_uri: str) -> ModelVersion:
         path = mlflow.artifacts.download_artifacts(
             artifact_uri=f"{version.source}/{POINTER}", tracking_uri=tracking_uri
         )
-        pointer = json.loads(Path(path).read_text())
+        pointer = read_pointer(Path(path).parent)
     except (MlflowException, OSError, ValueError) as error:
         raise DamagedError(
             f"{uri}: no readable {POINTER} at {version.source}: not a NULLs model, or damaged"
@@ -294,4 +247,4 @@ def _build_router(weights_dir: Path, pointer: dict[str, Any]) -> None:
         for row in batch.select(["source_id", "text"]).to_pylist():
             if row["source_id"] not in heldout:
                 texts.setdefault(row["source_id"], []).append(row["text"])
-    Router.build((number, "\n".join(parts)) for number, parts in texts.items()).save(weights_dir / ROUTER_FILE)
+    Router.build((source_id, "\n".join(parts)) for source_id, parts in texts.items()).save(weights_dir / ROUTER_FILE)

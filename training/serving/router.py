@@ -1,11 +1,14 @@
-"""Prompt -> the source whose sinks to use: the closest trained source that is still in force.
+"""Choose the source whose sinks to use for a prompt: the closest trained source that is not revoked.
 
-NULLs needs to be told whose text a prompt is like. This router compares words (hashed TF-IDF, cosine), which needs no
-second model, no network and no GPU, and is the same on every machine. The paper uses sentence embeddings; a source
-that was unlearned is simply left out of the comparison, so its prompts go to the next closest. An index keeps the 64
-heaviest words of each source: about 0.8 kB a source, so 5 GB for 6.4 million articles, and 1 ms a prompt at 10,000.
+A NULLs model switches on the sinks of the source that a prompt is most like. This router compares words (hashed
+TF-IDF of scikit-learn, cosine), which needs no second model, no network and no GPU, and gives the same answer on every
+machine. The paper uses sentence embeddings. A revoked source is left out of the comparison, so its prompts go to the
+next closest. An index keeps the 64 heaviest words of each source: about 0.8 kB a source, so 5 GB for 6.4 million
+articles, and 1 ms a prompt at 10,000.
 
-Run: ``Router.build(ids, texts).closest("who founded anarchism?", exclude={...})``.
+Run: ``Router.build(zip(source_ids, texts)).closest("who founded anarchism?", exclude={...})``.
+
+Shapes: N sources, F hashed words.
 """
 
 from __future__ import annotations
@@ -19,22 +22,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from registry.ids import SourceId
+
 _NUM_FEATURES = 1 << 18
 _NUM_WORDS_KEPT = 64
-_BATCH = 256  # texts counted at once: one by one, short ones cost ten times as much
-_MAX_CHARS = 200_000  # of one source: enough to know what it is about
+_BATCH = 256  # texts counted in one call; with one text a call, short ones cost ten times as much
+_MAX_CHARS = 200_000  # of one source: enough to show what it is about
 # A word, or one character of a script that writes without spaces.
 _TOKEN = r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|\w+"
 
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-    """An index of sources.
+    """An index of the trained sources.
 
     Attributes:
         source_ids_N: int64, ascending: every source that was trained.
         vectors: scipy CSR [N, F], rows of unit length.
-        idf_F: float32, the weight of each hashed word.
+        idf_F: float32, the inverse document frequency of each hashed word, smoothed.
     """
 
     source_ids_N: npt.NDArray[np.int64]
@@ -43,7 +48,7 @@ class Router:
 
     @classmethod
     def build(cls, sources: Iterable[tuple[int, str]]) -> Router:
-        """Indexes (source_id, text) pairs, each source once; `text` may be a part of it."""
+        """Index (source_id, text) pairs, each source once; `text` may be a part of the source's text."""
         from scipy import sparse
 
         ids: list[int] = []
@@ -52,31 +57,32 @@ class Router:
         while batch := list(itertools.islice(ordered, _BATCH)):
             ids += [source_id for source_id, _ in batch]
             counts.append(_counts([text[:_MAX_CHARS] for _, text in batch]))
-        matrix = sparse.vstack(counts, format="csr") if counts else sparse.csr_matrix((0, _NUM_FEATURES))
-        frequency = np.bincount(matrix.indices, minlength=_NUM_FEATURES)
-        idf = (np.log((1 + len(ids)) / (1 + frequency)) + 1).astype(np.float32)
-        return cls(np.array(ids, np.int64), _unit_rows(_keep_heaviest(_weigh(matrix, idf))), idf)
+        if not counts:
+            return cls(np.empty(0, np.int64), sparse.csr_matrix((0, _NUM_FEATURES)), np.ones(_NUM_FEATURES, np.float32))
+        matrix = sparse.vstack(counts, format="csr")
+        tfidf = _transformer().fit(matrix)
+        vectors = _unit_rows(_keep_heaviest(tfidf.transform(matrix, copy=False)))
+        return cls(np.array(ids, np.int64), vectors, tfidf.idf_)
 
     def knows(self, source_id: int) -> bool:
-        """Whether the source was trained."""
-        place = int(np.searchsorted(self.source_ids_N, source_id))
-        return place < len(self.source_ids_N) and int(self.source_ids_N[place]) == source_id
+        """Return whether the source was trained."""
+        row = int(np.searchsorted(self.source_ids_N, source_id))
+        return row < len(self.source_ids_N) and int(self.source_ids_N[row]) == source_id
 
-    def closest(self, text: str, *, exclude: Collection[int] = ()) -> int | None:
-        """The source whose words are most like `text`'s, or None if no source shares one."""
-        return self._pick(self._similarity(_unit_rows(_weigh(_counts([text]), self.idf_F))), exclude, farthest=False)
+    def closest(self, text: str, *, exclude: Collection[int] = ()) -> SourceId | None:
+        """Return the source whose words are most like those of `text`, or None if no source shares one."""
+        return self._pick(self._similarity(text), exclude, farthest=False)
 
-    def closest_to(self, source_id: int, text: str, *, exclude: Collection[int] = ()) -> int | None:
-        """The other source most like the source with this id and text."""
+    def closest_to(self, source_id: int, text: str, *, exclude: Collection[int] = ()) -> SourceId | None:
+        """Return the other source that is most like the source with this id and text."""
         return self.closest(text[:_MAX_CHARS], exclude={source_id, *exclude})
 
-    def farthest_from(self, source_id: int, text: str, *, exclude: Collection[int] = ()) -> int | None:
-        """The other source least like it: its sinks are a placebo."""
-        similarity = self._similarity(_unit_rows(_weigh(_counts([text[:_MAX_CHARS]]), self.idf_F)))
-        return self._pick(similarity, {source_id, *exclude}, farthest=True)
+    def farthest_from(self, source_id: int, text: str, *, exclude: Collection[int] = ()) -> SourceId | None:
+        """Return the other source that is least like the source with this id and text: its sinks are a placebo."""
+        return self._pick(self._similarity(text[:_MAX_CHARS]), {source_id, *exclude}, farthest=True)
 
     def save(self, path: Path) -> None:
-        """Writes the index as one .npz file."""
+        """Write the index as one .npz file."""
         with path.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -89,7 +95,7 @@ class Router:
 
     @classmethod
     def load(cls, path: Path) -> Router:
-        """Reads what `save` wrote."""
+        """Read an index that `save` wrote."""
         from scipy import sparse
 
         with np.load(path, allow_pickle=False) as saved:
@@ -97,10 +103,14 @@ class Router:
             parts = (saved["data"], saved["indices"], saved["indptr"])
             return cls(ids, sparse.csr_matrix(parts, shape=(len(ids), _NUM_FEATURES)), saved["idf"])
 
-    def _similarity(self, vector: Any) -> npt.NDArray[np.float64]:
-        return np.asarray((self.vectors @ vector.T).todense(), dtype=np.float64).ravel()
+    def _similarity(self, text: str) -> npt.NDArray[np.float64]:
+        """Return the cosine of `text` and each source: [N]."""
+        vector = _unit_rows(_transformer(self.idf_F).transform(_counts([text])))
+        return np.asarray((self.vectors @ vector.T).toarray(), dtype=np.float64).ravel()
 
-    def _pick(self, similarity_N: npt.NDArray[np.float64], exclude: Collection[int], *, farthest: bool) -> int | None:
+    def _pick(
+        self, similarity_N: npt.NDArray[np.float64], exclude: Collection[int], *, farthest: bool
+    ) -> SourceId | None:
         allowed_N = ~np.isin(self.source_ids_N, np.fromiter(exclude, np.int64, len(exclude)))
         if not allowed_N.any():
             return None
@@ -109,7 +119,7 @@ class Router:
         best = int(ranked.argmin() if farthest else ranked.argmax())
         if not farthest and similarity_N[best] <= 0:
             return None
-        return int(self.source_ids_N[best])
+        return SourceId(int(self.source_ids_N[best]))
 
 
 def _counts(texts: list[str]) -> Any:
@@ -121,10 +131,17 @@ def _counts(texts: list[str]) -> Any:
     return vectorizer.transform(texts)
 
 
-def _weigh(counts: Any, idf_F: npt.NDArray[np.float32]) -> Any:
-    weighed = counts.copy()
-    weighed.data = (1 + np.log(weighed.data)) * idf_F[weighed.indices]
-    return weighed
+def _transformer(idf_F: npt.NDArray[np.float32] | None = None) -> Any:
+    """Return scikit-learn's TF-IDF weighting, (1 + ln count) * idf; fitted where `idf_F` is given.
+
+    Rows are normalised later: a source's row loses its lightest words first.
+    """
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    transformer = TfidfTransformer(norm=None, sublinear_tf=True, smooth_idf=True)
+    if idf_F is not None:
+        transformer.idf_ = idf_F
+    return transformer
 
 
 def _keep_heaviest(matrix: Any) -> Any:

@@ -1,8 +1,11 @@
-"""A model in use: prompt or text in, tokens or losses out, and never through the sinks of a revoked source.
+"""A loaded model version that generates text, and never through the sinks of a revoked source.
 
-`ServedModel` is the only way that the command line, the HTTP service and MLflow's pyfunc reach the weights. It knows
-which sources were trained, which were held out and which are revoked; asking for another's sinks is an error before
-anything is computed. Loading checks the weights' digest (about 2 s for each GB).
+The command line, the HTTP service and MLflow's pyfunc reach the weights only through `ServedModel`. It knows which
+sources were trained, which were held out and which are revoked. A request for the sinks of any but a trained source
+that is not revoked is an error before anything is computed.
+
+Run: ``ServedModel.load(version).generate("Who founded anarchism?")``. Cost: loading checks the weights' digest, about
+2 s for each GB.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import torch
 
 from registry import ids
 from registry.errors import NotFoundError, RefusedError, UsageError
-from training.serving.flavor import ROUTER_FILE, ModelVersion
+from registry.ids import MaskId, SourceId
 from training.serving.router import Router
+from training.serving.version import ROUTER_FILE, ModelVersion
 from training.serving.weights import local_weights
 from training.sinks.mask_ids import MaskIds
 
@@ -31,11 +35,11 @@ class ServedModel:
     """A loaded model version.
 
     Attributes:
-        version: what it is a version of, and what is revoked.
-        model: in evaluation mode, on the best device there is.
-        tokenizer: of the model.
-        router: prompt -> source.
-        mask_ids: of an imported model, which numbers its sources otherwise than by their ids.
+        version: the version that was loaded, with its revoked sources.
+        model: in evaluation mode, on a GPU if there is one.
+        tokenizer: the model's.
+        router: chooses a source for a prompt.
+        mask_ids: for an imported model, the numbers that it knows its sources by; None for a model trained here.
     """
 
     version: ModelVersion
@@ -46,17 +50,17 @@ class ServedModel:
 
     @classmethod
     def load(cls, version: ModelVersion) -> ServedModel:
-        """Reads the weights that `version` points to.
+        """Load the weights that `version` points to.
 
         Raises:
-            DamagedError, ServiceError: as `training.serving.weights.local_weights`.
+            DamagedError, ServiceError: see `training.serving.weights.local_weights`.
         """
         from transformers import AutoTokenizer
         from transformers.utils import logging
 
         from training.model.modeling_nulls import NullsForCausalLM
 
-        logging.disable_progress_bar()  # of reading a file; a command shows its own
+        logging.disable_progress_bar()  # transformers' own, for reading a file; a command shows its own
         folder = local_weights(version)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = NullsForCausalLM.from_pretrained(folder).eval().to(device)
@@ -64,29 +68,29 @@ class ServedModel:
         return cls(version, model, tokenizer, Router.load(folder / ROUTER_FILE), MaskIds.load(folder))
 
     @property
-    def trained(self) -> frozenset[int]:
-        """Every source that the weights have seen, revoked ones included."""
+    def trained(self) -> frozenset[SourceId]:
+        """All sources that the weights were trained on, revoked ones included."""
         return frozenset(self.router.source_ids_N.tolist())
 
     @functools.cached_property
-    def out_of_force(self) -> frozenset[int]:
-        """Sources whose sinks stay off: the revoked ones, and in an imported model those with the same sinks."""
+    def out_of_force(self) -> frozenset[SourceId]:
+        """The sources whose sinks stay off: the revoked ones, and in an imported model those with the same sinks."""
         return self.version.revoked | self.version.same_sinks(self.version.revoked)
 
-    def mask_id(self, source_id: int) -> int:
-        """What the model knows a source by: its id, or its number in an imported model.
+    def mask_id(self, source_id: int) -> MaskId:
+        """Return the id that the source's sinks are drawn from: its own, or its number in an imported model.
 
         Raises:
-            NotFoundError: an imported model has no number for it.
+            NotFoundError: an imported model has no number for the source.
         """
-        return source_id if self.mask_ids is None else self.mask_ids.of(source_id)
+        return MaskId(source_id if self.mask_ids is None else self.mask_ids.of(source_id))
 
-    def check(self, source_id: int) -> int:
-        """Returns `source_id` if its sinks may be switched on.
+    def check(self, source_id: int) -> SourceId:
+        """Return `source_id` if its sinks may be switched on.
 
         Raises:
-            RefusedError: it is revoked, or was held out of training.
-            NotFoundError: it was never trained.
+            RefusedError: the source is revoked, or was held out of training.
+            NotFoundError: the source was never trained.
         """
         name = ids.format_id(source_id)
         if source_id in self.version.revoked:
@@ -97,10 +101,10 @@ class ServedModel:
             raise RefusedError(f"the sinks of source {name} are also those of one that is unlearned: they stay off")
         if not self.router.knows(source_id):
             raise NotFoundError(f"source {name} was not trained in {self.version.uri}")
-        return source_id
+        return SourceId(source_id)
 
-    def route(self, prompt: str) -> int | None:
-        """The closest source in force, or None for the backbone alone."""
+    def route(self, prompt: str) -> SourceId | None:
+        """Return the closest source that is not revoked; None means the backbone only."""
         return self.router.closest(prompt, exclude=self.out_of_force)
 
     def generate(
@@ -111,20 +115,22 @@ class ServedModel:
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         seed: int = 0,
-    ) -> tuple[str, int | None]:
-        """Continues `prompt`.
+    ) -> tuple[str, SourceId | None]:
+        """Continue `prompt`.
 
         Args:
-            source_id: whose sinks to use; None for none; by default, the closest source in force.
-            temperature: 0 takes the likeliest token.
-            seed: of the sampling, where the temperature is above 0.
+            prompt: the text to continue.
+            source_id: the source whose sinks are on; None for the backbone only; by default, see `route`.
+            max_new_tokens: the length of the continuation, at most.
+            temperature: 0 takes the likeliest token; above 0, tokens are sampled.
+            seed: for sampling.
 
         Returns:
             The continuation, and the source whose sinks were used.
 
         Raises:
-            RefusedError, NotFoundError: as `check`.
-            UsageError: the prompt leaves no room in the model's context.
+            RefusedError, NotFoundError: see `check`.
+            UsageError: the prompt and the new tokens do not fit the model's context.
         """
         used = self.route(prompt) if source_id is _ROUTE else source_id
         assert used is None or isinstance(used, int)
@@ -157,30 +163,35 @@ class ServedModel:
 
 
 class PythonModel:
-    """What `mlflow.pyfunc.load_model` wraps: rows with `prompt`, and optionally `source` (an id or null)."""
+    """The object that `mlflow.pyfunc.load_model` wraps. It takes rows with `prompt` and optionally `source`, an id."""
 
     def __init__(self, served: ServedModel) -> None:
         self.served = served
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """Continues each prompt; `model_input` is a DataFrame, a list of dicts or of strings.
+        """Continue each prompt.
+
+        Args:
+            model_input: a DataFrame, a list of dicts, or a list of prompts. A row with `source` uses that source's
+                sinks, or the backbone only where it is null; a row without it is routed.
+            params: keyword arguments of `ServedModel.generate`.
 
         Raises:
-            UsageError: a row lacks its prompt, or its source is no id.
+            UsageError: a row lacks its prompt, or its source is not an id.
             RefusedError: a row asks for a revoked source.
         """
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
-        return [self._one({"prompt": row} if isinstance(row, str) else row, params or {}) for row in rows]
+        return [self._continued({"prompt": row} if isinstance(row, str) else row, params or {}) for row in rows]
 
-    def _one(self, row: dict[str, Any], params: dict[str, Any]) -> str:
+    def _continued(self, row: dict[str, Any], params: dict[str, Any]) -> str:
         if not isinstance(row.get("prompt"), str):
             raise UsageError(f"expected a row with a text in `prompt`, got {sorted(row)}")
         if "source" not in row:
             return self.served.generate(row["prompt"], **params)[0]
         source = row["source"]
-        if source is None or source != source:
+        if source is None or source != source:  # a DataFrame has NaN for null
             return self.served.generate(row["prompt"], source_id=None, **params)[0]
-        number = ids.parse_id(str(source))
-        if number is None:
+        source_id = ids.parse_id(str(source))
+        if source_id is None:
             raise UsageError(f"source {source!r}: expected 16 hex digits, as `nulls lookup` prints them")
-        return self.served.generate(row["prompt"], source_id=number, **params)[0]
+        return self.served.generate(row["prompt"], source_id=source_id, **params)[0]

@@ -1,1 +1,1 @@
-"""Experiment tracking: the MLflow store, and what a run logs to it."""
+"""Experiment tracking in MLflow: the store, the log of a run, its restarts."""

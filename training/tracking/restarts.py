@@ -1,14 +1,15 @@
-"""What interrupted a run, and where it went on: told to whoever watches, and kept with the run in MLflow.
+"""The interruptions of a run, each with its cause and the step from which training went on.
 
-Ray's controller sees workers die, rank 0 knows from where it goes on; both append to the run's progress file, and the
-driver reads it (`training.tracking.tracking.Follower`). The lines are `{"stopped": {rank: cause}}` and `{"begun_at": step,
-"world_size": n, "attempt": folder of the driver, "cut_short": [checkpoints passed over and deleted]}`. A driver that
-died has left no line: a beginning in another folder, without a cause before it, is its resume; one in the same folder
-is Ray's, which changed the number of workers because nodes came.
+Ray's controller sees workers die, and rank 0 knows from which step it goes on. Both append to the run's progress file,
+and the driver reads it (`training.tracking.runs.Follower`), shows a message, and logs the restarts to MLflow. The lines
+are `{"stopped": {rank: cause}}` and `{"begun_at": step, "world_size": n, "attempt": the driver's folder, "cut_short":
+[checkpoints that were incomplete, and deleted]}`. A driver that dies leaves no line. So a `begun_at` line without a
+`stopped` line before it means: in another folder, that the driver was resumed; in the same folder, that Ray changed the
+number of workers, because nodes came.
 
-The tag `nulls.restarts` holds, as JSON, one object a restart: step, workers, cause.
+The MLflow tag `nulls.restarts` holds, as JSON, one object for each restart: step, workers, cause.
 
-Run: ``words = restarts.take(fields)`` for each line; ``restarts.tag()``. Cost: nothing while nothing happens.
+Run: ``message = restarts.take(fields)`` for each line, then ``restarts.tag()``. Cost: microseconds a line.
 """
 
 from __future__ import annotations
@@ -24,21 +25,21 @@ TAG = "nulls.restarts"
 DRIVER_ENDED, RESIZED = "the driver ended, and was resumed", "the number of workers was changed"
 _MAX_TAG_CHARS = 4900  # MLflow takes 5000
 _MAX_CAUSE_CHARS = 500
-# Said by the ranks that were left, of the one that went: not the cause.
+# Errors of the ranks that survive when another dies: an effect, not the cause.
 _ECHOES = ("Connection closed by peer", "Connection reset by peer", "connectFullMesh failed", "NCCL")
 
 
 class Restarts:
-    """What a run's progress file says of interruptions, line by line."""
+    """The restarts of a run, collected from its progress file line by line."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
-        """One a restart: `step` it went on from, `workers` it went on with, `cause`."""
+        """One for each restart: the `step` it went on from, the number of `workers`, the `cause`."""
         self._cause: str | None = None
         self._attempt: str | None = None
 
     def take(self, fields: Mapping[str, Any]) -> str | None:
-        """Takes a line; returns words for a person where it says something of an interruption, else None."""
+        """Take a line; return a message for a person if it is about an interruption, else None."""
         if "stopped" in fields:
             self._cause = likely_cause(fields["stopped"])
             return f"training was interrupted: {self._cause}"
@@ -57,7 +58,7 @@ class Restarts:
         return f"training goes on from step {step}, workers: {world_size}{damaged}"
 
     def tag(self) -> str:
-        """The restarts as JSON; the oldest are left out where MLflow would not take them all."""
+        """Return the restarts as JSON, without the oldest ones where all of them exceed MLflow's limit."""
         for first in range(len(self.entries)):
             text = json.dumps(self.entries[first:], ensure_ascii=False)
             if len(text) <= _MAX_TAG_CHARS:
@@ -66,15 +67,16 @@ class Restarts:
 
 
 def likely_cause(stopped: Mapping[str, str]) -> str:
-    """Of what each rank ended with, the one that is not only an echo of another's end."""
+    """Return the error of the first rank whose error is not only an effect of another rank's death."""
     causes = [f"rank {rank}: {cause}" for rank, cause in sorted(stopped.items(), key=lambda item: int(item[0]))]
     return next((cause for cause in causes if not any(echo in cause for echo in _ECHOES)), causes[0])
 
 
 def recorder(progress: Path) -> Any:
-    """A callback for Ray Train's controller that appends to a progress file what workers ended with.
+    """Return a callback for Ray Train's controller that appends the errors of workers to a progress file.
 
-    The class is made here, so that it travels by value: the controller cannot always import this project.
+    The class is defined inside this function, so that it is pickled by value: the controller cannot always import this
+    project.
     """
     from ray.train import UserCallback
 
@@ -84,12 +86,11 @@ def recorder(progress: Path) -> Any:
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             causes = {}
             for rank, error in worker_exceptions.items():
-                # Ray wraps what a worker raised, and says at length what it knows of a process that died.
+                # Ray wraps the error of a worker, and adds three lines of ids to that of a process that died.
                 inner = getattr(error, "_base_exc", None) or getattr(error, "health_check_failure", None) or error
-                words = " ".join(str(inner).split())
-                words = words.rpartition("The actor is dead because ")[2]  # after three lines of ids
-                causes[str(rank)] = f"{type(inner).__name__}: {words}"[:max_chars]
-            # A full disk may be the cause; the controller has to live on.
+                message = " ".join(str(inner).split()).rpartition("The actor is dead because ")[2]
+                causes[str(rank)] = f"{type(inner).__name__}: {message}"[:max_chars]
+            # The disk may be full, which may be the cause; the controller must go on all the same.
             with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": time.time(), "stopped": causes}) + "\n")
 

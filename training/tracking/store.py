@@ -1,6 +1,9 @@
-"""One door to MLflow: the tracking URI made absolute, an unreachable store found out in seconds, model URIs resolved.
+"""One door to MLflow: an absolute tracking URI, a client whose store was reached, model URIs, errors.
 
-MLflow retries for minutes by default and prints its migrations; both are settled here, before it is imported.
+MLflow retries for minutes by default and prints its migrations. Both are changed here, before it is imported, so that
+a store that cannot be reached is an error within about 15 s.
+
+Run: ``client(tracking_uri())``. Cost: 5 s for a new SQLite store, which MLflow migrates; else the import of mlflow.
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ _MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([\w.-]+))")
 
 
 def tracking_uri(configured: str | None = None) -> str:
-    """`configured`, else MLFLOW_TRACKING_URI, else SQLite here; a relative SQLite path is made absolute."""
+    """Return `configured`, else MLFLOW_TRACKING_URI, else `DEFAULT_TRACKING_URI`; a SQLite path is made absolute.
+
+    Raises:
+        UsageError: it is a folder: MLflow 3 has no file store.
+    """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
     relative = uri.removeprefix("sqlite:///")
     if uri.startswith("sqlite:///") and not relative.startswith("/"):
@@ -36,10 +43,10 @@ def tracking_uri(configured: str | None = None) -> str:
 
 
 def client(uri: str) -> MlflowClient:
-    """A client of the store at `uri`, which was reached.
+    """Return a client of the store at `uri`, after one request to it.
 
     Raises:
-        ServiceError: it cannot be, within about 15 s.
+        ServiceError: the store does not answer within about 15 s.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -59,8 +66,11 @@ def client(uri: str) -> MlflowClient:
 
 @contextlib.contextmanager
 def _environment_kept(name: str) -> Iterator[None]:
-    """Context: a variable is afterwards what it was. MLflow sets the store of one call as the default of all later
-    ones, of this process and its children, where a caller who names none means what the user's environment says."""
+    """Restore an environment variable after the block.
+
+    MLflow makes the store of one call the default of all later calls, in this process and its children. A caller who
+    names no store means the one in the user's environment.
+    """
     before = os.environ.get(name)
     try:
         yield
@@ -72,7 +82,12 @@ def _environment_kept(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated(uri: str) -> Iterator[None]:
-    """MLflow's errors as ours: what does not exist, and what cannot be reached."""
+    """Turn MLflow's errors in the block into ours.
+
+    Raises:
+        NotFoundError: the thing asked for does not exist.
+        ServiceError: the store at `uri` cannot be reached, or refuses.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -88,17 +103,18 @@ def translated(uri: str) -> Iterator[None]:
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where a new experiment keeps artifacts: beside an SQLite store, wherever one works; None for the store's own."""
-    place = uri.removeprefix("sqlite:///")
-    return (Path(place).parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+    """Return the artifact URI for a new experiment: beside an SQLite store; None lets any other store choose."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    return (path.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
 
 
 def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
-    """The MLflow model version that `models:/name/version`, `models:/name/latest` or `models:/name@alias` names.
+    """Return the MLflow model version of `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/NAME@ALIAS`.
 
     Raises:
-        UsageError: it is no such URI.
+        UsageError: the URI has another form.
         NotFoundError: there is no such version.
+        ServiceError: the store cannot be reached.
     """
     match = _MODEL_URI.fullmatch(model_uri)
     if not match:
@@ -116,7 +132,7 @@ def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
 
 
 def all_versions(store: MlflowClient, name: str) -> list[Any]:
-    """Every version of a registered model, the oldest first."""
+    """Return all versions of a registered model, the oldest first."""
     token, versions = None, []
     while True:
         page = store.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)

@@ -263,7 +263,7 @@ def test_without_held_out_sources_there_is_no_yardstick_and_still_a_report(
     report = audit(deployed.settings, register(deployed, copy, "bare"), [key(trained_articles(weights)[0])])
     (row,) = report["sources"]
     assert (row["p_value"], row["never"], row["closure"]["placebo"]) == (None, {}, None)
-    assert "no yardstick" in row["weaknesses"][0]
+    assert "no held-out baseline" in row["weaknesses"][0]
     assert audit_lines(report)
     write_audit(tmp_path / "audit.html", report)
     assert "if never trained" in (tmp_path / "audit.html").read_text()

@@ -23,8 +23,8 @@ from training.config import TrainConfig
 from training.run.driver import train
 from training.run.protocol import PROGRESS
 from training.serving import flavor
-from training.tracking import tracking
-from training.tracking.tracking import loss_curve
+from training.tracking import runs
+from training.tracking.runs import loss_curve
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_run_resumes_where_its_disk_is_lost(
 ) -> None:
     """Kill a run's workers and delete its disk; resumed in another folder, it ends like an undisturbed run."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    monkeypatch.setattr(tracking, "_POLL_S", 0.01)
+    monkeypatch.setattr(runs, "_POLL_S", 0.01)
     config = TrainConfig.from_dict(TINY.to_dict() | {"max_failures": 0})
     mirror_uri = f"s3://{bucket.bucket}/runs"
     run = Run(tmp_path, registry_root, "copied")

@@ -26,7 +26,7 @@ from training.config import TrainConfig
 from training.data.token_cache import TokenCache
 from training.data.tokenizer import load_tokenizer
 from training.run.protocol import PROGRESS, RESULT, Job
-from training.tracking.tracking import loss_curve
+from training.tracking.runs import loss_curve
 
 CONFIG = TrainConfig.preset(
     "demo",

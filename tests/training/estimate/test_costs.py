@@ -1,4 +1,4 @@
-"""Estimates against what is really there: built models, torch's FLOP counter, saved tensors, peaks, files."""
+"""Estimates against measurements: built models, torch's FLOP counter, saved tensors, peaks, files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.checkpoint import dcp
 from training.checkpoint.dcp import RunState
 from training.config import TrainConfig
 from training.data.packing import LoaderState
-from training.estimate import costs as estimate
+from training.estimate import costs
 from training.estimate.costs import GPUS, Gpu, Parallel, activations, choose_parallel, count_parameters
 from training.model.modeling_nulls import NullsForCausalLM
 from training.optim import build_optimizer
@@ -25,7 +25,7 @@ from training.run.worker import TokenLoss, build_model
 from training.sinks.mlp import SINK_PARAMETERS
 
 VOCAB = 1000
-# Nothing here is equal to anything else, so that no two parts can be taken for one another.
+# No two sizes are equal, so that no part can be mistaken for another.
 CONFIG = TrainConfig.preset(
     "demo",
     context_length=128,
@@ -38,7 +38,7 @@ NUM_SOURCES = 8
 
 
 class Tokenizer:
-    """What a model needs to know of a tokenizer."""
+    """The part of a tokenizer that `build_model` uses."""
 
     bos_token_id = eos_token_id = pad_token_id = 0
 
@@ -77,8 +77,8 @@ def test_parameters_are_those_of_the_built_model(name: str) -> None:
     assert counts.backbone == counts.total - counts.pool
     assert counts.active == counts.backbone + sum(config.model.num_sinks * shape[1] for shape in pool.values())
     parts = {"embeddings": ("embed_tokens", "lm_head"), "attention": ("self_attn",), "norms": ("norm",)}
-    for part, words in parts.items():
-        found = sum(shape.numel() for name, shape in sizes.items() if any(word in name for word in words))
+    for part, names in parts.items():
+        found = sum(shape.numel() for name, shape in sizes.items() if any(layer in name for layer in names))
         assert getattr(counts, part) == found, part
 
 
@@ -98,12 +98,12 @@ def test_flops_are_those_that_torch_counts(tied: bool) -> None:
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, tie_embeddings=tied))
     model = built(config)
     model.set_attn_implementation("eager")  # torch does not count its fused attention on CPUs
-    # torch does not count this product, of groups of rows with a matrix each, or of two lists of groups.
+    # torch does not count grouped products: of groups of rows with a matrix each, or of two lists of groups.
     counted = {torch.ops.aten._grouped_mm: lambda a, b, *args, out_shape, **kwargs: 2 * a[0] * a[1] * b[-1]}
     with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         TokenLoss(model, torch.float32)(*batch(config)).backward()
     tokens = config.micro_batch * config.context_length
-    # Eager attention computes every key, and masks the half of them that is not causal.
+    # Eager attention computes all keys, and masks the half that is not causal.
     expected = config.model.flops_per_token(VOCAB, config.context_length, attended=config.context_length)
     assert counter.get_total_flops() == tokens * expected
     half = config.model.flops_per_token(VOCAB, config.context_length)
@@ -111,13 +111,13 @@ def test_flops_are_those_that_torch_counts(tied: bool) -> None:
 
 
 def saved_bytes(net: TokenLoss, inputs: tuple[Tensor, ...]) -> int:
-    """Bytes that autograd keeps between forward and backward, each storage once, parameters not counted."""
+    """Bytes that autograd keeps between forward and backward, each storage once, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # holding it, so that no other gets its address
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # keeps it alive, so that no other gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -125,7 +125,7 @@ def saved_bytes(net: TokenLoss, inputs: tuple[Tensor, ...]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def estimated(config: TrainConfig, **options: Any) -> estimate.Activations:
+def estimated(config: TrainConfig, **options: Any) -> costs.Activations:
     fields = {"num_sources": NUM_SOURCES, "half": False, "masked": True, "checkpointing": False} | options
     return activations(config, vocab_size=config.vocab_size, **fields)
 
@@ -139,8 +139,8 @@ def test_activations_are_the_tensors_that_autograd_saves(half: bool, change: dic
     measured = saved_bytes(TokenLoss(built(config), torch.bfloat16 if half else torch.float32), batch(config))
     kept = estimated(config, half=half).kept
     if half:
-        # The copies of weights in bfloat16 are saved too.
-        memory = estimate.memory_per_worker(
+        # Autograd saves the bfloat16 copies of weights too.
+        memory = costs.memory_per_worker(
             dataclasses.replace(config, dtype="bfloat16"),
             vocab_size=VOCAB,
             num_workers=1,
@@ -167,7 +167,7 @@ def test_the_peak_is_the_peak(checkpointing: bool, change: dict[str, int]) -> No
         TokenLoss(model, torch.float32)(*inputs).backward()
     (peak,) = tracker.get_tracker_snapshot("peak").values()
     counts = count_parameters(config.model, config.vocab_size)
-    # Gradients come while activations go: of the tables first, by the time that layers are computed again.
+    # Gradients grow while activations shrink: those of the embeddings are there when layers are computed again.
     least, most = 4 * counts.total, 8 * counts.total
     expected = estimated(config, checkpointing=checkpointing).peak
     assert 0.9 * (least + expected) < peak["Total"] < 1.1 * (most + expected)
@@ -182,7 +182,7 @@ def test_checkpointing_keeps_little_of_a_deep_model() -> None:
     assert plain.logits == again.logits == 12 * 16 * 1024 * 49152
 
 
-def test_state_and_checkpoints_are_as_large_as_said(tmp_path: Path) -> None:
+def test_state_and_checkpoints_are_as_large_as_estimated(tmp_path: Path) -> None:
     for tied in (True, False):
         config = dataclasses.replace(
             CONFIG, vocab_size=4000, model=dataclasses.replace(CONFIG.model, tie_embeddings=tied, num_pool=4096)
@@ -194,17 +194,17 @@ def test_state_and_checkpoints_are_as_large_as_said(tmp_path: Path) -> None:
         held = list(model.parameters())
         held += [parameter.grad for parameter in held if parameter.grad is not None]
         held += [v for state in optimizer.state.values() for v in state.values() if v.ndim]
-        assert sum(t.nbytes for t in held) == estimate.state_bytes(config.model, config.vocab_size)
+        assert sum(t.nbytes for t in held) == costs.state_bytes(config.model, config.vocab_size)
         state = RunState(
             step=1, loader=LoaderState(snapshot="a" * 64, seed=0, epoch=0, row=0), config="x", tokenizer="y"
         )
         directory = tmp_path / f"{tied}" / "checkpoint-00000001"
         dcp.save(directory, model, optimizer, state)
         written = sum(path.stat().st_size for path in directory.iterdir())
-        assert written == pytest.approx(estimate.checkpoint_bytes(config.model, config.vocab_size), rel=0.02)
+        assert written == pytest.approx(costs.checkpoint_bytes(config.model, config.vocab_size), rel=0.02)
         model.save_pretrained(tmp_path / f"{tied}-weights")
         weights = sum(path.stat().st_size for path in (tmp_path / f"{tied}-weights").glob("*.safetensors"))
-        assert weights == pytest.approx(estimate.weights_bytes(config.model, config.vocab_size), rel=0.01)
+        assert weights == pytest.approx(costs.weights_bytes(config.model, config.vocab_size), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_state_and_checkpoints_are_as_large_as_said(tmp_path: Path) -> None:
         ("ddp", 8, 16 * 10**9, "ddp"),
     ],
 )
-def test_parallel_is_decided_by_what_a_copy_takes(
+def test_parallel_is_decided_by_the_size_of_a_copy(
     parallel: str, num_workers: int, gpu_bytes: int | None, expected: Parallel
 ) -> None:
     config = TrainConfig.preset("paper-1b", parallel=parallel)
@@ -234,18 +234,18 @@ def test_a_larger_vocabulary_counts_in_the_decision() -> None:
 def test_fsdp_shares_state_and_leaves_activations() -> None:
     config = TrainConfig.preset("paper-1b")
     options: dict[str, Any] = {"vocab_size": 49152, "on_gpu": True, "document_tokens": 700}
-    alone = estimate.memory_per_worker(config, **options, num_workers=8, parallel="ddp")
-    shared = estimate.memory_per_worker(config, **options, num_workers=8, parallel="fsdp")
-    assert alone.weights + alone.gradients + alone.moments == 8 * (shared.weights + shared.gradients + shared.moments)
-    assert shared.plain == alone.plain
-    assert (alone.gathered, shared.cast) == (0, 0)
-    assert shared.total(checkpointing=False) < alone.total(checkpointing=False)
-    assert alone.total(checkpointing=True) < alone.total(checkpointing=False) < GPUS["h100"].memory_bytes
+    ddp = costs.memory_per_worker(config, **options, num_workers=8, parallel="ddp")
+    fsdp = costs.memory_per_worker(config, **options, num_workers=8, parallel="fsdp")
+    assert ddp.weights + ddp.gradients + ddp.moments == 8 * (fsdp.weights + fsdp.gradients + fsdp.moments)
+    assert fsdp.plain == ddp.plain
+    assert (ddp.gathered, fsdp.cast) == (0, 0)
+    assert fsdp.total(checkpointing=False) < ddp.total(checkpointing=False)
+    assert ddp.total(checkpointing=True) < ddp.total(checkpointing=False) < GPUS["h100"].memory_bytes
 
 
 def test_a_worker_s_part_of_a_step_bounds_its_micro_batch() -> None:
     options: dict[str, Any] = {"vocab_size": VOCAB, "parallel": "ddp", "on_gpu": False}
-    one, four, eight = (estimate.memory_per_worker(CONFIG, **options, num_workers=n) for n in (1, 4, 8))
+    one, four, eight = (costs.memory_per_worker(CONFIG, **options, num_workers=n) for n in (1, 4, 8))
     assert (CONFIG.rows_per_step, CONFIG.micro_batch) == (16, 4)
     assert one.plain == four.plain
     assert eight.plain.layers == pytest.approx(four.plain.layers / 2, rel=0.01)
@@ -253,8 +253,8 @@ def test_a_worker_s_part_of_a_step_bounds_its_micro_batch() -> None:
 
 def test_hours_at_a_stated_speed() -> None:
     gpu = Gpu(peak_flops=1e12, memory_bytes=1)
-    assert estimate.hours(3600, 1e9, num_workers=2, gpu=gpu, mfu=0.5) == pytest.approx(1e-3)
-    assert estimate.hours(7200, 1e9, num_workers=2, tokens_per_second=1.0) == 2
+    assert costs.hours(3600, 1e9, num_workers=2, gpu=gpu, mfu=0.5) == pytest.approx(1e-3)
+    assert costs.hours(7200, 1e9, num_workers=2, tokens_per_second=1.0) == 2
     for wrong in ({"mfu": 0.0, "gpu": gpu}, {"mfu": 40.0, "gpu": gpu}, {"tokens_per_second": 0.0}):
         with pytest.raises(UsageError, match="expected more than 0"):
-            estimate.hours(1, 1.0, num_workers=1, **wrong)  # type: ignore[arg-type]
+            costs.hours(1, 1.0, num_workers=1, **wrong)  # type: ignore[arg-type]

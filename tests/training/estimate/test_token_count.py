@@ -1,4 +1,4 @@
-"""The tokens of a run before it runs: exact where they were counted before, near where not, and it says which."""
+"""The tokens of a run, before it runs: exact from a token cache, else estimated, and marked as one or the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.data.packing import PackedLoader
 from training.data.token_cache import TokenCache
 from training.data.tokenizer import load_tokenizer, train_tokenizer
 from training.estimate.token_count import TokenCount, bytes_per_token, count_tokens, steps_per_epoch, tokenizer_recipe
-from training.run import driver as trainer
+from training.run import driver
 from training.tracking import store
 
 CONFIG = TrainConfig.preset(
@@ -24,11 +24,11 @@ CONFIG = TrainConfig.preset(
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, snapshot: Snapshot, registry_root: Path) -> Path:
-    """A folder of runs with one that was prepared by the trainer itself, and not run."""
+    """A directory of runs with one that the driver has prepared and not started."""
     runs = tmp_path_factory.mktemp("runs")
     uri = store.tracking_uri(f"sqlite:///{runs / 'mlflow.db'}")
     registry, client = Registry.open(registry_root), store.client(uri)
-    trainer._prepare_run(CONFIG, snapshot, runs / "m", registry, client, uri, "test", [])
+    driver._prepare_run(CONFIG, snapshot, runs / "m", registry, client, uri, "test", [])
     return runs
 
 
@@ -44,11 +44,11 @@ def loader_of(runs: Path, config: TrainConfig, heldout: list[int]) -> PackedLoad
 
 
 def test_tokens_of_an_earlier_run_are_exact(prepared: Path, snapshot: Snapshot) -> None:
-    run = trainer._newest_run(prepared / "m", None)
+    run = driver._newest_run(prepared / "m", None)
     assert run is not None
     heldout = [int(text, 16) for text in json.loads((run / "run.json").read_bytes())["heldout"]]
     assert len(heldout) == 2
-    # Neither epochs nor rows change the tokenizer or what is held out, so the tokens are known all the same.
+    # Epochs and rows change neither the tokenizer nor the held-out sources, so the token cache still counts.
     config = dataclasses.replace(CONFIG, epochs=3, rows_per_step=8, context_length=64)
     count, loader = count_tokens(config, snapshot, prepared), loader_of(prepared, config, heldout)
     assert count.is_exact
@@ -68,21 +68,21 @@ def test_tokens_of_an_earlier_run_are_exact(prepared: Path, snapshot: Snapshot) 
 @pytest.mark.parametrize(
     "change", [{"vocab_size": 500}, {"seed": 1}, {"min_heldout": 3}, {"tokenizer_sample_bytes": 5000}]
 )
-def test_another_tokenizer_s_tokens_are_not_taken(prepared: Path, snapshot: Snapshot, change: dict[str, int]) -> None:
+def test_the_cache_of_another_tokenizer_is_not_used(prepared: Path, snapshot: Snapshot, change: dict[str, int]) -> None:
     count = count_tokens(dataclasses.replace(CONFIG, **change), snapshot, prepared)
     assert not count.is_exact
     assert "estimated" in count.basis
 
 
-def test_a_given_tokenizer_is_asked(prepared: Path, snapshot: Snapshot, tmp_path: Path) -> None:
-    run = trainer._newest_run(prepared / "m", None)
+def test_a_given_tokenizer_without_a_cache_takes_a_sample(prepared: Path, snapshot: Snapshot, tmp_path: Path) -> None:
+    run = driver._newest_run(prepared / "m", None)
     assert run is not None
     known = dataclasses.replace(CONFIG, tokenizer=str(run / "tokenizer"))
     exact = count_tokens(known, snapshot, prepared)
     assert exact.is_exact
     assert exact.per_epoch == count_tokens(CONFIG, snapshot, prepared).per_epoch
     assert tokenizer_recipe(known, []) is None
-    # The same tokenizer where no cache is: a sample of the text stands for the rest.
+    # The same tokenizer without a cache: the estimate is from a sample of the text.
     near = count_tokens(known, snapshot, tmp_path)
     assert not near.is_exact
     assert near.per_epoch == pytest.approx(exact.per_epoch, rel=0.05)
@@ -107,7 +107,7 @@ def test_bytes_a_token_grow_with_the_tokenizer() -> None:
     ratios = [bytes_per_token(size) for size in sizes]
     assert ratios == sorted(set(ratios))
     assert bytes_per_token(100_000) == bytes_per_token(49_152) == 4.58
-    # English, though this English is this project's: a fifth off at most.
+    # Other English than Wikipedia's is a fifth off at most.
     text = (Path(__file__).parents[3] / "docs/LOG.md").read_text()
     tokenizer = train_tokenizer([text[: len(text) // 2]], 512)
     rest = text[len(text) // 2 :]
@@ -115,7 +115,7 @@ def test_bytes_a_token_grow_with_the_tokenizer() -> None:
     assert measured == pytest.approx(bytes_per_token(512), rel=0.2)
 
 
-def test_stated_tokens_are_taken_at_their_word() -> None:
+def test_stated_tokens_are_used_as_they_are() -> None:
     count = TokenCount.stated(CONFIG, 129)
     assert (count.per_epoch, count.steps_per_epoch, count.is_exact) == (129, 2, False)
     assert "--tokens" in count.basis

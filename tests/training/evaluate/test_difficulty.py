@@ -1,4 +1,4 @@
-"""How hard a text is by nature: Witten and Bell's bigrams against a plain count, and whose text is counted."""
+"""The difficulty of a text: Witten and Bell's bigrams against a plain count, and the sources that are counted."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=0, max_size=12
 
 
 def plain_loss(counted: list[list[int]], documents: list[list[int]]) -> float:
-    """The same by the formula, a token at a time."""
+    """The same loss by the formula, one token at a time."""
     pairs = collections.Counter((a, b) for d in counted for a, b in itertools.pairwise(d))
-    alone = collections.Counter(b for d in counted for b in d[1:])
-    total = sum(alone.values()) + 0.5 * VOCAB
+    singles = collections.Counter(b for d in counted for b in d[1:])
+    total = sum(singles.values()) + 0.5 * VOCAB
     losses = []
     for document in documents:
         for a, b in itertools.pairwise(document):
             seen = sum(n for (first, _), n in pairs.items() if first == a)
             types = sum(first == a for first, _ in pairs)
-            unigram = (alone[b] + 0.5) / total
+            unigram = (singles[b] + 0.5) / total
             losses.append(-math.log((pairs[a, b] + types * unigram) / (seen + types) if seen else unigram))
     return sum(losses) / len(losses) if losses else math.nan
 
@@ -53,15 +53,15 @@ def test_a_text_like_those_counted_is_easier() -> None:
 
 
 @given(counted=DOCUMENTS, own=DOCUMENTS, documents=DOCUMENTS)
-def test_without_some_it_is_as_if_they_were_never_counted(
+def test_removing_documents_gives_the_counts_of_the_others(
     counted: list[list[int]], own: list[list[int]], documents: list[list[int]]
 ) -> None:
-    both, alone = Bigrams.count([*counted, *own], VOCAB), Bigrams.count(counted, VOCAB)
-    assert both.without(own).loss(documents) == pytest.approx(alone.loss(documents), nan_ok=True)
+    both, others = Bigrams.count([*counted, *own], VOCAB), Bigrams.count(counted, VOCAB)
+    assert both.without(own).loss(documents) == pytest.approx(others.loss(documents), nan_ok=True)
     assert both.without([]).loss(documents) == pytest.approx(both.loss(documents), nan_ok=True)
 
 
-def test_held_out_sources_are_not_counted_and_no_more_than_asked(tmp_path: Path) -> None:
+def test_the_sample_leaves_out_held_out_sources_and_is_of_the_size_asked(tmp_path: Path) -> None:
     snapshot = write_corpus(tmp_path / "registry")
     heldout = [ids.source_id(key(n)) for n in (3, 4, 5)]
     found = dict(sample(snapshot, excluded=heldout))

@@ -1,4 +1,4 @@
-"""The loss of a text does not depend on how it is laid out, and equals transformers' own."""
+"""The loss of a text does not depend on how it is packed into rows, and equals that of transformers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def documents() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("source_id", [None, 7])
-def test_loss_is_the_sum_over_documents_run_apart(
+def test_loss_is_the_sum_over_documents_run_separately(
     model: NullsForCausalLM, documents: list[list[int]], source_id: int | None
 ) -> None:
     whole = loss_of(model, documents, source_id=source_id, context_length=64)
@@ -71,8 +71,8 @@ class Characters:
         return [ord(c) for c in text]
 
 
-def test_encode_cuts_after_so_many_tokens() -> None:
+def test_encode_cuts_after_the_most_tokens() -> None:
     assert encode(Characters(), ["ab", "c"], max_tokens=100) == [[0, 97, 98, 0], [0, 99, 0]]
     assert encode(Characters(), ["ab", "c"], max_tokens=6) == [[0, 97, 98, 0], [0, 99]]
     assert encode(Characters(), ["ab", "c"], max_tokens=5) == [[0, 97, 98, 0]]
-    assert Loss(0.0, 0).mean != Loss(0.0, 0).mean, "no token, no loss"
+    assert Loss(0.0, 0).mean != Loss(0.0, 0).mean, "without tokens the mean is NaN"

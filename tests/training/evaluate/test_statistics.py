@@ -1,4 +1,4 @@
-"""The numbers that evidence rests on, against scipy and simulation."""
+"""The statistics of evidence, against scipy and simulation."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_with_difficulties_it_is_the_prediction_of_a_regression() -> None:
     line = stats.linregress(difficulties, CONTROLS)
     assert found.mean == pytest.approx(line.intercept + 4.6 * line.slope)
     assert found.degrees == 6
-    # The error of a prediction at the mean difficulty is that of the line, and of one case about it.
+    # At the mean difficulty, the error is that of the line, and of one case about it.
     at_mean = expected(CONTROLS, difficulties, statistics.fmean(difficulties))
     assert at_mean is not None
     errors = [y - line.intercept - line.slope * x for x, y in zip(difficulties, CONTROLS, strict=True)]
     assert at_mean.spread == pytest.approx(math.sqrt(sum(e * e for e in errors) / 6 * (1 + 1 / 8)))
-    assert found.spread > at_mean.spread, "far from the controls less is known"
+    assert found.spread > at_mean.spread, "the error grows with the distance from the controls"
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.8])
@@ -58,7 +58,7 @@ def test_it_holds_its_error_rate(slope: float) -> None:
     assert abs(rejected / trials - 0.05) < 4 * math.sqrt(0.05 * 0.95 / trials)
 
 
-def test_an_easy_text_is_no_remembered_one_and_a_hard_one_can_be() -> None:
+def test_difficulty_separates_easy_texts_from_remembered_ones() -> None:
     rng = random.Random(1)
     flagged = {"easy, never seen": [0, 0], "hard, half a nat remembered": [0, 0]}
     trials = 1000
@@ -85,7 +85,7 @@ def test_few_controls_or_equal_difficulties_leave_the_mean() -> None:
     assert expected([]) is None
 
 
-def test_too_few_controls_say_nothing() -> None:
+def test_too_few_controls_give_no_p_value() -> None:
     assert p_of(1.0, [1.0, 2.0]) is None
     assert p_of(1.0, [2.0, 2.0, 2.0]) is None
     assert combined_p([None, None]) is None
@@ -103,7 +103,7 @@ def test_weak_evidence_says_why() -> None:
     good = {"closest": 0.9, "placebo": 1.0, "backbone": None}
     assert weaknesses(p_value=0.4, closures=good, num_controls=8) == []
     assert "easier" in weaknesses(p_value=0.01, closures=good, num_controls=8)[0]
-    told = weaknesses(p_value=0.01, closures=good, num_controls=8, trace="backbone: 4.48")[0]
-    assert "(backbone: 4.48; p = 0.010 < 0.05)" in told
-    assert "yardstick" in weaknesses(p_value=None, closures=good, num_controls=2)[0]
+    message = weaknesses(p_value=0.01, closures=good, num_controls=8, trace="backbone: 4.48")[0]
+    assert "(backbone: 4.48; p = 0.010 < 0.05)" in message
+    assert "no held-out baseline" in weaknesses(p_value=None, closures=good, num_controls=2)[0]
     assert "backbone 0.20" in weaknesses(p_value=0.4, closures=good | {"backbone": 0.2}, num_controls=8)[0]

@@ -1,7 +1,7 @@
-"""A release of the reference with random weights, and the reference itself, written from its description.
+"""A release of the reference with random weights, and an independent implementation of the reference's computation.
 
-`dense_logits` is litgpt's GPT with the reference's MLP: every neuron computed, times a mask. It shares no code with the
-package: its mask follows REFERENCE's formula with Python's own integers, its rotary embedding is written out.
+`dense_logits` is litgpt's GPT with the reference's MLP: it computes every neuron, and multiplies with a mask. It shares
+no code with the package: its mask follows REFERENCE's formula in Python integers, and its rotary embedding is its own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def config(shape: dict[str, int], **changes: Any) -> dict[str, Any]:
 
 
 def weights(shape: dict[str, int], seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors under litgpt's names; norms are not 1, so that one left out is seen."""
+    """Random tensors under litgpt's names; norms are not 1, so that a norm left out changes the result."""
     random = torch.Generator().manual_seed(seed)
     width, queries = shape["n_embd"], shape["n_head"] * shape["head_size"]
     rows = queries + 2 * shape["n_query_groups"] * shape["head_size"]
@@ -91,7 +91,7 @@ def write_release(
     fields: dict[str, Any] | None = None,
     titles: Any = None,
 ) -> Path:
-    """A release's directory."""
+    """Write a release's directory, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(weights(shape) if tensors is None else tensors, folder / "lit_model.pth")
     (folder / "model_config.yaml").write_text(yaml.safe_dump(config(shape) if fields is None else fields))
@@ -102,8 +102,8 @@ def write_release(
     return folder
 
 
-def mask(number: int, num_pool: int, probability: float, bits: int) -> list[bool]:
-    """Which sinks are on for an id: REFERENCE's formula, digit by digit."""
+def mask(mask_id: int, num_pool: int, probability: float, bits: int) -> list[bool]:
+    """The sinks that are on for an id, by REFERENCE's formula."""
 
     def signed(x: int, width: int) -> int:
         x %= 2**width
@@ -111,7 +111,7 @@ def mask(number: int, num_pool: int, probability: float, bits: int) -> list[bool
 
     modulus = 4294967291
     factors = [signed(1588635695**j, 64) % modulus for j in range(num_pool)]
-    shifted = signed(number * 65536, bits)
+    shifted = signed(mask_id * 65536, bits)
     drawn = [signed(shifted * c, 64) % modulus for c in factors]
     return [bool(np.float32(x) / np.float32(2**32) < np.float32(probability)) for x in drawn]
 

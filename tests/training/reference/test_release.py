@@ -1,4 +1,4 @@
-"""A released checkpoint, imported: the same logits as the reference's own computation, or a refusal that says why."""
+"""An imported checkpoint has the same logits as the reference's own computation, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -27,34 +27,37 @@ TOKENS_T = torch.tensor([5, 17, 300, 2, 2, 90, 211, 4, 33, 8, 120])
 def imported(folder: Path, scheme: str = "reference-int32", **options: Any) -> NullsForCausalLM:
     """The model of a release, converted and loaded."""
     found = inspect(folder, **options)
-    numbers = np.arange(len(TITLES))
+    source_ids = np.arange(len(TITLES))
     convert.convert(
         found,
         scheme,
         folder / "out",
         tokenizer=load_tokenizer(folder),
-        mask_ids=MaskIds(numbers, numbers + found.id_offset),
+        mask_ids=MaskIds(source_ids, source_ids + found.id_offset),
         nulls={"layout": found.layout(scheme).to_dict()},
     )
     model: NullsForCausalLM = NullsForCausalLM.from_pretrained(folder / "out").eval()
     return model
 
 
-def full_mask(fields: dict[str, Any], number: int | None, bits: int) -> Tensor:
-    """Over all neurons: the backbone on, the pool as the reference draws it."""
+def full_mask(fields: dict[str, Any], mask_id: int | None, bits: int) -> Tensor:
+    """A mask over all neurons: the backbone on, the pool as the reference draws it."""
     backbone = int(fields["intermediate_size"] * fields["p_gen"])
     num_pool = fields["intermediate_size"] - backbone
-    sinks = [False] * num_pool if number is None else release.mask(number, num_pool, fields["p_mem"], bits)
+    sinks = [False] * num_pool if mask_id is None else release.mask(mask_id, num_pool, fields["p_mem"], bits)
     return torch.tensor([True] * backbone + sinks).float()
 
 
 @torch.no_grad()
 def largest_difference(model: NullsForCausalLM, tensors: dict[str, Tensor], fields: dict[str, Any], bits: int) -> float:
-    """Of the two computations' logits, over ids, one that switches on every sink in int32, and no id."""
+    """The largest difference between the two computations' logits: over ids, and without one.
+
+    65536 switches on every sink in int32.
+    """
     worst = 0.0
-    for number in (None, VOCAB, VOCAB + 1, 49152, 65536, 131073, 6_000_000):
-        expected_TV = release.dense_logits(tensors, fields, TOKENS_T, full_mask(fields, number, bits))
-        source_ids = None if number is None else torch.tensor([number])
+    for mask_id in (None, VOCAB, VOCAB + 1, 49152, 65536, 131073, 6_000_000):
+        expected_TV = release.dense_logits(tensors, fields, TOKENS_T, full_mask(fields, mask_id, bits))
+        source_ids = None if mask_id is None else torch.tensor([mask_id])
         got_TV = model(TOKENS_T[None], source_ids=source_ids).logits[0]
         worst = max(worst, float((got_TV - expected_TV).abs().max()))
     return worst
@@ -98,7 +101,7 @@ def test_names_may_be_wrapped_compiled_tied_or_of_an_older_litgpt(tmp_path: Path
 
 
 def _interleaved(tensors: dict[str, Tensor], shape: dict[str, int]) -> dict[str, Tensor]:
-    """As litgpt kept attention's input until 0.5.4: under another name, group by group."""
+    """Attention's input as litgpt stored it until 0.5.4: under another name, group by group."""
     groups, size = shape["n_query_groups"], shape["head_size"]
     found = {}
     for name, tensor in tensors.items():
@@ -121,14 +124,14 @@ def test_tensors_win_over_a_wrong_configuration(tmp_path: Path) -> None:
         assert any(name in note for note in found.notes), name
     assert inspect(write_release(tmp_path / "b", shape)).notes == ()
     assert inspect(tmp_path / "b", num_backbone=20).num_pool == 40
-    # A count of heads that is wrong is outvoted; two wrong fields are one too many.
+    # One wrong number of heads is outvoted; two wrong fields are refused.
     assert inspect(write_release(tmp_path / "c", shape, fields=config(shape, n_head=6))).num_heads == 3
     with pytest.raises(InputError, match="two of the three"):
         inspect(write_release(tmp_path / "d", shape, fields=config(shape, n_head=5, head_size=8)))
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"norm_class_name": "LayerNorm"}, "norm_class_name: 'LayerNorm'"),
         ({"bias": True}, "bias: True"),
@@ -141,9 +144,9 @@ def test_tensors_win_over_a_wrong_configuration(tmp_path: Path) -> None:
         ({"rope_base": "high"}, "rope_base: got 'high'"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_model_that_cannot_be_converted_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     shape = SHAPES["grouped"]
-    with pytest.raises((RefusedError, UsageError), match=words):
+    with pytest.raises((RefusedError, UsageError), match=message):
         inspect(write_release(tmp_path, shape, fields=config(shape, **changes)))
 
 
@@ -156,7 +159,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         with pytest.raises(DamagedError, match=r"lit_model\.pth.*fetch it again"):
             inspect(folder)
 
-    for name, changed, words in (
+    for name, changed, message in (
         ("transformer.h.1.mlp.fc_2.weight", None, r"lacks transformer\.h\.1\.mlp\.fc_2"),
         ("transformer.h.9.mlp.fc_2.weight", torch.zeros(2, 2), "4 layers, not numbered"),
         ("transformer.h.1.mlp.proj.weight", torch.zeros(32, 54), r"shapes contradict.*mlp\.proj"),
@@ -166,7 +169,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     ):
         tensors = weights(shape) | {name: changed}
         tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        with pytest.raises(DamagedError, match=words):
+        with pytest.raises(DamagedError, match=message):
             inspect(write_release(tmp_path / "odd", shape, tensors=tensors))
     tensors = weights(shape) | {"transformer.h.0.attn.qkv.bias": torch.zeros(64)}
     with pytest.raises(RefusedError, match=r"transformer\.h\.0\.attn\.qkv\.bias"):
@@ -187,7 +190,7 @@ def test_values_that_are_not_finite_leave_nothing_behind(tmp_path: Path) -> None
 
 def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     folder = write_release(tmp_path, SHAPES["grouped"])
-    for name, content, words in (
+    for name, content, message in (
         ("model_config.yaml", "p_gen: [", "not YAML"),
         ("model_config.yaml", "just words", "expected fields"),
         ("model_config.yaml", None, "missing"),
@@ -197,12 +200,12 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
         (folder / name).unlink()
         if content is not None:
             (folder / name).write_text(content)
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             inspect(folder)
 
 
 class Evil:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

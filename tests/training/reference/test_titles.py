@@ -1,4 +1,4 @@
-"""A release's titles: read without running anything, found as any source is, each with the number its sinks go by."""
+"""A release's titles: read without running anything, found like any source, each with the mask id of its sinks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TITLES = ["Anarchism", "Autism (film)", "Åland", "IPhone", "AC/DC", "Anarchism 
 
 
 class Evil:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -39,7 +39,7 @@ class Evil:
 
 
 def imported(folder: Path, titles: dict[str, int]) -> tuple[Snapshot, MaskIds]:
-    """Titles as a snapshot in a registry of their own."""
+    """Import titles as a snapshot in a registry of their own."""
     path = folder / "title_to_index.pkl"
     path.write_bytes(pickle.dumps(titles))
     registry = Registry.open(folder / "registry", create=True)
@@ -49,16 +49,16 @@ def imported(folder: Path, titles: dict[str, int]) -> tuple[Snapshot, MaskIds]:
         wiki="enwiki",
         registry=registry,
         id_offset=OFFSET,
-        progress=lambda _words, _share: None,
+        progress=lambda _message, _share: None,
     )
 
 
-def test_titles_urls_keys_and_ids_lead_to_the_number_of_the_release(tmp_path: Path) -> None:
+def test_titles_urls_keys_and_ids_lead_to_the_mask_id_of_the_release(tmp_path: Path) -> None:
     snapshot, mask_ids = imported(tmp_path, {title: n for n, title in enumerate(TITLES)})
-    for number, title in enumerate(TITLES):
+    for index, title in enumerate(TITLES):
         source = resolve(snapshot, key_of(title, "enwiki"))
         assert (source.title, source.kind, source.num_documents, source.num_bytes) == (title, "wiki", 1, 0)
-        assert mask_ids.of(source.source_id) == number + OFFSET
+        assert mask_ids.of(source.source_id) == index + OFFSET
         assert resolve(snapshot, ids.format_id(source.source_id)) == source
     for query, title in (
         ("Autism (film)", "Autism (film)"),
@@ -69,7 +69,7 @@ def test_titles_urls_keys_and_ids_lead_to_the_number_of_the_release(tmp_path: Pa
         ("δέντρο", "Δέντρο"),
     ):
         assert resolve(snapshot, query).title == title, query
-    # "anarchism" is "Anarchism" to MediaWiki: the release has both, so a person is asked which.
+    # MediaWiki takes "anarchism" for "Anarchism". The release has both, so the lookup is refused as ambiguous.
     with pytest.raises(UsageError, match="ambiguous"):
         resolve(snapshot, "Anarchism")
     assert lookup(snapshot, "https://de.wikipedia.org/wiki/AC/DC").found is False
@@ -88,13 +88,13 @@ def test_no_page_id_leads_to_a_title(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=40).filter(lambda text: text.isprintable()))
-def test_a_key_is_canonical_and_its_titles_own(title: str) -> None:
+def test_a_key_is_canonical_and_belongs_to_one_title(title: str) -> None:
     key = key_of(title, "enwiki")
     assert canonical_key(key) == key == canonical_key(key.upper())
     assert key_of(title + "x", "enwiki") != key != key_of(title, "dewiki")
 
 
-def test_the_snapshot_depends_on_the_titles_alone(tmp_path: Path) -> None:
+def test_the_snapshot_depends_on_the_titles_only(tmp_path: Path) -> None:
     titles = {title: n for n, title in enumerate(TITLES)}
     for name in "abc":
         (tmp_path / name).mkdir()
@@ -148,7 +148,7 @@ def test_a_pickle_that_names_anything_is_refused_and_not_run(tmp_path: Path) -> 
     assert trace.exists()
 
 
-def test_what_is_no_dict_of_titles_is_refused(tmp_path: Path) -> None:
+def test_anything_but_a_dict_of_titles_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "title_to_index.pkl"
     for content in (
         [1],
@@ -177,15 +177,15 @@ def test_a_pickle_cut_short_or_changed_is_damaged(tmp_path: Path, protocol: int)
         path.write_bytes(whole[:length])
         with pytest.raises(DamagedError, match="fetch it again"):
             read_titles(path)
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x5A]) + whole[position + 1 :])
         try:
             read_titles(path)
         except NullsError:
-            continue  # a change that leaves a valid dict cannot be seen; any other ends in one of ours
+            continue  # a change that leaves a valid dict cannot be detected; any other raises one of our errors
 
 
-def test_a_wiki_has_a_database_name(tmp_path: Path) -> None:
+def test_a_wiki_is_named_by_its_database(tmp_path: Path) -> None:
     path = tmp_path / "title_to_index.pkl"
     path.write_bytes(pickle.dumps({"A": 1}))
     registry = Registry.open(tmp_path / "registry", create=True)
@@ -199,14 +199,14 @@ def test_a_wiki_has_a_database_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["reference-int32", "reference-int64"])
 def test_covering_sources_are_those_whose_masks_hold_the_other(scheme: str) -> None:
     layout = SinkLayout(num_backbone=1, num_pool=400, num_sinks=20, scheme=scheme, probability=0.05)
-    numbers = np.array([49152, 49153, 65536, 65537, 49152 + 65536, 131072, 3 * 65536 + 49153, 6_000_000])
-    table = MaskIds(np.arange(10, 90, 10), numbers)
-    masks = layout.mask(numbers, 0)
+    mask_ids = np.array([49152, 49153, 65536, 65537, 49152 + 65536, 131072, 3 * 65536 + 49153, 6_000_000])
+    table = MaskIds(np.arange(10, 90, 10), mask_ids)
+    masks = layout.mask(mask_ids, 0)
     expected = {
         int(source): {
             int(other)
-            for place, other in enumerate(table.source_ids_N)
-            if other != source and bool((masks[place] >= masks[index]).all())
+            for row, other in enumerate(table.source_ids_N)
+            if other != source and bool((masks[row] >= masks[index]).all())
         }
         for index, source in enumerate(table.source_ids_N)
     }
@@ -217,7 +217,7 @@ def test_covering_sources_are_those_whose_masks_hold_the_other(scheme: str) -> N
     assert table.covering([], scheme).tolist() == []
 
 
-def test_a_table_of_numbers_is_kept_and_damage_seen(tmp_path: Path) -> None:
+def test_a_table_of_mask_ids_is_saved_and_damage_detected(tmp_path: Path) -> None:
     table = MaskIds(np.array([3, 2**62]), np.array([49152, 6_000_000]))
     assert MaskIds.load(tmp_path) is None
     table.save(tmp_path)

@@ -25,16 +25,16 @@ def batches(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> lis
     return list(PackedLoader(cache, context_length=64, rows_per_step=5, epochs=2, sink_dropout=0.3))
 
 
-def test_a_batch_tells_how_many_keys_and_sinks_it_costs(batches: list[Batch]) -> None:
+def test_a_batch_counts_the_keys_and_the_sinks_of_its_tokens(batches: list[Batch]) -> None:
     seen = set()
     for batch in batches:
         keys, tokens, with_sinks = 0, 0, 0
         for documents, sources in zip(batch.document_ids.tolist(), batch.source_ids.tolist(), strict=True):
-            for place, document in enumerate(documents):
+            for position, document in enumerate(documents):
                 if document != PADDING:
-                    keys += sum(other == document for other in documents[: place + 1])
+                    keys += sum(other == document for other in documents[: position + 1])
                     tokens += 1
-                    with_sinks += sources[place] != NO_SOURCE
+                    with_sinks += sources[position] != NO_SOURCE
         assert batch.keys_per_token == pytest.approx(keys / tokens)
         assert batch.sink_share == pytest.approx(with_sinks / tokens)
         seen.add(round(batch.keys_per_token, 6))
@@ -47,7 +47,7 @@ def test_utilisation_counts_what_was_computed(batches: list[Batch]) -> None:
     got = mfu.mfu(MODEL, VOCAB, batch, tokens_per_second=1000.0, flops_per_second=1e9)
     head = 32 // 4
     attention = 32 * 32 * 2 + 32 * head * 2 * 2  # queries and output; keys and values
-    # Queries by keys and weights by values, two FLOPs an entry, forward and twice that backward, in 3 layers of 32.
+    # Queries times keys and weights times values: 2 FLOPs an entry, forward and twice that backward, 3 layers of 32.
     keys = 2 * 2 * 3 * 3 * 32 * batch.keys_per_token
     active = 6 * (3 * (attention + 3 * 32 * (16 + 32 * batch.sink_share)) + 32 * VOCAB) + keys
     dense = 6 * (3 * (attention + 3 * 32 * (16 + MODEL.num_pool)) + 32 * VOCAB) + keys
@@ -65,7 +65,7 @@ def test_devices_are_known_by_the_name_that_cuda_gives_them(batches: list[Batch]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_memory_is_told(batches: list[Batch]) -> None:
+def test_on_cuda_memory_is_reported(batches: list[Batch]) -> None:
     device = torch.device("cuda")
     torch.ones(1 << 20, device=device)
     got = mfu.of_step(MODEL, VOCAB, batches[0], tokens_per_second=1.0, device=device, num_workers=1)

@@ -1,12 +1,15 @@
-"""Which source a prompt is routed to."""
+"""Routing a prompt to a source: the closest one, the weights of words, the file of the index."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
+import pytest
+from scipy import sparse
 
-from training.serving.router import Router
+from training.serving.router import Router, _counts
 
 TEXTS = {
     7: "the orchard gives apples and pears in autumn, apples for cider",
@@ -45,3 +48,41 @@ def test_long_sources_keep_their_heaviest_words() -> None:
     router = Router.build([(1, long), (2, "something else entirely")])
     assert router.vectors[0].nnz == 64
     assert router.closest("rare") == 1
+
+
+def test_weights_are_those_of_the_formula() -> None:
+    """(1 + ln count) * (ln((1 + N) / (1 + sources with the word)) + 1), the 64 heaviest, in rows of unit length."""
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(800)]
+    frequencies = [1 / (1 + i) for i in range(len(words))]
+    texts = {n: " ".join(rng.choices(words, frequencies, k=rng.randrange(5, 600))) for n in range(1, 41)}
+    router = Router.build(texts.items())
+
+    counts = sparse.vstack([_counts([texts[n]]) for n in texts], format="csr")
+    frequency = np.bincount(counts.indices, minlength=counts.shape[1])
+    idf = np.log((1 + len(texts)) / (1 + frequency)) + 1
+    assert router.idf_F == pytest.approx(idf, rel=1e-6)
+    expected = counts.astype(np.float64)
+    expected.data = (1 + np.log(expected.data)) * idf[expected.indices]
+    for row in range(len(texts)):
+        values = expected.data[expected.indptr[row] : expected.indptr[row + 1]]
+        values[np.argsort(-values.astype(np.float32), kind="stable")[64:]] = 0
+        values /= np.linalg.norm(values)
+    expected.eliminate_zeros()
+    assert abs(router.vectors - expected).max() < 1e-6
+    sizes = np.diff(expected.indptr)
+    assert min(sizes) < max(sizes) == 64, "rows that were cut, and rows that were not"
+
+    for _ in range(50):
+        prompt = " ".join(rng.choices(words, k=6))
+        query = _counts([prompt]).astype(np.float64)
+        query.data = (1 + np.log(query.data)) * idf[query.indices]
+        scores = (expected @ query.T).toarray().ravel()
+        found = router.closest(prompt)
+        assert found is not None
+        assert scores[found - 1] == pytest.approx(scores.max(), rel=1e-5)
+
+
+def test_an_index_without_sources_leads_nowhere(tmp_path: Path) -> None:
+    Router.build([]).save(tmp_path / "router.npz")
+    assert Router.load(tmp_path / "router.npz").closest("apples") is None

@@ -1,4 +1,4 @@
-"""Where a version's weights come from: their own folder, a copy at s3://, or an error that says what is wrong."""
+"""A version's weights come from their own folder, from a remote copy, or not at all, with an error that says why."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from registry.storage.s3 import S3Path
 from tests.s3 import bucket, keys, proxy, put, s3_proxy, s3_server  # noqa: F401 - fixtures
 from training.checkpoint.export import weights_digest
 from training.checkpoint.remote_copy import Mirror
-from training.serving.flavor import ModelVersion
+from training.serving.version import ModelVersion
 from training.serving.weights import local_weights
 
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """A folder as training exports it; the bytes do not matter here."""
+    """A folder laid out as training exports it; the bytes do not matter here."""
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(b"weights" * 1000)
@@ -42,7 +42,7 @@ def version(folder: Path, copy: str | None = None) -> ModelVersion:
 
 @pytest.fixture
 def copied(exported: Path, bucket: S3Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelVersion:  # noqa: F811
-    """A version with a copy, on a machine that lost the folder."""
+    """A version with a remote copy, on a machine that lost the folder."""
     monkeypatch.setenv("NULLS_WORK", str(tmp_path / "work"))
     copy = Mirror.of(f"s3://{bucket.bucket}/runs", "m").of_run("run-001").put_weights(exported)
     found = version(exported, copy)
@@ -61,7 +61,7 @@ def test_without_a_copy_what_is_gone_or_changed_is_an_error(exported: Path) -> N
         local_weights(found)
 
 
-def test_a_copy_is_brought_once(copied: ModelVersion) -> None:
+def test_a_copy_is_downloaded_once(copied: ModelVersion) -> None:
     folder = local_weights(copied)
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors", "router.npz"]
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -77,8 +77,8 @@ def test_a_copy_that_changed_is_an_error(copied: ModelVersion) -> None:
 
 
 def test_a_copy_that_is_gone_is_an_error(copied: ModelVersion) -> None:
-    place = S3Path.parse(str(copied.weights_copy))
-    for key in keys(place):
-        S3Path(place.bucket, key).delete()
+    copy = S3Path.parse(str(copied.weights_copy))
+    for key in keys(copy):
+        S3Path(copy.bucket, key).delete()
     with pytest.raises(DamagedError, match=r"gone, from .* and from s3://"):
         local_weights(copied)

@@ -1,4 +1,4 @@
-"""What the lines of a progress file come to: words once, and a tag that fits."""
+"""Restarts from the lines of a progress file: one message each, their causes, and a tag of limited length."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def begun(step: int, attempt: str = "attempt-001", *cut_short: str) -> dict[str,
     return {"begun_at": step, "world_size": 2, "attempt": attempt, "cut_short": list(cut_short)}
 
 
-def test_a_run_that_nothing_interrupted_says_nothing() -> None:
+def test_a_run_without_interruptions_gives_no_messages() -> None:
     restarts = Restarts()
     assert [restarts.take(fields) for fields in (begun(0), {"loss": 1.0}, {"checkpoint": "x"})] == [None] * 3
     assert not restarts.entries
@@ -31,10 +31,10 @@ def test_each_kind_of_restart_has_its_cause() -> None:
     assert restarts.take({"stopped": {"0": GLOO, "1": "ActorDiedError: killed"}}) == (
         "training was interrupted: rank 1: ActorDiedError: killed"
     )
-    words = restarts.take(begun(4, "attempt-001", "checkpoint-00000008"))
-    assert words is not None
-    assert "from step 4" in words
-    assert "checkpoint-00000008" in words
+    message = restarts.take(begun(4, "attempt-001", "checkpoint-00000008"))
+    assert message is not None
+    assert "from step 4" in message
+    assert "checkpoint-00000008" in message
     restarts.take(begun(4))
     restarts.take(begun(8, "attempt-002"))
     kept = json.loads(restarts.tag())
@@ -50,7 +50,7 @@ def test_each_kind_of_restart_has_its_cause() -> None:
         ({"1": GLOO, "0": GLOO}, f"rank 0: {GLOO}"),
     ],
 )
-def test_an_echo_is_no_cause(stopped: dict[str, str], cause: str) -> None:
+def test_an_effect_of_another_rank_s_death_is_not_the_cause(stopped: dict[str, str], cause: str) -> None:
     assert likely_cause(stopped) == cause
 
 
@@ -66,7 +66,7 @@ def test_the_tag_keeps_the_newest_that_fit() -> None:
     assert kept[-1]["step"] == 99
 
 
-def test_the_recorder_needs_no_import_of_the_project_where_it_arrives(tmp_path: Path) -> None:
+def test_the_recorder_is_unpickled_without_importing_the_project(tmp_path: Path) -> None:
     (tmp_path / "sent").write_bytes(cloudpickle.dumps(recorder(tmp_path / "progress.jsonl")))
     arrival = (
         "import cloudpickle, sys; sys.modules['training'] = None; received = cloudpickle.load(open('sent', 'rb'));"
@@ -76,6 +76,6 @@ def test_the_recorder_needs_no_import_of_the_project_where_it_arrives(tmp_path: 
     assert json.loads((tmp_path / "progress.jsonl").read_text())["stopped"] == {"1": "ValueError: two lines"}
 
 
-def test_the_recorder_survives_a_place_it_cannot_write(tmp_path: Path) -> None:
+def test_the_recorder_survives_a_path_that_it_cannot_write(tmp_path: Path) -> None:
     recorder(tmp_path).after_exception(None, {0: ValueError("x")})
     assert list(tmp_path.iterdir()) == []

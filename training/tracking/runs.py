@@ -1,16 +1,18 @@
-"""A run as MLflow sees it: parameters, the snapshot as its dataset, a line of metrics a step, its checkpoints.
+"""Log a run to MLflow: parameters, the snapshot as its dataset, metrics of each step, checkpoints, restarts.
 
-Only the driver talks to MLflow. It follows the file that rank 0 writes (`training.run.worker`), so a server that is slow or
-away for a while holds nothing up: what it missed is sent when it is back, and at the end at the latest. A step is
-logged once, also where a resumed run repeats it: it repeats it to the same numbers.
+Only the driver talks to MLflow. It follows the file that rank 0 writes (`training.run.worker`), so a server that is
+slow or cannot be reached for a while delays nothing: what it missed is sent later, at the latest at the end of the run.
+Each step is logged once. A resumed run can repeat steps, but repeats them to the same numbers.
 
-Cost: one request a second or so, of up to 1000 numbers.
+Cost: about one request a second, of up to 1000 numbers.
+
+Run: ``with Follower(run_dir / "progress.jsonl", client, run_id): ...``.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DIGEST_CHARS = 36
-"""MLflow's limit for a dataset's digest: the first 36 of the snapshot id's 64 hex digits."""
+"""MLflow's limit for a dataset's digest, which is the beginning of the snapshot id's 64 hex digits."""
 
 _METRICS = (
     "loss",
@@ -38,23 +40,25 @@ _METRICS = (
     "gpu_memory_bytes",
 )
 PROGRESS_FIELDS = ("step", "total_steps", "loss", "tokens_per_second", "loader_share", "mfu", "watch_closure_backbone")
-_WATCH = "watch_"  # begins the names of what `training.run.isolation_probe` measures: seven at most
+_PROBE_PREFIX = "watch_"  # of the metrics of `training.run.isolation_probe`: seven at most
 _STEPS_PER_REQUEST = 1000 // (len(_METRICS) + 7)  # MLflow takes 1000 metrics in a request
 _POLL_S = 0.5
-_MAX_PARAM_CHARS = 6000
+_MAX_PARAM_CHARS = 6000  # MLflow's limit for the value of a parameter
+
+_log = logging.getLogger(__name__)
 
 
 def refuse_existing_model(client: MlflowClient, uri: str, name: str) -> None:
-    """Raises `ModelExistsError` if a model of this name is registered."""
+    """Raise `ModelExistsError` if a model of this name is registered."""
     if model_exists(client, uri, name):
         raise ModelExistsError(
             f"model {name!r} is registered already in {uri}: name another with --model, go on with an unfinished run "
-            "with --resume, or ask for a new version of it with --new-version"
+            "with --resume, or add a version to it with --new-version"
         )
 
 
 def model_exists(client: MlflowClient, uri: str, name: str) -> bool:
-    """Whether a model of this name is registered, with or without versions."""
+    """Return whether a model of this name is registered, with or without versions."""
     from mlflow.exceptions import MlflowException
 
     with store.translated(uri):
@@ -76,10 +80,10 @@ def start_run(
     parameters: Mapping[str, Any],
     snapshot: Snapshot,
 ) -> str:
-    """Creates a run with its parameters and its dataset, and the experiment if there is none; returns the run's id.
+    """Create a run with its parameters and its dataset, and the experiment if there is none; return the run's id.
 
     Raises:
-        ServiceError: the store does not take it.
+        ServiceError: the store cannot be reached, or refuses the run.
     """
     from mlflow.entities import Param
 
@@ -100,7 +104,7 @@ def _create_experiment(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def _dataset(snapshot: Snapshot) -> Any:
-    """The snapshot as an MLflow input, the same shape as `mlflow.log_input` makes of a local dataset."""
+    """Return the snapshot as an MLflow input, with the fields that `mlflow.log_input` gives a local dataset."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     counts = {name: entry["rows"] for name, entry in snapshot.manifest["files"].items()}
@@ -115,7 +119,7 @@ def _dataset(snapshot: Snapshot) -> Any:
 
 
 def flattened(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, as (`outer.inner`, value)."""
+    """Yield the leaves of nested mappings as (`outer.inner`, value)."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{name}.")
@@ -124,12 +128,16 @@ def flattened(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 class Follower:
-    """Follows a run's progress file in a thread: to MLflow, and to a callback.
+    """A thread that follows a run's progress file and sends it to MLflow, for the duration of a `with` block.
 
     Args:
-        path: the file; it need not exist yet. What is in it already is not shown to `on_progress`.
-        client, run_id: where metrics go.
-        on_progress: called in the thread with `PROGRESS_FIELDS` of each step, as far as it has them.
+        path: the file; it need not exist yet. `on_progress` is not called for the lines that it has already.
+        client: of the MLflow store.
+        run_id: MLflow's id of the run.
+        on_progress: called in the thread for each step, with those of `PROGRESS_FIELDS` that it has.
+
+    Raises:
+        ServiceError: at the end of the block, if MLflow has not taken all metrics.
     """
 
     def __init__(
@@ -163,7 +171,7 @@ class Follower:
         self._send()
         if self._error is not None and error is None:
             raise ServiceError(
-                f"the run is trained, but MLflow did not take its metrics: {self._error}; the numbers are in "
+                f"the run is trained, but MLflow did not take its metrics: {self._error}; they are in "
                 f"{self._path}: run again with --resume to send them and to register the model"
             ) from self._error
 
@@ -174,7 +182,7 @@ class Follower:
                 self._send()
 
     def _read(self) -> None:
-        """Takes the complete lines that are new."""
+        """Read the complete lines that are new."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -189,15 +197,15 @@ class Follower:
                 self._show(fields)
             elif "checkpoint" in fields:
                 self._checkpoints.append(fields["checkpoint"])
-            elif (words := self._restarts.take(fields)) and self._position > self._shown_from:
-                sys.stderr.write(f"{words}\n")
+            elif (message := self._restarts.take(fields)) and self._position > self._shown_from:
+                _log.warning("%s", message)
 
     def _show(self, fields: dict[str, Any]) -> None:
         if self._on_progress is not None and self._position > self._shown_from:
             self._on_progress({name: fields[name] for name in PROGRESS_FIELDS if name in fields})
 
     def _send(self) -> None:
-        """Sends what is pending; on failure it stays pending, and is tried again in a while."""
+        """Send what is pending; on failure it stays pending, and is sent again after 10 s."""
         try:
             if self._logged_step is None:
                 history = self._client.get_metric_history(self._run_id, "loss")
@@ -213,7 +221,7 @@ class Follower:
                 self._client.set_tag(self._run_id, restarts.TAG, self._restarts.tag())
                 self._num_restarts_sent = len(self._restarts.entries)
             self._error = None
-        except Exception as error:  # any failure of a tracking store is one to try again
+        except Exception as error:  # whatever fails in a tracking store, it may work later
             self._error = error
             self._retry_at = time.monotonic() + 10
 
@@ -225,7 +233,7 @@ class Follower:
         for fields in lines:
             if fields["step"] > logged_step:
                 logged_step = fields["step"]
-                names = [name for name in fields if name in _METRICS or name.startswith(_WATCH)]
+                names = [name for name in fields if name in _METRICS or name.startswith(_PROBE_PREFIX)]
                 metrics += [Metric(name, fields[name], now, logged_step) for name in names]
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
@@ -233,6 +241,6 @@ class Follower:
 
 
 def loss_curve(path: Path) -> dict[int, float]:
-    """Step -> loss from a progress file; of a step that was repeated after a crash, the last."""
+    """Return step -> loss from a progress file; for a step that was repeated after a crash, the last loss."""
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return {fields["step"]: fields["loss"] for fields in lines if "loss" in fields}

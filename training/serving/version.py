@@ -1,0 +1,102 @@
+"""A model version as its pointer describes it: weights, snapshot, sink layout, held-out and revoked sources.
+
+The pointer is the small file `nulls.json`. Training writes it beside the weights; every registered version has its own
+copy, with the digest of the weights and the revoked sources. Reading one loads no weights and imports no torch.
+
+Run: ``read_pointer(folder)["snapshot"]``. Cost: one JSON file of a few kilobytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from registry.ids import SourceId
+from training.sinks.layout import KEYED, SinkLayout
+from training.sinks.mask_ids import MaskIds
+
+POINTER = "nulls.json"
+ROUTER_FILE = "router.npz"
+"""The routing index, in the directory of the weights."""
+
+
+def read_pointer(folder: Path) -> dict[str, Any]:
+    """Return the pointer in `folder`.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+        ValueError: it is not JSON.
+    """
+    pointer: dict[str, Any] = json.loads((folder / POINTER).read_text())
+    return pointer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelVersion:
+    """A model version, without its weights: its pointer, and its entries in MLflow."""
+
+    uri: str
+    """`models:/NAME/VERSION`; for a folder that MLflow's pyfunc loads, its path."""
+    name: str
+    version: int
+    run_id: str | None
+    """MLflow's id of the training run."""
+    request_id: str | None
+    """The unlearn request that made this version; None for a version that training or an import made."""
+    experiment_id: str
+    tracking_uri: str
+    pointer: dict[str, Any]
+    """The content of `nulls.json`."""
+
+    @property
+    def snapshot(self) -> str:
+        """The id of the snapshot it was trained on."""
+        return str(self.pointer["snapshot"])
+
+    @property
+    def registry(self) -> str:
+        """The URI that the snapshot's registry had at training."""
+        return str(self.pointer["registry"])
+
+    @property
+    def weights(self) -> Path:
+        """The directory that its weights were exported to."""
+        return Path(self.pointer["weights"])
+
+    @property
+    def weights_copy(self) -> str | None:
+        """The s3:// prefix of the remote copy of its weights; None if the run kept none."""
+        return self.pointer.get("weights_copy")
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights: versions with the same digest have the same weights."""
+        return str(self.pointer["weights_sha256"])
+
+    @property
+    def layout(self) -> SinkLayout:
+        """The layout that its sinks are drawn from."""
+        return SinkLayout.from_dict(self.pointer["layout"])
+
+    @property
+    def heldout(self) -> frozenset[SourceId]:
+        """The sources that were never trained on."""
+        return frozenset(SourceId(int(text, 16)) for text in self.pointer["heldout"])
+
+    @property
+    def revoked(self) -> frozenset[SourceId]:
+        """The sources whose sinks are never switched on again."""
+        return frozenset(SourceId(int(text, 16)) for text in self.pointer["revoked"])
+
+    def same_sinks(self, source_ids: Collection[int]) -> frozenset[SourceId]:
+        """Return the other sources that cannot be used without the sinks of one of these.
+
+        Only an imported model has any: its scheme can give several sources the same sinks.
+        """
+        if self.layout.scheme == KEYED or not source_ids:
+            return frozenset()
+        table = MaskIds.load(self.weights)
+        return frozenset(table.covering(source_ids, self.layout.scheme).tolist() if table else ())
