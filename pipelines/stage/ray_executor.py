@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.stage.execution import Execution, ExecutorKind, StageExecutor
-from registry.connectivity import check_listening
+from pipelines.stage.execution import ExecutorKind, StageExecutor
+from registry.connectivity import ray_session
 from registry.errors import NullsError, ServiceError, UsageError
 
+_ADVICE = "start one with `ray start --head`"
 _MAX_RETRIES = 3  # of a task whose worker was lost; nodes are lost now and then, a task that kills three is at fault
 
 
@@ -24,8 +25,9 @@ class RayExecutor(StageExecutor):
             import ray
         except ImportError:
             raise UsageError("Ray is not installed; `pip install 'nulls[ray]'` brings it") from None
-        is_ours = _connect(self.execution, self.workers)
-        try:
+        # Ray would have its workers install what this process was started with (uv run); they have it.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        with ray_session(self.execution.ray_address, num_cpus=self.workers, advice=_ADVICE):
             task = ray.remote(num_cpus=1, max_retries=_MAX_RETRIES)(_run_rank)
             shared = ray.put(self)
             waiting, running = list(range(self.tasks)), dict[Any, int]()
@@ -36,37 +38,10 @@ class RayExecutor(StageExecutor):
                 (done, *_), _ = ray.wait(list(running))
                 del running[done]
                 yield _result(done)
-        finally:
-            if is_ours:
-                ray.shutdown()
 
 
 def _run_rank(executor: RayExecutor, rank: int) -> int:
     return executor.run_rank(rank)
-
-
-def _connect(execution: Execution, workers: int) -> bool:
-    """Connect to the cluster, unless this process is connected; return whether to disconnect afterwards.
-
-    Raises:
-        ServiceError: there is no cluster at the address.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return False
-    address = execution.ray_address or os.environ.get("RAY_ADDRESS")
-    check_listening(address or "", service="Ray cluster", advice="start one with `ray start --head`")
-    own: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
-    # Ray would have its workers install what this process was started with (uv run); they have it.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ServiceError(
-            f"no Ray cluster at {address or 'this machine'}: {error}; start one with `ray start --head`"
-        ) from error
-    return True
 
 
 def _result(reference: Any) -> int:

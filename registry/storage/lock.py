@@ -1,7 +1,7 @@
 """A file lock that the operating system releases when its holder ends, even by a crash.
 
-Two threads of one process exclude each other too. The lock file is empty, and may stay after the release. It must be on
-a file system that supports `flock` (local disks, and NFS 4).
+Two threads of one process exclude each other too. The lock file is empty, and is deleted on
+release. It must be on a file system that supports `flock` (local disks, and NFS 4).
 
     with file_lock(root / "newest.lock"): ...                                # waits
     with file_lock(path, timeout_s=0, busy="another run holds it"): ...      # refuses
@@ -34,7 +34,9 @@ def file_lock(path: Path, *, timeout_s: float | None = None, busy: str = "") -> 
         RefusedError: another holder did not release it in time.
         ServiceError: the lock file cannot be created.
     """
-    held = FileLock(path, timeout=-1 if timeout_s is None else timeout_s, thread_local=False, mode=0o666)
+    # A soft lock, filelock's substitute where there is no flock, would outlive a holder that is killed.
+    wait_s = -1 if timeout_s is None else timeout_s
+    held = FileLock(path, timeout=wait_s, thread_local=False, mode=0o666, fallback_to_soft=False)
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -44,4 +46,6 @@ def file_lock(path: Path, *, timeout_s: float | None = None, busy: str = "") -> 
     try:
         yield
     finally:
+        # Still held: whoever waits finds, once it has the lock, that its file has no name any more, and starts over.
+        path.unlink(missing_ok=True)
         held.release()

@@ -24,7 +24,7 @@ from registry.snapshot import Registry
 from registry.storage import retries
 from registry.storage.s3 import S3Path
 from tests.pipelines.readers.dumps import Page, write_dump
-from tests.pipelines.test_ingest import GERMAN, assert_whole, left_in, nearly, prose
+from tests.pipelines.test_ingest import GERMAN, assert_whole, nearly, prose
 from tests.pipelines.test_ingest_crash import started
 from tests.s3 import Call, Proxy, always, keys, once_each, put
 
@@ -80,7 +80,7 @@ class TestRegistry:
         assert report.snapshot == snapshot.id == expected
         assert_whole(report, snapshot)
         assert [m.source.key for m in lookup(snapshot, "Redirect").matches] == ["wiki:enwiki:4"]
-        assert [path for path in left_in(work) if path.is_file()] == []
+        assert [path for path in work.rglob("*") if path.is_file()] == []
 
     def test_an_ingest_without_new_files_gives_the_same_snapshot(
         self, bucket: S3Path, dumps: Path, expected: str, proxy: Proxy
@@ -166,7 +166,7 @@ class TestRegistry:
         found = Registry.open(registry)
         assert found.newest_id() == rival.snapshot
         assert len(found.ids()) == 2
-        assert [path for path in left_in(found.work) if path.is_file()] == []
+        assert [path for path in found.work.rglob("*") if path.is_file()] == []
         report = run(registry, tmp_path / "two.xml")
         assert found.snapshot().parent == rival.snapshot
         assert_whole(report, found.snapshot())

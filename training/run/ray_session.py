@@ -17,15 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from registry.connectivity import check_listening
+from registry.connectivity import OWN_RAY, ray_session
 from registry.errors import ServiceError
 from training.run.protocol import PROGRESS, Job
 from training.run.worker import run_worker
 from training.run.worker_range import Workers
 from training.tracking import restarts
 
-OWN = "local"
-"""The address that means a new Ray on this machine, even where another one runs."""
 _ADVICE = "check --ray-address or RAY_ADDRESS"
 
 _log = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ def session(address: str | None, num_workers: int) -> Iterator[None]:
     """Connect to Ray for the duration of the block; does nothing where this process is connected already.
 
     Args:
-        address: of a cluster; by default RAY_ADDRESS, which Ray sets in its jobs, else `OWN`.
+        address: of a cluster; by default RAY_ADDRESS, which Ray sets in its jobs, else `OWN_RAY`.
         num_workers: the workers that a Ray of our own must have cores for.
 
     Raises:
@@ -45,35 +43,14 @@ def session(address: str | None, num_workers: int) -> Iterator[None]:
     # Both are read when ray is imported or started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    # Ray's processes write their complaints to stdout, which is for results.
-    with contextlib.redirect_stdout(sys.stderr):
-        if ray.is_initialized():
-            yield
-            return
-        _connect(address or os.environ.get("RAY_ADDRESS") or OWN, num_workers)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _connect(address: str, num_workers: int) -> None:
-    import ray
-
-    own: dict[str, Any] = {}
-    if address == OWN:
-        # On a machine with fewer cores than workers, the workers would otherwise wait for cores for ever.
-        own = {"include_dashboard": False, "num_cpus": max(num_workers, os.cpu_count() or 1)}
+    if (address or os.environ.get("RAY_ADDRESS") or OWN_RAY) == OWN_RAY:
         # Looks for nodes that a cloud takes back; on one machine, 3 s of a core at each start for nothing.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    else:
-        check_listening(address, service="Ray cluster", advice=_ADVICE)
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise ServiceError(f"Ray at {address}: {error}; {_ADVICE}") from error
+    # On a machine with fewer cores than workers, the workers would otherwise wait for cores for ever.
+    num_cpus = max(num_workers, os.cpu_count() or 1)
+    # Ray's processes write their complaints to stdout, which is for results.
+    with contextlib.redirect_stdout(sys.stderr), ray_session(address, num_cpus=num_cpus, advice=_ADVICE):
+        yield
 
 
 def on_gpus(num_gpus: int, workers: Workers) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -166,3 +167,24 @@ def test_a_folder_that_is_a_file_is_a_service_error(tmp_path: Path) -> None:
     path = tmp_path / "file" / "x.lock"
     with pytest.raises(ServiceError, match="cannot write"), file_lock(path, timeout_s=10):
         raise AssertionError("locked")
+
+
+def _count(folder: Path, times: int) -> None:
+    for _ in range(times):
+        with file_lock(folder / "x.lock"):
+            value = int((folder / "count").read_text())
+            time.sleep(0.0005)
+            (folder / "count").write_text(str(value + 1))
+
+
+def test_processes_that_delete_the_file_on_release_still_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "count").write_text("0")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_count, args=(tmp_path, 50)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "count").read_text() == "200"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
