@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from orchestration.cli.models import audit_lines
+from orchestration.cli.audit import audit_lines
 from orchestration.settings import Settings
 from orchestration.unlearning import unlearn as act
 from orchestration.unlearning.audit import audit
