@@ -116,7 +116,9 @@ def cluster(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options.split()]
     outer = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     with (ray_dir / "log").open("w") as log, pytest.MonkeyPatch.context() as patch:
-        head = subprocess.Popen(command, cwd=ray_dir, env=outer | environ, stdout=log, stderr=log)
+        head = subprocess.Popen(
+            command, cwd=ray_dir, env=outer | environ, stdout=log, stderr=log, start_new_session=True
+        )
         for name, value in environ.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -126,8 +128,8 @@ def cluster(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             yield running
         finally:
             mlflow.set_tracking_uri(None)
-            head.terminate()
-            head.wait(timeout=60)
+            os.killpg(head.pid, signal.SIGKILL)  # all of its processes; a graceful end takes half a minute
+            head.wait(timeout=DEADLINE_S)
             shutil.rmtree(ray_dir, ignore_errors=True)
 
 
