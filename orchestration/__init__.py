@@ -1,4 +1,4 @@
-"""What a person or a cluster touches: the `nulls` command, unlearning and its evidence, Ray jobs.
+"""The `nulls` command, unlearning with its evidence, and jobs of a Ray cluster.
 
 from orchestration import audit, unlearn
 """

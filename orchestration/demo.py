@@ -1,9 +1,8 @@
-"""`nulls demo`: the whole story on a real Wikipedia excerpt, with a report to look at.
+"""Play `nulls demo`: the whole story on a real Wikipedia excerpt, with an HTML report.
 
-    ingest -> look up by title, redirect and URL -> train through Ray -> generate -> unlearn one article -> audit
-
-Every step calls what the command of the same name calls. About ten minutes on two cores. Everything it makes lies in
-one directory, which it may empty: it does so only where it finds the marker that it left there itself.
+It ingests, looks up an article by title, redirect and URL, trains through Ray, generates, unlearns the article, and
+audits. Every step calls the function that the command of the same name calls. About ten minutes on two cores. All files
+are in one directory, which is emptied first, but only if it holds the marker that an earlier demo left.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _PROMPT_WORDS = 12
 
 
 def find_excerpt() -> Path:
-    """The English Wikipedia excerpt in the installed gensim, found by its file list; gensim is not imported.
+    """Find the English Wikipedia excerpt in the file list of the installed gensim, without importing gensim.
 
     Raises:
         UsageError: gensim is not installed, or has no such file.
@@ -51,7 +50,7 @@ def find_excerpt() -> Path:
 
 @dataclasses.dataclass
 class Story:
-    """What happened, step by step; filled in by `run`."""
+    """The results of the steps; filled in by `play`."""
 
     report: Path
     ingest: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -66,17 +65,17 @@ class Story:
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
-        """Notes how long a step took."""
+        """Measure how long a step takes."""
         started = time.monotonic()
         yield
         self.seconds[step] = round(time.monotonic() - started, 2)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the story for JSON."""
         return dataclasses.asdict(self) | {"report": str(self.report)}
 
     def lines(self) -> list[str]:
-        """The story in a dozen lines."""
+        """Format the story in a dozen lines."""
         counts, evidence = self.ingest, self.unlearn["evidence"]
         row, unseen = evidence["sources"][0], evidence["heldout"]
         changed = max(abs(other["loss_after"] - other["loss_before"]) for other in evidence["others"])
@@ -98,20 +97,20 @@ class Story:
             f"{unseen['backbone']:.2f} over {unseen['num_sources']} articles never trained",
             f"expected   of this text, had it never been trained: placebo {row['never']['placebo']:.2f}, "
             f"next-closest {row['never']['closest']:.2f}, backbone only {row['never']['backbone']:.2f}",
-            f"closure    placebo {_number(row['closure']['placebo'])}, backbone only "
-            f"{_number(row['closure']['backbone'])}; p = {_number(row['p_value'])}; evidence {evidence['verdict']}",
+            f"closure    placebo {_decimals(row['closure']['placebo'])}, backbone only "
+            f"{_decimals(row['closure']['backbone'])}; p = {_decimals(row['p_value'])}; evidence {evidence['verdict']}",
             *(f"why        {reason}" for reason in evidence["reasons"]),
             f"others     {len(evidence['others'])} articles with their own sinks: changed by at most {changed:.1e}",
             f"report     {self.report}",
         ]
 
 
-def run(output: Output, directory: Path, dump: Path | None = None) -> Story:
-    """Plays the story in `directory`.
+def play(output: Output, directory: Path, dump: Path | None = None) -> Story:
+    """Play the story in `directory`.
 
     Raises:
-        UsageError: there is no dump, or the directory holds something else.
-        Everything that the steps raise.
+        UsageError: there is no dump, or the directory holds other files.
+        NullsError: whatever a step raises.
     """
     source = dump or find_excerpt()
     if not source.exists():
@@ -143,7 +142,7 @@ def run(output: Output, directory: Path, dump: Path | None = None) -> Story:
 def _emptied(directory: Path) -> Path:
     directory = directory.absolute()
     if directory.exists() and any(directory.iterdir()) and not (directory / MARKER).exists():
-        raise UsageError(f"{directory} is not empty and not of an earlier demo; name another with --dir")
+        raise UsageError(f"{directory} is not empty and not from an earlier demo; name another with --dir")
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / MARKER).write_text("made by `nulls demo`, which may delete this directory\n")
@@ -154,10 +153,10 @@ def _ingest(output: Output, settings: Settings, dump: Path, story: Story) -> Sna
     from pipelines.ingest import IngestConfig, ingest
 
     with output.progress("ingest") as update:
-        report = ingest(
+        ingested = ingest(
             IngestConfig(wikipedia=(str(dump),)), registry_uri=settings.registry_uri, workers=2, on_progress=update
         )
-    story.ingest = report.to_dict()
+    story.ingest = ingested.to_dict()
     snapshot = settings.open_snapshot()
     settings.open_catalog().record_snapshot(snapshot.id, registry=settings.registry_uri, parent=snapshot.parent)
     return snapshot
@@ -182,7 +181,7 @@ def _train(output: Output, settings: Settings, directory: Path, story: Story) ->
 
 
 def _choose(snapshot: Snapshot, settings: Settings, model_uri: str) -> tuple[Source, str]:
-    """The longest trained article that a redirect names, and that redirect: not a choice of ours."""
+    """Choose the longest trained article that a redirect names, and that redirect, so that nobody picks an easy one."""
     from training.serving import flavor
 
     heldout = flavor.describe(model_uri, tracking_uri=settings.tracking_uri).heldout
@@ -218,7 +217,7 @@ def _generate(
     *,
     before: bool,
 ) -> None:
-    """The article's own beginning, continued: with its sinks, without any, and as the router decides."""
+    """Continue the article's own beginning: with its sinks, with none, and with those that the router chooses."""
     from training.serving import flavor
 
     served = flavor.load(model_uri, tracking_uri=settings.tracking_uri)
@@ -259,7 +258,7 @@ def _audit(output: Output, settings: Settings, snapshot: Snapshot, article: Sour
     others = sample(snapshot, settings, story.unlearn["model_uri"], NUM_AUDITED)
     keys = [article.key, *(source.key for source in others)]
     with output.progress("audit") as update:
-        story.audit = audit(settings, story.unlearn["model_uri"], keys, progress=lambda words: update(words, None))
+        story.audit = audit(settings, story.unlearn["model_uri"], keys, progress=lambda message: update(message, None))
 
 
 def _measure(directory: Path, dump: Path, snapshot: Snapshot, article: Source, story: Story) -> None:
@@ -288,14 +287,14 @@ def _write_report(story: Story) -> None:
         story.report,
         title=f"{row['title']}, unlearned",
         subtitle=f"{story.unlearn['model_uri']}, request {request}, snapshot {snapshot}",
-        rows=story.audit["sources"],
+        sources=story.audit["sources"],
         heldout=story.audit["summary"]["unseen_loss"],
         evidence=evidence,
         figures=[
             ("loss on, nats a token", f"{row['loss_on']:.2f}"),
             ("loss off (placebo)", f"{row['loss_off']['placebo']:.2f}"),
             ("never-trained articles (placebo)", f"{evidence['heldout']['placebo']:.2f}"),
-            ("closure (placebo)", _number(row["closure"]["placebo"])),
+            ("closure (placebo)", _decimals(row["closure"]["placebo"])),
             ("to revoke", f"{story.unlearn['seconds']:.2f} s"),
         ],
         generations=story.generations,
@@ -324,11 +323,12 @@ def _lineage(story: Story, lineage: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _counts(report: dict[str, Any]) -> list[tuple[str, Any]]:
-    reasons = "; ".join(f"{reason}: {count}" for reason, count in {**report["filtered"], **report["failed"]}.items())
+def _counts(ingested: dict[str, Any]) -> list[tuple[str, Any]]:
+    dropped = {**ingested["filtered"], **ingested["failed"]}
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
     names = ("read", "kept", "duplicate", "superseded")
-    return [(name, report[name]) for name in names] + [("filtered and failed", reasons or "none")]
+    return [(name, ingested[name]) for name in names] + [("filtered and failed", reasons or "none")]
 
 
-def _number(value: float | None) -> str:
+def _decimals(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"

@@ -1,7 +1,7 @@
-"""What became of one document: kept, filtered, duplicate, superseded or failed, where it was read and where it lies.
+"""Explain the fate of one document: kept, filtered, duplicate, superseded or failed, its input file and its shard.
 
-A document is named by its id, by anything that names an article, a book or a page, or by its file if that holds nothing
-else. Two point reads of sorted files.
+A document is named by its id, by anything that names an article, a book or a page, or by its input file if that holds
+nothing else. Cost: two point reads of sorted files; a scan of `documents` only for the last two ways to name one.
 """
 
 from __future__ import annotations
@@ -22,32 +22,33 @@ from registry.storage.parquet import read_rows
 
 
 def explain(snapshot: Snapshot, query: str) -> dict[str, Any]:
-    """The shape of the command line's JSON; `captures` has the other captures of the same document.
+    """Return the JSON of `nulls explain`; `captures` has the other captures of the same document.
 
     Raises:
-        NotFoundError: the snapshot knows no such document.
+        NotFoundError: the snapshot has no such document.
     """
     for doc_id in _doc_ids(snapshot, query):
-        rows = snapshot.where("documents", "doc_id", [doc_id]).to_pylist()
-        if rows:
-            rows.sort(key=lambda row: (row["status"] == Status.SUPERSEDED, row["status"] == Status.FAILED))
-            first, *others = (_described(snapshot, row) for row in rows)
+        captures = snapshot.where("documents", "doc_id", [doc_id]).to_pylist()
+        if captures:
+            captures.sort(key=lambda row: (row["status"] == Status.SUPERSEDED, row["status"] == Status.FAILED))
+            first, *others = (_described(snapshot, row) for row in captures)
             return {**first, "captures": others}
     for row in (*_by_url(snapshot, query), *_by_file(snapshot, query)):
         return {**_described(snapshot, row), "captures": []}
     notes = "; ".join(lookup(snapshot, query).notes)
     gone = " (or its source was removed)" if snapshot.removed else ""
     known = (
-        notes or f"it was not in the inputs{gone}; name it by URL, title or id, or by its file if that holds it alone"
+        notes
+        or f"it was not in the inputs{gone}; name it by URL, title or id, or by its file if that holds nothing else"
     )
     raise NotFoundError(f"no document {query!r} in snapshot {snapshot.id[:12]}: {known}")
 
 
 def _doc_ids(snapshot: Snapshot, query: str) -> list[int]:
     found = []
-    number = ids.parse_id(query)
-    if number is not None:
-        found.append(number)
+    doc_id = ids.parse_id(query)
+    if doc_id is not None:
+        found.append(doc_id)
     with contextlib.suppress(RecordError):  # not a URL: it may be a title
         found += [ids.doc_id(web_key(url, snapshot.web_source), url) for url in url_spellings(query)]
     for match in lookup(snapshot, query).matches:
@@ -57,13 +58,13 @@ def _doc_ids(snapshot: Snapshot, query: str) -> list[int]:
 
 
 def _by_url(snapshot: Snapshot, url: str) -> Iterator[dict[str, Any]]:
-    """Documents that have an address and no identity (a DNS answer, a host that is none): only a scan finds them."""
+    """Scan for documents with a URL and no identity (a DNS answer, an invalid host): no index has them."""
     for batch in snapshot.batches("documents"):
         yield from batch.filter(pc.equal(batch["url"], url)).to_pylist()
 
 
 def _by_file(snapshot: Snapshot, name: str) -> list[dict[str, Any]]:
-    """The document of an input that holds one only: a book, or a file that is not what it should be."""
+    """Return the document of an input that holds only one: a book, or a file of an unexpected format."""
     if name not in {entry["name"] for entry in snapshot.manifest["inputs"]}:
         return []
     found: list[dict[str, Any]] = []
@@ -73,7 +74,7 @@ def _by_file(snapshot: Snapshot, name: str) -> list[dict[str, Any]]:
 
 
 def _described(snapshot: Snapshot, row: dict[str, Any]) -> dict[str, Any]:
-    known = read_sources(snapshot, [n for n in (row["source_id"], row["origin_id"]) if n is not None])
+    known = read_sources(snapshot, [i for i in (row["source_id"], row["origin_id"]) if i is not None])
     source, origin = known.get(row["source_id"]), known.get(row["origin_id"])
     survivor = row["survivor_id"]
     return {
@@ -98,12 +99,12 @@ def _described(snapshot: Snapshot, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shard(snapshot: Snapshot, row: dict[str, Any]) -> str | None:
-    places = snapshot.where("sources", "source_id", [row["source_id"]])["placements"].to_pylist()
-    for place in places[0] if places else []:
-        name = f"shards/part-{place['shard']:05d}"
-        if len(places[0]) == 1:
+    placements = snapshot.where("sources", "source_id", [row["source_id"]])["placements"].to_pylist()
+    for placement in placements[0] if placements else []:
+        name = f"shards/part-{placement['shard']:05d}"
+        if len(placements[0]) == 1:
             return f"{name}.parquet"
-        ids_in = read_rows(snapshot.file(name), place["row_start"], place["row_end"])["doc_id"].to_pylist()
-        if row["doc_id"] in ids_in:
+        doc_ids = read_rows(snapshot.file(name), placement["row_start"], placement["row_end"])["doc_id"].to_pylist()
+        if row["doc_id"] in doc_ids:
             return f"{name}.parquet"
     return None

@@ -1,6 +1,6 @@
-"""One way out: results to stdout (words, or one JSON document with --json), progress and notes to stderr.
+"""Write a command's result to stdout (lines, or one JSON document with --json), and progress and notes to stderr.
 
-Every command returns through `Output.result`, so that `--json` never mixes with anything else on stdout, and a pipe
+Every command reports through `Output.result`, so that nothing else mixes with the JSON document on stdout, and a pipe
 that closes early ends the command quietly.
 """
 
@@ -15,33 +15,33 @@ from typing import Any
 from registry.errors import NullsError
 
 ProgressUpdate = Callable[[str, float | None], None]
-"""Called with what is going on, and the share done (0 to 1) if known."""
+"""Called with a message, and the share done (0 to 1) if known."""
 
 
 class Output:
-    """Where a command's words go.
+    """Writes what a command reports.
 
     Args:
-        as_json: `--json`.
+        as_json: whether `--json` was given.
     """
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
 
     def result(self, data: Any, lines: Callable[[], Sequence[str]]) -> None:
-        """Prints a command's result: `data` as JSON, or `lines()` for a person."""
+        """Print a command's result: `data` as JSON, or else `lines()`."""
         text = json.dumps(data, ensure_ascii=False, indent=2) if self.as_json else "\n".join(lines())
         if text:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """A line for a person, on stderr."""
+        """Print a line on stderr."""
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
     def error(self, error: NullsError) -> None:
-        """What went wrong: words on stderr, and with --json a document on stdout too."""
+        """Print an error: a message on stderr, and with --json a document on stdout too."""
         self.note(f"error: {error}")
         if self.as_json:
             kind = type(error).__name__
@@ -49,7 +49,7 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[ProgressUpdate]:
-        """A progress bar on stderr; where stderr is no terminal, a line whenever the words change."""
+        """Show a progress bar on stderr; if stderr is not a terminal, print a line whenever the message changes."""
         if not sys.stderr.isatty():
             yield self._plain_progress(title)
             return
@@ -60,26 +60,28 @@ class Output:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(title, total=None)
 
-            def update(words: str, share: float | None) -> None:
-                bar.update(task, description=f"{title}: {words}", total=None if share is None else 1.0, completed=share)
+            def update(message: str, share: float | None) -> None:
+                bar.update(
+                    task, description=f"{title}: {message}", total=None if share is None else 1.0, completed=share
+                )
 
             yield update
 
     def _plain_progress(self, title: str) -> ProgressUpdate:
-        said: list[str] = []
+        printed: set[str] = set()
 
-        def update(words: str, share: float | None) -> None:
-            # Ten lines at most from one stage, so that a log stays readable.
-            mark = f"{words.split(' (')[0]} {'' if share is None else int(share * 10)}"
-            if mark not in said:
-                said.append(mark)
-                self.note(f"{title}: {words}" + ("" if share is None else f" [{share:.0%}]"))
+        def update(message: str, share: float | None) -> None:
+            # At most ten lines of one stage, so that a log stays readable.
+            step = f"{message.split(' (')[0]} {'' if share is None else int(share * 10)}"
+            if step not in printed:
+                printed.add(step)
+                self.note(f"{title}: {message}" + ("" if share is None else f" [{share:.0%}]"))
 
         return update
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> list[str]:
-    """Aligned columns, wide characters counted as two."""
+    """Align rows in columns, counting wide characters as two."""
     from rich.cells import cell_len
 
     cells = [list(map(str, row)) for row in (header, *rows)]
@@ -91,7 +93,7 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str]) -> list[str]:
 
 
 def size(num_bytes: float) -> str:
-    """Bytes for a person."""
+    """Format a number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Where things are: the registry, its snapshot, the catalogue, the MLflow store. Flags win over the environment."""
+"""Locate the registry, its snapshot, the catalogue and the MLflow store; options override the environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_REGISTRY = "./nulls-registry"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a command works on.
+    """The stores that a command works on.
 
     Attributes:
         registry: `--registry`, else NULLS_REGISTRY, else ./nulls-registry.
@@ -33,40 +33,40 @@ class Settings:
 
     @property
     def registry_uri(self) -> str:
-        """The registry's place."""
+        """The path or URI of the registry."""
         return self.registry or os.environ.get("NULLS_REGISTRY") or DEFAULT_REGISTRY
 
     @property
     def tracking_uri(self) -> str:
-        """The MLflow store's place, absolute."""
+        """The URI of the MLflow store, absolute."""
         from training.tracking.store import tracking_uri
 
         return tracking_uri(self.tracking)
 
     def open_registry(self) -> Registry:
-        """The registry, which must exist."""
+        """Open the registry, which must exist."""
         return Registry.open(self.registry_uri)
 
     def open_snapshot(self) -> Snapshot:
-        """The snapshot that the flags name, else the newest."""
+        """Open the snapshot that `--snapshot` names, else the newest."""
         return self.open_registry().snapshot(self.snapshot)
 
     def open_catalog(self) -> Catalog:
-        """The catalogue, made if it is not there.
+        """Open the catalogue; create it if there is none.
 
         Raises:
-            UsageError: the registry is at s3://, where no SQLite can be, and NULLS_CATALOG names no other place.
+            UsageError: the registry is at s3://, where SQLite cannot be, and NULLS_CATALOG is not set.
         """
         catalog = self.find_catalog(self.open_registry())
         if catalog is None:
             raise UsageError(
-                f"registry {self.registry_uri} holds no catalogue, which this needs; set NULLS_CATALOG to a database, "
-                "e.g. postgresql+psycopg://USER@HOST/DATABASE or sqlite:////absolute/catalog.db"
+                f"registry {self.registry_uri} holds no catalogue, which this command needs; set NULLS_CATALOG to a "
+                "database, e.g. postgresql+psycopg://USER@HOST/DATABASE or sqlite:////absolute/catalog.db"
             )
         return catalog
 
     def find_catalog(self, registry: Registry) -> Catalog | None:
-        """The catalogue, made if it is not there; None for a registry at s3:// without NULLS_CATALOG."""
+        """Open the catalogue, created if there is none; None for a registry at s3:// without NULLS_CATALOG."""
         from registry.catalog import Catalog, catalog_url
 
         url = catalog_url(registry.root, self.catalog)

@@ -1,1 +1,1 @@
-"""The `nulls` command, one module a family of commands. `main.py` is the entry point."""
+"""The `nulls` command, one module a family of commands. `main.py` assembles them."""

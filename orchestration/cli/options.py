@@ -1,4 +1,4 @@
-"""Options and arguments that several commands have, so that they mean the same, and say it alike, everywhere."""
+"""Options and arguments that several commands share, so that each has the same meaning and help everywhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and write nothing.")]
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Processes that work at once.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or models:/NAME@ALIAS.")]
-ModelNameOption = Annotated[str, typer.Option("--model", metavar="NAME", help="Name to register the model under.")]
-NewVersionOption = Annotated[bool, typer.Option("--new-version", help="Add a version to a model that exists.")]
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.")]
+
+MODEL_PANEL = "Model"
+ModelNameOption = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="Name to register the model under.", rich_help_panel=MODEL_PANEL)
+]
+NewVersionOption = Annotated[
+    bool,
+    typer.Option("--new-version", help="Add a version to a model that exists.", rich_help_panel=MODEL_PANEL),
+]
+RunsOption = Annotated[
+    Path,
+    typer.Option("--runs", metavar="DIR", help="Where runs keep checkpoints and weights.", rich_help_panel=MODEL_PANEL),
+]
 DEFAULT_RUNS = Path("nulls-runs")

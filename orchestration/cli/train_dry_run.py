@@ -1,10 +1,10 @@
-"""`nulls train --dry-run`: the resolved configuration, as YAML that can be fed back, and what the run will take.
+"""`nulls train --dry-run`: print the resolved configuration as YAML, and estimate what the run will cost.
 
-On stdout the configuration stands as YAML and the estimate as its comments, so that the whole of it is a file for
-`--config`. With `--json` it is one document: model, snapshot, workers, config, estimate.
+stdout has the configuration as YAML and the estimate as its comments, so that all of it is a file for `--config`. With
+`--json` it is one document: model, snapshot, workers, config, estimate.
 
-Cost: two seconds, most of them imports; nothing is written. The figures are `training/estimate/costs.py`'s and
-`training/estimate/token_count.py`'s. Run: ``nulls train --model wiki --preset paper-1b --workers 8 --gpu h200 --dry-run``.
+Cost: two seconds, most of them imports; nothing is written. The figures come from `training/estimate/costs.py` and
+`training/estimate/token_count.py`. Run: ``nulls train --model wiki --preset paper-1b --gpu h200 --dry-run``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from orchestration.settings import DEFAULT_REGISTRY, Settings
 from registry.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestration.train_request import TrainRequest
     from registry.snapshot import Snapshot
     from training.config import TrainConfig
     from training.estimate.costs import Memory
@@ -29,45 +30,26 @@ _DEFAULT_GPU = "h100"
 CROWDED = 40
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Speed:
-    """What time is reckoned by.
-
-    Attributes:
-        gpu: `--gpu`, a name of `training.estimate.costs.GPUS`; None: an H100, or CPUs where a speed is stated.
-        mfu: `--mfu`, share of the GPU's peak, on active FLOPs.
-        tokens_per_second: `--tokens-per-second`, of all workers together; counts instead of `mfu`.
-        tokens: `--tokens`, of an epoch, instead of a snapshot's.
-    """
-
-    gpu: str | None = None
-    mfu: float = 0.4
-    tokens_per_second: float | None = None
-    tokens: int | None = None
-
-
-def dry_run(
-    config: TrainConfig, settings: Settings, *, model_name: str, workers: int, runs: Path, speed: Speed
-) -> dict[str, Any]:
-    """What `nulls train` would do: model, snapshot (None where there is no registry yet), workers, config, estimate.
+def estimate_run(request: TrainRequest, settings: Settings, config: TrainConfig) -> dict[str, Any]:
+    """Return what `nulls train` would do: model, snapshot (None before there is a registry), workers, config, estimate.
 
     Raises:
-        UsageError: no such GPU, a speed that is none, or too few sources to hold some out.
+        UsageError: no such GPU, an impossible speed, or too few sources to hold some out.
         NotFoundError: no such snapshot.
     """
     snapshot = _snapshot(settings)
-    found = estimate(config, _tokens(config, snapshot, runs, speed), workers=workers, speed=speed)
+    found = estimate(config, _tokens(request, config, snapshot), request)
     return {
-        "model": model_name,
+        "model": request.model,
         "snapshot": snapshot.id if snapshot else None,
-        "workers": workers,
+        "workers": request.workers.most,
         "config": config.to_dict(),
         "estimate": found | {"sharing": _sharing(config, snapshot)},
     }
 
 
 def _sharing(config: TrainConfig, snapshot: Snapshot | None) -> dict[str, float] | None:
-    """How many sources the snapshot has text of, held-out ones among them, and how many share a sink."""
+    """Count the sources that have text in the snapshot, held-out ones included, and how many of them share a sink."""
     if snapshot is None:
         return None
     from training.estimate.costs import sources_per_sink
@@ -77,44 +59,51 @@ def _sharing(config: TrainConfig, snapshot: Snapshot | None) -> dict[str, float]
 
 
 def _snapshot(settings: Settings) -> Snapshot | None:
-    """The snapshot; None where nobody named a registry and there is none: one plans before one ingests."""
+    """Open the snapshot; None where no registry was named and the default one does not exist yet."""
     unnamed = settings.registry is None and settings.snapshot is None and "NULLS_REGISTRY" not in os.environ
     if unnamed and not Path(DEFAULT_REGISTRY).exists():
         return None
     return settings.open_snapshot()
 
 
-def _tokens(config: TrainConfig, snapshot: Snapshot | None, runs: Path, speed: Speed) -> TokenCount | None:
+def _tokens(request: TrainRequest, config: TrainConfig, snapshot: Snapshot | None) -> TokenCount | None:
     from training.estimate.token_count import TokenCount, count_tokens
 
-    if speed.tokens is not None:
-        if speed.tokens < 1:
-            raise UsageError(f"--tokens {speed.tokens}: expected at least 1")
-        return TokenCount.stated(config, speed.tokens)
-    return count_tokens(config, snapshot, runs) if snapshot else None
+    if request.tokens is not None:
+        if request.tokens < 1:
+            raise UsageError(f"--tokens {request.tokens}: expected at least 1")
+        return TokenCount.stated(config, request.tokens)
+    return count_tokens(config, snapshot, request.runs) if snapshot else None
 
 
-def estimate(config: TrainConfig, tokens: TokenCount | None, *, workers: int, speed: Speed) -> dict[str, Any]:
-    """Everything that is known of a run before it runs, for JSON; bytes, FLOPs and hours.
+def estimate(config: TrainConfig, tokens: TokenCount | None, request: TrainRequest) -> dict[str, Any]:
+    """Estimate a run's parameters, memory, FLOPs, disk and time, for JSON; bytes, FLOPs and hours.
+
+    Args:
+        config: the resolved configuration.
+        tokens: the tokens of an epoch; None if not known.
+        request: its `workers`, `gpu` (None: an H100, or CPUs where a speed is stated), `mfu` (share of the GPU's peak,
+            on active FLOPs) and `tokens_per_second` (all workers together; replaces `mfu`).
 
     Raises:
-        UsageError: no such GPU, or a speed that is none.
+        UsageError: no such GPU, or an impossible speed.
     """
-    from training.estimate import costs as reckon
+    from training.estimate import costs
 
-    if speed.gpu is not None and speed.gpu not in reckon.GPUS:
-        raise UsageError(f"--gpu {speed.gpu}: expected one of {', '.join(sorted(reckon.GPUS))}")
-    # Who states the speed of CPUs names no GPU.
-    name = speed.gpu or (None if speed.tokens_per_second else _DEFAULT_GPU)
-    gpu = reckon.GPUS[name] if name else None
+    if request.gpu is not None and request.gpu not in costs.GPUS:
+        raise UsageError(f"--gpu {request.gpu}: expected one of {', '.join(sorted(costs.GPUS))}")
+    # A stated speed without a GPU is that of CPUs.
+    name = request.gpu or (None if request.tokens_per_second else _DEFAULT_GPU)
+    gpu = costs.GPUS[name] if name else None
+    workers = request.workers.most
     vocab_size = tokens.vocab_size if tokens else config.vocab_size
     model, attended = config.model, tokens.attended if tokens else config.context_length / 2
-    share = reckon.sink_share(config)
+    share = costs.sink_share(config)
     active = model.flops_per_token(vocab_size, config.context_length, attended=attended, sink_share=share)
     dense = model.dense_flops_per_token(vocab_size, config.context_length, attended=attended)
     found: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "parameters": reckon.count_parameters(model, vocab_size).to_dict(),
+        "parameters": costs.count_parameters(model, vocab_size).to_dict(),
         "memory": _memory(config, tokens, vocab_size, workers, name),
         "flops": {
             "per_token": active,
@@ -123,15 +112,15 @@ def estimate(config: TrainConfig, tokens: TokenCount | None, *, workers: int, sp
             "sink_share": share,
         },
         "disk": {
-            "checkpoint_bytes": reckon.checkpoint_bytes(model, vocab_size),
-            "weights_bytes": reckon.weights_bytes(model, vocab_size),
+            "checkpoint_bytes": costs.checkpoint_bytes(model, vocab_size),
+            "weights_bytes": costs.weights_bytes(model, vocab_size),
         },
-        "speed": {"gpu": name, "mfu": speed.mfu if speed.tokens_per_second is None else None}
-        | {"tokens_per_second": speed.tokens_per_second},
+        "speed": {"gpu": name, "mfu": request.mfu if request.tokens_per_second is None else None}
+        | {"tokens_per_second": request.tokens_per_second},
         "tokens": None,
     }
-    per_hour = 1 / reckon.hours(
-        1, active, num_workers=workers, gpu=gpu, mfu=speed.mfu, tokens_per_second=speed.tokens_per_second
+    per_hour = 1 / costs.hours(
+        1, active, num_workers=workers, gpu=gpu, mfu=request.mfu, tokens_per_second=request.tokens_per_second
     )
     found["speed"]["tokens_per_second"] = per_hour / 3600
     if tokens is not None:
@@ -141,7 +130,7 @@ def estimate(config: TrainConfig, tokens: TokenCount | None, *, workers: int, sp
         found["steps"] = {"per_epoch": tokens.steps_per_epoch, "total": steps}
         found["flops"] |= {"total": total * active, "total_dense_equivalent": total * dense}
         found["speed"]["hours"] = total / per_hour
-    # The newest ones, the one being written, the exported weights, and the token cache.
+    # The checkpoints that are kept, the one being written, the exported weights, and the token cache.
     cache = tokens.per_epoch * (2 if vocab_size <= 2**16 else 4) if tokens else 0
     disk = found["disk"]
     disk["most_bytes"] = (config.keep_checkpoints + 1) * disk["checkpoint_bytes"] + disk["weights_bytes"] + cache
@@ -151,10 +140,10 @@ def estimate(config: TrainConfig, tokens: TokenCount | None, *, workers: int, sp
 def _memory(
     config: TrainConfig, tokens: TokenCount | None, vocab_size: int, workers: int, gpu: str | None
 ) -> dict[str, Any]:
-    from training.estimate import costs as reckon
+    from training.estimate import costs
 
-    def parts(parallel: reckon.Parallel) -> Memory:
-        return reckon.memory_per_worker(
+    def parts(parallel: costs.Parallel) -> Memory:
+        return costs.memory_per_worker(
             config,
             vocab_size=vocab_size,
             num_workers=workers,
@@ -163,21 +152,21 @@ def _memory(
             document_tokens=tokens.document_tokens if tokens else None,
         )
 
-    gpu_bytes = reckon.GPUS[gpu].memory_bytes if gpu else None
-    chosen = reckon.choose_parallel(config, workers, gpu_bytes, vocab_size=vocab_size)
+    gpu_bytes = costs.GPUS[gpu].memory_bytes if gpu else None
+    chosen = costs.choose_parallel(config, workers, gpu_bytes, vocab_size=vocab_size)
     memory = {"ddp": parts("ddp"), "fsdp": parts("fsdp")}
     total = memory[chosen].total(checkpointing=config.activation_checkpointing)
     return {
         "parallel": chosen,
         "device_bytes": gpu_bytes,
         "total": total,
-        "fits": None if gpu_bytes is None else total < 0.9 * gpu_bytes,  # a tenth is for what is not counted
+        "fits": None if gpu_bytes is None else total < 0.9 * gpu_bytes,  # a tenth is left for what is not counted
         **{name: value.to_dict() for name, value in memory.items()},
     }
 
 
-def lines(data: dict[str, Any]) -> list[str]:
-    """A dry run as YAML for `--config`, with the estimate as comments."""
+def dry_run_lines(data: dict[str, Any]) -> list[str]:
+    """Format a dry run as YAML for `--config`, with the estimate as comments."""
     import yaml
 
     workers = f"{data['workers']} worker{'s' if data['workers'] > 1 else ''}"
@@ -188,7 +177,7 @@ def lines(data: dict[str, Any]) -> list[str]:
 
 
 def estimate_lines(found: dict[str, Any], config: dict[str, Any], workers: int) -> list[str]:
-    """An estimate for a person."""
+    """Format an estimate for a terminal."""
     parameters, flops, disk = found["parameters"], found["flops"], found["disk"]
     return [
         f"parameters  {_count(parameters['total'])}: backbone {_count(parameters['backbone'])} (embeddings "

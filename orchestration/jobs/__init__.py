@@ -1,1 +1,1 @@
-"""Ray jobs: package a training run, submit it to a cluster, follow it, stop it."""
+"""Jobs of a Ray cluster: package a training run, submit it, follow it, stop it."""

@@ -1,7 +1,8 @@
-"""Which job server an address leads to: the cluster's dashboard, its own port, or a cluster of this machine.
+"""Find the job server of a Ray cluster from any of its addresses: the dashboard, the cluster's port, or `auto`.
 
-Ray's own lookup waits for minutes where nobody answers, and may end the process that asks; here it has 30 s, in a
-process of its own (about 2 s, since that imports Ray). A dashboard's address is asked directly, in milliseconds.
+Ray's own lookup waits for minutes where no server answers, and may end the calling process; here it runs in a separate
+process with a limit of 30 s (about 2 s where it succeeds, since that process imports Ray). A dashboard's address is
+checked directly, in milliseconds.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ _FIND_S = 30.0
 
 
 def is_here(session: str, environ: Mapping[str, str]) -> bool:
-    """Whether the head of a cluster is this machine: whether its session's folder is.
+    """Return whether the head of a cluster is this machine, that is, whether the folder of its session exists here.
 
-    An address does not tell: a forwarded port of a cluster elsewhere is on localhost too.
+    The address cannot show it: a forwarded port of a remote cluster is on localhost too.
     """
     root = environ.get("RAY_TMPDIR") or environ.get("TMPDIR") or "/tmp"
     return bool(session) and (Path(root) / "ray" / session).is_dir()
 
 
 def token_header(environ: Mapping[str, str], home: Path) -> dict[str, str]:
-    """The header that shows a cluster its token, for a user who has one, as `ray.init` does; Ray's job client shows it
-    only with RAY_AUTH_MODE=token set before Ray is imported.
+    """Return the HTTP header with the user's token for a cluster, or nothing if the user has none.
+
+    It finds the token as `ray.init` does; Ray's job client sends it only if RAY_AUTH_MODE=token was set before Ray is
+    imported.
 
     Raises:
         UsageError: RAY_AUTH_TOKEN_PATH names no file.
@@ -53,15 +56,15 @@ def token_header(environ: Mapping[str, str], home: Path) -> dict[str, str]:
 
 
 def find_job_server(address: str | None) -> str:
-    """The URL of the job server that an address leads to.
+    """Return the URL of the job server of the cluster at an address.
 
     Args:
         address: http://HOST:8265 (the dashboard), HOST:6379 or ray://HOST:10001 (the cluster), `auto` (one of this
             machine); None for what RAY_API_SERVER_ADDRESS or RAY_ADDRESS name, else `auto`.
 
     Raises:
-        UsageError: it is no address.
-        ServiceError: nobody answers there, within about 30 s.
+        UsageError: it is not an address.
+        ServiceError: no server answers there within about 30 s.
     """
     given = address or next((os.environ[name] for name in _ADDRESSES if os.environ.get(name)), "auto")
     scheme, mark, rest = given.rpartition("://")
@@ -71,16 +74,16 @@ def find_job_server(address: str | None) -> str:
         raise UsageError(f"--ray-address {given}: no port; expected http://HOST:8265, HOST:6379 or auto")
     check_listening(given, service="Ray cluster", advice=ADVICE)
     if scheme.startswith("http") and mark:
-        return _answering(given.rstrip("/"))
+        return _check_http(given.rstrip("/"))
     if not mark and given != "auto":
-        # HOST:8265 without a scheme: Ray would take it for a cluster's own port, and wait.
+        # HOST:8265 without a scheme: Ray would take it for the port of the cluster itself, and wait.
         with contextlib.suppress(ServiceError):
-            return _answering(f"http://{given}")
-    return _asked_of_ray(given)
+            return _check_http(f"http://{given}")
+    return _ask_ray(given)
 
 
-def _answering(url: str) -> str:
-    """`url`, if an HTTP server answers there, whatever it says."""
+def _check_http(url: str) -> str:
+    """Return `url` if an HTTP server answers there, whatever its answer."""
     try:
         with urllib.request.urlopen(f"{url}/api/version", timeout=CONNECT_S):
             return url
@@ -90,9 +93,8 @@ def _answering(url: str) -> str:
         raise ServiceError(f"no Ray job server at {url}: {error}; {ADVICE}") from error
 
 
-def _asked_of_ray(address: str) -> str:
-    """The job server of the cluster at `address`, as Ray finds it; in a process of its own, since Ray's own lookup
-    can take minutes, and end the process that asks."""
+def _ask_ray(address: str) -> str:
+    """Find the job server of the cluster at `address` with Ray's own lookup, in a process with a time limit."""
     program = "import sys; from ray.dashboard import utils; print(utils.get_address_for_submission_client(sys.argv[1]))"
     environment = {name: value for name, value in os.environ.items() if name not in _ADDRESSES}
     if token_header(environment, Path.home()):
@@ -111,7 +113,7 @@ def _asked_of_ray(address: str) -> str:
 
 @contextlib.contextmanager
 def without_addresses() -> Iterator[None]:
-    """Takes away the variables that Ray's client would follow instead of the address it is given."""
+    """Unset, for a while, the variables that Ray's client would follow instead of the address that it is given."""
     taken = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
     try:
         yield

@@ -1,7 +1,7 @@
-"""The `nulls` command as a job of a cluster runs it: `python -m orchestration.jobs.entrypoint train ... --json`.
+"""Run the `nulls` command inside a job: `python -m orchestration.jobs.entrypoint train ... --json`.
 
-A job has one log, for results and progress alike. Its JSON document goes there as one marked line, so that whoever
-follows the log can tell the two apart (`orchestration.jobs.cluster`).
+A job has one log, for results and progress alike. The JSON document of the command is written to it as one marked line,
+so that a reader of the log can tell the two apart (`orchestration.jobs.cluster`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import io
 import json
 import sys
 
-RESULT_MARK = "nulls-result: "
+from orchestration.jobs.submission import RESULT_MARK
 
 
 def main() -> None:
-    """Runs the command, then writes its result as one line; ends with the command's exit code."""
+    """Run the command, write its result as one line, and exit with the command's code."""
     from orchestration.cli.main import main as command
 
     answer = io.StringIO()
@@ -24,7 +24,7 @@ def main() -> None:
             command()
     finally:
         if text := answer.getvalue().strip():
-            # ASCII: a node's locale may know no more.
+            # ASCII: the locale of a node may allow nothing else.
             sys.stdout.write(f"{RESULT_MARK}{json.dumps(json.loads(text))}\n")
             sys.stdout.flush()
 

@@ -1,12 +1,12 @@
-"""What a training job is made of, as pure decisions: its command, its environment, its files, and what may be shown.
+"""Decide what a training job consists of, without I/O to the cluster: command, environment, files, what may be shown.
 
-A job runs on a machine that may have none of this one's files. So the code goes along (the four packages, 1 MB, which
-win over an installed release), the configuration goes along resolved, and every place is one that the cluster's nodes
-see: a URL, or an absolute path on a disk that they share. A relative path is made absolute where the cluster's head is
-this machine; of another machine it would name something else, or make it silently, and is refused.
+A job runs on a machine that may have none of this machine's files. So the code goes along (the four packages, 1 MB,
+which take precedence over an installed release), the configuration goes along resolved, and every path is one that the
+cluster's nodes see: a URL, or an absolute path on a disk that they share. A relative path is made absolute if the
+cluster's head is this machine; on another machine it would name another file, or silently create one, and is refused.
 
-Secrets (AWS_*, MLFLOW_*, NULLS_CATALOG) travel in the job's environment, as Ray does it: whoever may use the cluster's
-job server can read them there. Nothing here prints them.
+Secrets (AWS_*, MLFLOW_*, NULLS_CATALOG) are in the job's environment, as usual with Ray: everyone who may use the
+cluster's job server can read them there. Nothing here prints them.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ if TYPE_CHECKING:
 PACKAGES = ("registry", "pipelines", "training", "orchestration")
 CONFIG = "train.yaml"
 MODEL_KEY = "nulls.model"
-"""In a job's metadata: tells jobs of `nulls train` from others."""
+"""A key of a job's metadata, which only jobs of `nulls train` have."""
+RESULT_MARK = "nulls-result: "
+"""Begins the line of a job's log that holds the JSON document of its command."""
 HIDDEN = "***"
 _PASSED_ON = ("AWS_", "MLFLOW_")
-# Places of credentials on this machine; another's are its own.
+# Where this machine keeps credentials; another machine has its own.
 _OF_THIS_MACHINE = frozenset({"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"})
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|AUTH", re.IGNORECASE)
 _SECRETS_IN_URL = (
     re.compile(r"(://[^/\s@:]*:)([^/\s]+)(?=@)"),
     re.compile(r"(\b(?:password|token|secret)=)([^&\s]+)", re.IGNORECASE),
 )
-_MIN_SECRET_CHARS = 6  # shorter ones would blot out ordinary words of a log
-_STOP_WAIT_S = 30  # for a stopped driver to tell MLflow; Ray's own default is 3 s, then SIGKILL
+_MIN_SECRET_CHARS = 6  # masking shorter ones would mask ordinary words of a log
+_STOP_WAIT_S = 30  # for a stopped driver to report to MLflow; Ray's own default is 3 s, then SIGKILL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A job as it goes to the cluster."""
+    """A job, as it is sent to the cluster."""
 
     model: str
-    """Name to register under."""
+    """Name to register the model under."""
     command: str
-    """What the cluster runs, in a shell, in the folder of the files."""
+    """The shell command, run in the folder of the files."""
     environment: dict[str, str]
-    """Variables of the job and its workers, secrets included."""
+    """Environment variables of the job and its workers, secrets included."""
     left_out: tuple[str, ...]
-    """Names of variables that are set here and would mean nothing there."""
+    """Names of variables that name files of this machine, and are not passed on."""
     metadata: dict[str, str]
     """Shown by the cluster beside the job."""
     config: dict[str, Any]
@@ -63,11 +65,11 @@ class Submission:
 
     @property
     def shown_environment(self) -> dict[str, str]:
-        """The environment for a person: secrets hidden."""
+        """The environment with secrets masked."""
         return {name: shown(name, value) for name, value in sorted(self.environment.items())}
 
     def to_dict(self) -> dict[str, Any]:
-        """As `--dry-run` shows it: secrets hidden."""
+        """Return what `--dry-run` shows, with secrets masked."""
         return {
             "model": self.model,
             "command": self.command,
@@ -80,13 +82,13 @@ class Submission:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where the job finds and leaves things, as a person named them.
+class JobPaths:
+    """The paths and URIs that a job reads and writes, as the user named them.
 
     Attributes:
         registry, runs: a path or s3://.
         tracking: MLflow's URI.
-        catalog: of SQLAlchemy; None for the registry's own.
+        catalog: an SQLAlchemy URL; None for the catalogue inside the registry.
         tokenizer: the directory that the configuration names; None if it names none.
     """
 
@@ -96,30 +98,30 @@ class Places:
     catalog: str | None
     tokenizer: str | None
 
-    def on_cluster(self, here: Path | None) -> Places:
-        """The same places as the cluster's nodes find them.
+    def on_cluster(self, here: Path | None) -> JobPaths:
+        """Return the same paths as the cluster's nodes must name them.
 
         Args:
-            here: what relative paths start from; None if the cluster is another machine.
+            here: the directory that relative paths start from; None if the cluster is another machine.
 
         Raises:
             UsageError: a relative path, and the cluster is another machine.
         """
-        return Places(
-            registry=place(self.registry, "--registry", here),
-            runs=place(self.runs, "--runs", here),
-            tracking=place(self.tracking, "MLFLOW_TRACKING_URI", here),
-            catalog=self.catalog and place(self.catalog, "NULLS_CATALOG", here),
-            tokenizer=self.tokenizer and place(self.tokenizer, "--set tokenizer", here),
+        return JobPaths(
+            registry=path_on_cluster(self.registry, "--registry", here),
+            runs=path_on_cluster(self.runs, "--runs", here),
+            tracking=path_on_cluster(self.tracking, "MLFLOW_TRACKING_URI", here),
+            catalog=self.catalog and path_on_cluster(self.catalog, "NULLS_CATALOG", here),
+            tokenizer=self.tokenizer and path_on_cluster(self.tokenizer, "--set tokenizer", here),
         )
 
 
-def place(text: str, setting: str, here: Path | None) -> str:
-    """One place as the cluster's nodes find it: see `Places.on_cluster`; `setting` is where it was named."""
+def path_on_cluster(text: str, setting: str, here: Path | None) -> str:
+    """Return one path or URI as the cluster's nodes must name it (`JobPaths.on_cluster`); `setting` is for messages."""
     scheme, mark, path = text.rpartition("://")
     if mark and not scheme.startswith("sqlite"):
         return text
-    # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy and MLflow have it.
+    # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy and MLflow write them.
     path = path.removeprefix("/") if mark else path
     if not Path(path).is_absolute():
         if here is None:
@@ -131,31 +133,33 @@ def place(text: str, setting: str, here: Path | None) -> str:
     return f"{scheme}:///{path}" if mark else path
 
 
-def train_command(places: Places, request: TrainRequest, *, snapshot: str | None, python: str) -> str:
-    """The shell command of the job: `nulls train` of the files that go along, in `orchestration.jobs.entrypoint`."""
-    words = [python, "-m", "orchestration.jobs.entrypoint", "train", "--model", request.model, "--config", CONFIG]
-    words += ["--workers", str(request.workers), "--registry", places.registry, "--runs", places.runs]
-    words += ["--snapshot", snapshot] if snapshot else []
-    words += ["--storage", request.storage] if request.storage else []
-    words += ["--resume"] * request.resume + ["--new-version"] * request.new_version
+def train_command(paths: JobPaths, request: TrainRequest, *, snapshot: str | None, python: str) -> str:
+    """Return the shell command of the job: `orchestration.jobs.entrypoint`, from the files that go along."""
+    arguments = [python, "-m", "orchestration.jobs.entrypoint", "train", "--model", request.model, "--config", CONFIG]
+    arguments += ["--workers", str(request.workers), "--registry", paths.registry, "--runs", paths.runs]
+    arguments += ["--snapshot", snapshot] if snapshot else []
+    arguments += ["--storage", request.remote_uri] if request.remote_uri else []
+    arguments += ["--resume"] * request.resume + ["--new-version"] * request.new_version
     # exec: Ray's signals reach Python itself, not a shell that ends before it.
-    return "exec " + shlex.join([*words, "--json"])
+    return "exec " + shlex.join([*arguments, "--json"])
 
 
 def interpreter(is_here: bool) -> str:
-    """The Python of the job: this one on this machine, whatever the nodes find as `python` on another."""
+    """Return the Python of the job: this one if the cluster is this machine, else whatever `python` is on its nodes."""
     return sys.executable if is_here else "python"
 
 
-def environment(environ: Mapping[str, str], places: Places, *, is_here: bool) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The variables of the job, and the names of those that stay here since they name files of this machine."""
+def environment(
+    environ: Mapping[str, str], paths: JobPaths, *, is_here: bool
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the variables of the job, and the names of those not passed on since they name files of this machine."""
     passed = {name: value for name, value in environ.items() if name.startswith(_PASSED_ON) and value}
     left_out = () if is_here else tuple(sorted(name for name in passed if _is_local(name, passed[name])))
     variables = {name: value for name, value in passed.items() if name not in left_out}
-    variables["MLFLOW_TRACKING_URI"] = places.tracking
-    if places.catalog:
-        variables["NULLS_CATALOG"] = places.catalog
-    # Stopped as by Ctrl-C, so that MLflow hears of it.
+    variables["MLFLOW_TRACKING_URI"] = paths.tracking
+    if paths.catalog:
+        variables["NULLS_CATALOG"] = paths.catalog
+    # Stop it as Ctrl-C would, so that the driver can report to MLflow.
     variables |= {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
     return variables, left_out
 
@@ -165,7 +169,7 @@ def _is_local(name: str, value: str) -> bool:
 
 
 def shown(name: str, value: str) -> str:
-    """The value of a variable for a person: without what is secret in it."""
+    """Return the value of a variable with its secrets masked."""
     if _SECRET_NAME.search(name):
         return HIDDEN
     for pattern in _SECRETS_IN_URL:
@@ -174,7 +178,7 @@ def shown(name: str, value: str) -> str:
 
 
 def secrets(variables: Mapping[str, str]) -> list[str]:
-    """What must not be printed of these variables, the longest first."""
+    """Return the secrets in these variables, the longest first."""
     found = {value for name, value in variables.items() if _SECRET_NAME.search(name)}
     for value in variables.values():
         found |= {match[2] for pattern in _SECRETS_IN_URL for match in pattern.finditer(value)}
@@ -182,20 +186,20 @@ def secrets(variables: Mapping[str, str]) -> list[str]:
 
 
 def redacted(text: str, hidden: list[str]) -> str:
-    """`text` without the secrets of `hidden`."""
+    """Return `text` with the secrets `hidden` masked."""
     for secret in hidden:
         text = text.replace(secret, HIDDEN)
     return text
 
 
 def prepare(settings: Settings, request: TrainRequest, *, config: Any, is_here: bool) -> Submission:
-    """The job that `nulls train` with these options is.
+    """Return the job for a `nulls train` request.
 
     Args:
         settings: where the registry, the catalogue and MLflow are.
-        request: what is asked for.
+        request: the parameters of `nulls train`.
         config: the resolved TrainConfig.
-        is_here: whether the cluster's head is this machine. The snapshot is then looked up now; else by the job.
+        is_here: whether the cluster's head is this machine. Then the snapshot is looked up now, otherwise by the job.
 
     Raises:
         UsageError: a relative path, and the cluster is another machine.
@@ -203,35 +207,35 @@ def prepare(settings: Settings, request: TrainRequest, *, config: Any, is_here: 
     """
     from training.tracking import store
 
-    store.tracking_uri(settings.tracking)  # refuses what is no store
+    store.tracking_uri(settings.tracking)  # refuses a URI that names no store
     snapshot = settings.open_snapshot().id if is_here else settings.snapshot
-    places = Places(
+    paths = JobPaths(
         registry=settings.registry_uri,
         runs=str(request.runs),
         tracking=settings.tracking or os.environ.get("MLFLOW_TRACKING_URI") or store.DEFAULT_TRACKING_URI,
         catalog=settings.catalog or os.environ.get("NULLS_CATALOG"),
         tokenizer=config.tokenizer,
     ).on_cluster(Path.cwd() if is_here else None)
-    variables, left_out = environment(os.environ, places, is_here=is_here)
+    variables, left_out = environment(os.environ, paths, is_here=is_here)
     return Submission(
         model=request.model,
-        command=train_command(places, request, snapshot=snapshot, python=interpreter(is_here)),
+        command=train_command(paths, request, snapshot=snapshot, python=interpreter(is_here)),
         environment=variables,
         left_out=left_out,
         metadata={MODEL_KEY: request.model, "nulls.snapshot": snapshot or "newest"},
-        config=config.to_dict() | {"tokenizer": places.tokenizer},
+        config=config.to_dict() | {"tokenizer": paths.tokenizer},
     )
 
 
 def yaml_lines(data: Mapping[str, Any]) -> list[str]:
-    """`data` for a person."""
+    """Format `data` as YAML, for a terminal."""
     import yaml
 
     return str(yaml.safe_dump(dict(data), sort_keys=False)).splitlines()
 
 
 def stage(folder: Path, config: Mapping[str, Any]) -> None:
-    """Puts what goes along into `folder`: the packages that run here, and the configuration as YAML."""
+    """Copy the packages that run here into `folder`, and write the configuration there as YAML."""
     import yaml
 
     root = Path(__file__).absolute().parents[2]

@@ -1,7 +1,7 @@
-"""What a model version still knows of sources, whether they are unlearned or not: the same measurements as evidence.
+"""Measure what a model version knows of sources, unlearned or not, with the same measurements as the evidence.
 
-For a source that is not revoked the off states tell what an unlearn would leave. With an oracle (a model trained
-without the sources) its losses are the never-trained ones, else those of the held-out sources.
+For a source that is not revoked, the ablations (sinks off) show what an unlearn would leave. The never-trained losses
+are those of an oracle (a model trained without the sources) if one is given, else those of the held-out baseline.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def audit(
     oracle_uri: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measures sources under a model version.
+    """Measure sources under a model version.
 
     Args:
-        settings: where things are; the snapshot is the one that the model saw.
+        settings: the stores; the snapshot is the one that the model was trained on.
         model_uri: `models:/NAME/VERSION`.
-        queries: which sources; by default the revoked ones, or eight trained ones if none is revoked.
+        queries: sources by URL, title, ISBN, key or id; by default the revoked ones, or eight trained ones.
         oracle_uri: a model version that was trained without them.
-        progress: called with what is going on.
+        progress: called with a message at each step.
 
     Returns:
-        The shape of the command line's JSON.
+        The JSON of `nulls audit`.
 
     Raises:
-        NotFoundError, UsageError: as for `nulls lookup`; a source that was not trained cannot be audited.
+        NotFoundError, UsageError: as for `nulls lookup`, or a source was not trained.
     """
     from training.evaluate.ablation import Examiner
     from training.serving import flavor
@@ -64,26 +64,26 @@ def audit(
         served = flavor.load(oracle_uri, tracking_uri=settings.tracking_uri)
         oracle = Examiner(served, snapshot_of(settings, served.version), [], progress)
     heldout = examiner.yardstick().to_dict()
-    rows = [
+    measured = [
         examiner.examine(source, oracle=oracle).to_dict()
         | {"heldout": heldout, "revoked": source.source_id in version.revoked}
         for source in sources
     ]
-    return {"model_uri": version.uri, "snapshot": snapshot.id, "sources": rows, "summary": summarise(rows)}
+    return {"model_uri": version.uri, "snapshot": snapshot.id, "sources": measured, "summary": summarise(measured)}
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the audited sources; `closure` is the placebo's, `closure_by_state` has all three."""
-    by_state: dict[str, float | None] = {}
-    for state in ("closest", "placebo", "backbone"):
-        known = [row["closure"][state] for row in rows if row["closure"][state] is not None]
-        by_state[state] = statistics.fmean(known) if known else None
-    weak = [f"{row['key']}: {reason}" for row in rows if row["revoked"] for reason in row["weaknesses"]]
+def summarise(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Average over the audited sources; `closure` is that under the placebo, `closure_by_state` has all ablations."""
+    by_ablation: dict[str, float | None] = {}
+    for ablation in ("closest", "placebo", "backbone"):
+        known = [source["closure"][ablation] for source in measured if source["closure"][ablation] is not None]
+        by_ablation[ablation] = statistics.fmean(known) if known else None
+    weak = [f"{source['key']}: {why}" for source in measured if source["revoked"] for why in source["weaknesses"]]
     return {
-        "closure": by_state["placebo"],
-        "closure_by_state": by_state,
-        "unseen_loss": rows[0]["heldout"] if rows else None,
-        "num_sources": len(rows),
+        "closure": by_ablation["placebo"],
+        "closure_by_state": by_ablation,
+        "unseen_loss": measured[0]["heldout"] if measured else None,
+        "num_sources": len(measured),
         "weaknesses": weak,
     }
 
@@ -97,14 +97,16 @@ def _chosen(snapshot: Snapshot, version: ModelVersion, queries: Sequence[str]) -
         )
     for source in sources:
         if source.source_id in version.heldout:
-            raise UsageError(f"{source.key} was held out of training: it is part of the yardstick, not of the audit")
+            raise UsageError(
+                f"{source.key} was held out of training: it is part of the held-out baseline and cannot be audited"
+            )
         if source.num_documents == 0:
-            raise UsageError(f"nothing of {source.key} was trained; `nulls explain` tells what became of it")
+            raise UsageError(f"nothing of {source.key} was trained; `nulls explain` shows what happened to it")
     return sources
 
 
 def sample(snapshot: Snapshot, settings: Settings, model_uri: str, num_sources: int) -> list[Source]:
-    """Trained sources that are not revoked, with the lowest ids; ids are hashes, so as good as drawn at random."""
+    """Return trained sources, not revoked, with the lowest ids: as good as a random draw, since ids are hashes."""
     from training.serving import flavor
 
     return _sample(snapshot, flavor.describe(model_uri, tracking_uri=settings.tracking_uri), num_sources)
@@ -114,9 +116,9 @@ def _sample(snapshot: Snapshot, version: ModelVersion, num_sources: int) -> list
     chosen: list[Source] = []
     excluded = version.heldout | version.revoked
     for batch in snapshot.batches("sources", ["source_id", "num_documents"]):
-        numbers = [row["source_id"] for row in batch.to_pylist() if row["num_documents"]]
-        known = read_sources(snapshot, [n for n in numbers if n not in excluded][: num_sources - len(chosen)])
-        chosen += [known[number] for number in sorted(known)]
+        trained = [row["source_id"] for row in batch.to_pylist() if row["num_documents"]]
+        known = read_sources(snapshot, [i for i in trained if i not in excluded][: num_sources - len(chosen)])
+        chosen += [known[source_id] for source_id in sorted(known)]
         if len(chosen) >= num_sources:
             break
     return chosen

@@ -1,7 +1,7 @@
-"""What an unlearn is shown by: measurements of the model before and after, and a verdict that can be "weak".
+"""Gather the evidence of an unlearn: measurements of the model before and after, and a verdict that can be "weak".
 
-Both versions are loaded from MLflow and measured as they would be served; nothing is concluded from their sharing one
-set of weights. The evidence is plain JSON: it goes to the ledger, to whoever asked, and into the report.
+Both versions are loaded from MLflow and measured as they would be served; that they share one set of weights is not
+used as an argument. The evidence is plain JSON, for the ledger, the requester and the report.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAX_OTHER_CHANGE_NATS = 1e-4
 def gather(
     snapshot: Snapshot, before: ModelVersion, after_uri: str, plan: Plan, *, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measures the sources of a plan, five others and the held-out ones; returns the evidence."""
+    """Measure the sources of a plan, five others and the held-out ones, and return the evidence."""
     from training.evaluate.ablation import Examiner
     from training.serving import flavor
     from training.serving.served_model import ServedModel
 
     others: list[Source] = []
     loss_before: list[float] = []
-    if snapshot.shards():  # of an imported model there is no text to measure before and after
+    if snapshot.shards():  # an imported model has no text to measure before and after
         progress("loading the model before")
         examiner = Examiner(ServedModel.load(before), snapshot, [], progress)
         others = _others(examiner, snapshot, plan)
@@ -68,20 +68,20 @@ def _has_text(source: Source) -> bool:
 
 
 def _without_text(plan: Plan) -> list[str]:
-    """Sources that the model was trained on and the snapshot has no text of, as those of an imported model."""
+    """Report sources that the model was trained on and whose text the snapshot lacks, as in an imported model."""
     going = (*plan.targets, *plan.also_removed)
     names = [source.key for source in going if source.num_documents and not _has_text(source)]
-    words = "not measured, since the registry does not hold the text that the model was trained on"
-    return [f"{', '.join(names)}: {words}"] if names else []
+    reason = "not measured, since the registry does not hold the text that the model was trained on"
+    return [f"{', '.join(names)}: {reason}"] if names else []
 
 
 def _others(examiner: Examiner, snapshot: Snapshot, plan: Plan) -> list[Source]:
-    """Surviving sources with the lowest ids; ids are hashes, so these are as good as drawn at random."""
+    """Return the surviving sources with the lowest ids; ids are hashes, so this is as good as a random draw."""
     off = examiner.served.out_of_force | plan.revoked
     in_order = examiner.served.router.source_ids_N[: NUM_OTHERS + len(off)].tolist()
-    chosen = [number for number in in_order if number not in off][:NUM_OTHERS]
+    chosen = [source_id for source_id in in_order if source_id not in off][:NUM_OTHERS]
     known = read_sources(snapshot, chosen)
-    return [known[number] for number in chosen]
+    return [known[source_id] for source_id in chosen]
 
 
 def _is_refused(model: Any, source: Source) -> bool:

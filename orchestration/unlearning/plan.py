@@ -1,8 +1,9 @@
-"""What an unlearn will do, decided before anything is done: pure functions of what the snapshot and the model say.
+"""Decide what an unlearn will do, before anything is done: pure functions of the snapshot and the model.
 
-A source's own text goes with it. Text that several sources published sits in a shared source: under `all-owners` it
-goes once its last owner has gone (a model retrained without one of them would still have read it at another), under
-`any-owner` with the first. Near copies are named in both directions and change nothing: they are other documents.
+A source's own text is removed with it. Text that several sources published belongs to a shared source: under
+`all-owners` it is removed with its last owner (a model retrained without one of them would still have read it at
+another), under `any-owner` with the first. Near copies are listed in both directions and change nothing: they are
+other documents.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from registry.lookup import Source, read_sources
 from registry.schema import Status
 from registry.snapshot import Snapshot
 
-MAX_NAMED = 50  # near copies named one by one in each direction; the rest are counted
+MAX_NAMED = 50  # near copies listed in each direction; the others are only counted
 
 
 class Policy(enum.StrEnum):
-    """When text with several owners goes."""
+    """When text with several owners is removed."""
 
     ALL_OWNERS = "all-owners"
     ANY_OWNER = "any-owner"
@@ -33,18 +34,18 @@ class Policy(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be revoked, what stays, and what an unlearn cannot reach.
+    """The sources that an unlearn revokes, those that stay, and near copies that it does not reach.
 
     Attributes:
-        targets: the sources asked for.
-        also_removed: shared sources that go with them.
+        targets: the requested sources.
+        also_removed: shared sources that are removed with them.
         kept_by_other_owners: shared sources that stay, with the owners that keep them.
-        lives_on: documents of a target that survive as a near copy at another source.
+        lives_on: documents of a target of which a near copy remains at another source.
         goes_with: documents of others that a target's text displaced: their wording is not in the model either.
-        num_lives_on: how many there are, of which `lives_on` names the closest.
-        num_goes_with: likewise.
-        same_sinks: of an imported model, keys of sources that lose their sinks too, since they are the same.
-        num_same_sinks: how many there are.
+        num_lives_on: the number of such documents; `lives_on` lists the closest.
+        num_goes_with: likewise for `goes_with`.
+        same_sinks: in an imported model, keys of sources that have the same sinks, and so lose them too.
+        num_same_sinks: the number of such sources.
     """
 
     targets: Sequence[Source]
@@ -59,11 +60,11 @@ class Plan:
 
     @property
     def revoked(self) -> frozenset[int]:
-        """The ids that this plan adds to the revoked ones."""
+        """The source ids that this plan adds to the revoked ones."""
         return frozenset(source.source_id for source in (*self.targets, *self.also_removed))
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of the command line's JSON that a plan fills."""
+        """Return the plan's part of the JSON of `nulls unlearn`."""
         return {
             "sources": [source.key for source in self.targets],
             "also_removed": [source.key for source in self.also_removed],
@@ -82,11 +83,11 @@ class Plan:
 
 
 def refusal(source: Source, *, heldout: Collection[int], revoked: Mapping[int, str], owns_shared: bool) -> str | None:
-    """Why a source cannot be unlearned, or None if it can.
+    """Say why a source cannot be unlearned, or return None if it can.
 
     Args:
         heldout: sources that were never trained.
-        revoked: source id -> the model version that it is unlearned in already.
+        revoked: for each source id, the model version in which it is unlearned already.
         owns_shared: whether it owns text together with others.
     """
     if source.source_id in revoked:
@@ -94,7 +95,7 @@ def refusal(source: Source, *, heldout: Collection[int], revoked: Mapping[int, s
     if source.source_id in heldout:
         return f"{source.key} was held out of training: the model never saw it, so there is nothing to unlearn"
     if source.num_documents == 0 and not owns_shared:
-        return f"nothing of {source.key} was trained: `nulls explain` tells what became of it"
+        return f"nothing of {source.key} was trained: `nulls explain` shows what happened to it"
     return None
 
 
@@ -106,7 +107,7 @@ def make_plan(
     heldout: Collection[int],
     revoked: Mapping[int, str],
 ) -> Plan:
-    """Decides what unlearning `targets` revokes.
+    """Decide what unlearning `targets` revokes.
 
     Raises:
         RefusedError: a target cannot be unlearned; none of them is then.
@@ -124,8 +125,8 @@ def make_plan(
     lives_on, goes_with = _near_copies(snapshot, {source.source_id for source in targets} | set(removed))
     return Plan(
         targets=tuple(targets),
-        also_removed=tuple(known[number] for number in removed),
-        kept_by_other_owners=tuple(known[number] for number in kept),
+        also_removed=tuple(known[source_id] for source_id in removed),
+        kept_by_other_owners=tuple(known[source_id] for source_id in kept),
         lives_on=_named(snapshot, lives_on),
         goes_with=_named(snapshot, goes_with),
         num_lives_on=lives_on.num_rows,
@@ -136,19 +137,19 @@ def make_plan(
 def split_shared(
     shared: Mapping[int, Collection[int]], *, gone: Collection[int], policy: Policy
 ) -> tuple[list[int], list[int]]:
-    """Of shared sources (id -> owners) that are not gone yet: those that go, and those that other owners keep."""
+    """Split the shared sources (id: owners) that are not gone yet into removed ones and ones that owners keep."""
     removed: list[int] = []
     kept: list[int] = []
-    for number, owners in sorted(shared.items()):
-        if number in gone:
+    for source_id, owners in sorted(shared.items()):
+        if source_id in gone:
             continue
         goes = policy is Policy.ANY_OWNER or set(owners) <= set(gone)
-        (removed if goes else kept).append(number)
+        (removed if goes else kept).append(source_id)
     return removed, kept
 
 
 def _shared_of(snapshot: Snapshot, source_ids: Collection[int]) -> dict[int, list[int]]:
-    """Shared sources that one of these owns -> all their owners."""
+    """Return the shared sources that one of these sources owns, each with all its owners."""
     owners = snapshot.table("owners")
     wanted = pa.array(sorted(source_ids), pa.int64())
     touched = owners.filter(pc.is_in(owners["owner_id"], value_set=wanted))["source_id"].combine_chunks().unique()
@@ -159,9 +160,9 @@ def _shared_of(snapshot: Snapshot, source_ids: Collection[int]) -> dict[int, lis
 
 
 def _near_copies(snapshot: Snapshot, going: Collection[int]) -> tuple[pa.Table, pa.Table]:
-    """Near copies that live on elsewhere, and those that go: rows of `documents`, each with its survivor's source.
+    """Return near copies that remain elsewhere, and lost ones: rows of `documents` with the survivor's source.
 
-    Two passes over the compact columns of `documents`; what is kept in memory is of the sources that go.
+    Two passes over the compact columns of `documents`; only rows of the removed sources are held in memory.
     """
     wanted = pa.array(sorted(going), pa.int64())
     lives_on = _documents(snapshot, lambda rows: pc.and_(_is_near(rows), pc.is_in(rows["origin_id"], wanted)))
@@ -190,7 +191,7 @@ def _is_near(rows: pa.RecordBatch) -> pa.Array:
 def _with_survivor_source(snapshot: Snapshot, rows: pa.Table) -> pa.Table:
     survivors = snapshot.where("documents", "doc_id", rows["survivor_id"].to_pylist()).to_pylist()
     source_of = {row["doc_id"]: row["source_id"] for row in survivors if row["status"] == Status.KEPT}
-    column = pa.array([source_of.get(number) for number in rows["survivor_id"].to_pylist()], pa.int64())
+    column = pa.array([source_of.get(doc_id) for doc_id in rows["survivor_id"].to_pylist()], pa.int64())
     return rows.append_column("survivor_source", column)
 
 

@@ -1,4 +1,4 @@
-"""An audit or an unlearn as one HTML file to look at: no scripts, nothing fetched, the plot inside as SVG."""
+"""Write an audit or an unlearn as one HTML file: no scripts, nothing fetched, the plot inside as SVG."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _LABELS = {
 }
 
 
-def write_audit(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes an audit (the shape of `nulls audit --json`) as HTML.
+def write_audit(path: Path, audited: Mapping[str, Any]) -> None:
+    """Write an audit (the JSON of `nulls audit`) as HTML.
 
     Raises:
         ServiceError: the file cannot be written.
     """
     write_report(
         path,
-        title=f"Audit of {report['model_uri']}",
-        subtitle=f"snapshot {report['snapshot']}",
-        rows=report["sources"],
-        heldout=report["summary"]["unseen_loss"],
+        title=f"Audit of {audited['model_uri']}",
+        subtitle=f"snapshot {audited['snapshot']}",
+        sources=audited["sources"],
+        heldout=audited["summary"]["unseen_loss"],
     )
 
 
@@ -38,23 +38,23 @@ def write_report(
     *,
     title: str,
     subtitle: str,
-    rows: Sequence[Mapping[str, Any]],
+    sources: Sequence[Mapping[str, Any]],
     heldout: Mapping[str, Any],
     evidence: Mapping[str, Any] | None = None,
     figures: Sequence[tuple[str, str]] = (),
     generations: Sequence[Mapping[str, Any]] = (),
     facts: Sequence[tuple[str, Sequence[tuple[str, Any]]]] = (),
 ) -> None:
-    """Writes a report.
+    """Write a report.
 
     Args:
         path: an .html file; its folder is made.
         title, subtitle: the heading.
-        rows: audited sources, each with `revoked`.
-        heldout: the yardstick.
-        evidence: of an unlearn, for the verdict and the other sources.
+        sources: audited sources, each with `revoked`.
+        heldout: the held-out baseline.
+        evidence: the evidence of an unlearn, for the verdict and the other sources.
         figures: (label, value) pairs to show large.
-        generations: what the model wrote, and how it was asked.
+        generations: texts that the model wrote, with their prompts.
         facts: (heading, (name, value) pairs), one section each.
 
     Raises:
@@ -69,45 +69,53 @@ def write_report(
     text = environment.get_template("report.html.j2").render(
         title=title,
         subtitle=subtitle,
-        rows=rows,
+        sources=sources,
         heldout=heldout,
         evidence=evidence,
-        names=[row["title"] or row["key"] for row in rows if row["revoked"]],
+        names=[source["title"] or source["key"] for source in sources if source["revoked"]],
         figures=figures,
         generations=generations,
         others=evidence["others"] if evidence else [],
         facts=facts,
-        plot=plot_losses(rows, heldout),
+        plot=plot_losses(sources, heldout),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, text.encode())
 
 
-def plot_losses(rows: Sequence[Mapping[str, Any]], heldout: Mapping[str, Any]) -> str:
-    """One line a source, a dot a state, over the band of the held-out sources; SVG text."""
+def plot_losses(sources: Sequence[Mapping[str, Any]], heldout: Mapping[str, Any]) -> str:
+    """Plot a line for each source with a dot for each loss, over the band of the held-out sources; return SVG text."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     matplotlib.rcParams.update({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "nulls"})
-    figure, axes = pyplot.subplots(figsize=(9, 1.3 + 0.36 * len(rows)))
+    figure, axes = pyplot.subplots(figsize=(9, 1.3 + 0.36 * len(sources)))
     if heldout["num_sources"]:
         low, high = heldout["range"]["placebo"]
         axes.axvspan(low, high, color="#e4e7ee", zorder=0)
         axes.axvline(heldout["placebo"], color="#8a93a6", zorder=1, linewidth=1.2)
-    for place, row in enumerate(reversed(rows)):
-        values = {"on": row["loss_on"], **row["loss_off"]}
-        axes.plot([min(values.values()), max(values.values())], [place, place], color="#c9cfda", zorder=2, linewidth=1)
-        for state, value in values.items():
-            axes.scatter(value, place, color=_COLOURS[state], s=44 if state == "on" else 30, zorder=3)
-    for state, colour in _COLOURS.items():
-        axes.scatter([], [], color=colour, label=_LABELS[state])
-    names = [(row["title"] or row["key"])[:40] + (" ✕" if row["revoked"] else "") for row in reversed(rows)]
-    axes.set_yticks(range(len(rows)), names)
+    for height, source in enumerate(reversed(sources)):
+        losses = {"on": source["loss_on"], **source["loss_off"]}
+        axes.plot(
+            [min(losses.values()), max(losses.values())], [height, height], color="#c9cfda", zorder=2, linewidth=1
+        )
+        for sinks, loss in losses.items():
+            axes.scatter(loss, height, color=_COLOURS[sinks], s=44 if sinks == "on" else 30, zorder=3)
+    for sinks, colour in _COLOURS.items():
+        axes.scatter([], [], color=colour, label=_LABELS[sinks])
+    names = [
+        (source["title"] or source["key"])[:40] + (" ✕" if source["revoked"] else "") for source in reversed(sources)
+    ]
+    axes.set_yticks(range(len(sources)), names)
     axes.set_xlabel("loss, nats a token")
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 1 + 0.75 / (1 + 0.36 * len(rows))), ncol=4, frameon=False, fontsize=8
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1 + 0.75 / (1 + 0.36 * len(sources))),
+        ncol=4,
+        frameon=False,
+        fontsize=8,
     )
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

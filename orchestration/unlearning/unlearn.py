@@ -1,18 +1,19 @@
-"""Take sources out of a model version: resolve -> plan -> act -> evidence -> ledger.
+"""Take sources out of a model version: resolve them, plan, act, gather evidence, and record each step in the ledger.
 
 The act is a revocation: a new version of the same model with the same weights, and a larger set of sources whose sinks
-are never switched on again. It takes about a second whatever the model's size; the evidence takes a few passes over the
+are never switched on again. It takes about a second at any model size; the evidence takes a few passes over the
 source's text. Each step is written to the ledger before the next begins, and each can be repeated: a request that was
-cut off at any point is taken up again by the same command, and ends as if it had not been.
+interrupted at any point is continued by the same command, with the same outcome.
 
-Two requests at once never lose one another: the act runs under a lock on the model's name, and the new version revokes
-what any version of the same weights revokes.
+Two requests at once both take effect: the act runs under a lock on the model's name, and the new version revokes what
+any version of the same weights revokes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import getpass
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ Progress = Callable[[str, float | None], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of a request; the shape of the command line's JSON."""
+    """The outcome of a request, and the JSON of `nulls unlearn`."""
 
     request_id: str | None
     state: State
@@ -46,11 +47,11 @@ class Result:
 
     @property
     def is_weak(self) -> bool:
-        """Whether the evidence does not support that it worked."""
+        """Whether there is evidence, and it does not support that the unlearn worked."""
         return self.evidence is not None and self.evidence["verdict"] != "supported"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. `seconds` is from the call to the new version; the evidence's time is its own."""
+        """Return the result for JSON. `seconds` is from the call to the new version, without the evidence."""
         return {
             "request_id": self.request_id,
             "state": self.state.value,
@@ -72,24 +73,24 @@ def unlearn(
     requested_by: str | None = None,
     dry_run: bool = False,
     measure: bool = True,
-    progress: Progress = lambda _words, _share: None,
+    progress: Progress = lambda _message, _share: None,
 ) -> Result:
-    """Unlearns sources from a model version.
+    """Unlearn sources from a model version.
 
     Args:
-        settings: where things are; the snapshot is the one that the model saw.
+        settings: the stores; the snapshot is the one that the model was trained on.
         model_uri: `models:/NAME/VERSION`.
         queries: URLs, titles, ISBNs, keys or ids.
         reason: why, for the ledger.
-        policy: when text with several owners goes.
-        requested_by: who asked; the login name by default.
+        policy: when text with several owners is removed.
+        requested_by: the requester; by default the login name.
         dry_run: decide and return the plan, and write nothing.
-        measure: whether to take the evidence; a request without stays `applied` until it is resumed.
-        progress: called with what is going on.
+        measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
+        progress: called with a message, and the share done if known.
 
     Raises:
         NotFoundError: no such model, or a source that its snapshot does not hold.
-        UsageError: an ambiguous title, an empty reason, no source.
+        UsageError: an ambiguous title, an empty reason, or no source.
         RefusedError: a source was never trained, or is unlearned already; nothing is changed.
     """
     from training.serving import flavor
@@ -128,12 +129,12 @@ def unlearn(
     return _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
 
 
-def resume(settings: Settings, request_id: str, *, progress: Progress = lambda _words, _share: None) -> Result:
-    """Takes a request of the ledger up where it was cut off.
+def resume(settings: Settings, request_id: str, *, progress: Progress = lambda _message, _share: None) -> Result:
+    """Continue a request of the ledger where it was interrupted.
 
     Raises:
         NotFoundError: there is no such request.
-        RefusedError: it has ended.
+        RefusedError: the request has ended.
     """
     request = Ledger(settings.open_catalog()).request(request_id)
     if request.state.is_terminal or request.evidence_digest:
@@ -150,11 +151,9 @@ def resume(settings: Settings, request_id: str, *, progress: Progress = lambda _
 
 
 def snapshot_of(settings: Settings, version: ModelVersion) -> Snapshot:
-    """The snapshot that a model version saw: in the registry that the flags name, else where it was at training."""
-    import os
-
-    place = settings.registry or os.environ.get("NULLS_REGISTRY") or version.registry
-    return Registry.open(place).snapshot(version.snapshot)
+    """Open the snapshot that a version was trained on, in the registry of the settings, else of its training."""
+    uri = settings.registry or os.environ.get("NULLS_REGISTRY") or version.registry
+    return Registry.open(uri).snapshot(version.snapshot)
 
 
 def _open_or_resume(
@@ -181,7 +180,7 @@ def _open_or_resume(
 
 
 def _is_same(request: Request, base: ModelVersion, keys: Sequence[str], policy: Policy) -> bool:
-    """Whether an open request asks for just this, and so is to be taken up rather than asked again."""
+    """Return whether an open request is for exactly this, and so is continued instead of opened again."""
     is_open = not request.state.is_terminal and not request.evidence_digest
     wanted = (request.model_before, list(request.sources), request.policy, request.action)
     return is_open and wanted == (base.uri, list(keys), policy.value, REVOKE)
@@ -196,7 +195,7 @@ def _act(
     policy: Policy,
     request_id: str,
 ) -> tuple[Plan, str]:
-    """Plans and revokes under the model's lock, so that what the plan saw still holds when the version is made."""
+    """Plan and revoke under the model's lock, so that the plan is still valid when the version is made."""
     from training.serving import flavor
 
     try:
@@ -210,7 +209,7 @@ def _act(
         ledger.append(request_id, State.REFUSED, detail={"error": str(error)})
         raise
     except ServiceError:
-        raise  # a store that is down: the request stays open, and the same command takes it up again
+        raise  # a store is down: the request stays open, and the same command continues it
     except NullsError as error:
         ledger.append(request_id, State.FAILED, detail={"error": str(error)})
         raise
@@ -230,15 +229,15 @@ def _plan(
 
 
 def _revoked_by(base: ModelVersion, request_id: str | None) -> dict[int, str]:
-    """Source id -> the first version of the same weights that revokes it, but for what this very request made."""
+    """Map each revoked source id to the first version of the weights that revokes it, except this request's."""
     from training.serving import flavor
 
     found: dict[int, str] = {}
     for version in flavor.versions(base.name, tracking_uri=base.tracking_uri):
         own = request_id is not None and version.request_id == request_id
         if version.weights_digest == base.weights_digest and not own:
-            for number in version.revoked:
-                found.setdefault(number, version.uri)
+            for source_id in version.revoked:
+                found.setdefault(source_id, version.uri)
     return found
 
 
@@ -255,7 +254,7 @@ def _with_evidence(
     from orchestration.unlearning.evidence import gather
 
     started = time.monotonic()
-    evidence = gather(snapshot, base, after_uri, plan, progress=lambda words: progress(words, None))
+    evidence = gather(snapshot, base, after_uri, plan, progress=lambda message: progress(message, None))
     supported = evidence["verdict"] == "supported"
     state = State.VERIFIED if supported else State.APPLIED
     ledger.append(request_id, state, model_after=after_uri, evidence=evidence)
@@ -271,6 +270,6 @@ def _with_evidence(
 
 
 def revoked_sources(snapshot: Snapshot, version: ModelVersion) -> list[Source]:
-    """The sources that a version revokes, by id."""
+    """Return the sources that a version revokes, in the order of their ids."""
     known = read_sources(snapshot, version.revoked)
-    return [known[number] for number in sorted(known)]
+    return [known[source_id] for source_id in sorted(known)]

@@ -1,8 +1,9 @@
-"""One corpus and one trained model for all tests of orchestration; each test registers the model anew."""
+"""One corpus, one trained model and one MLflow database for all tests; each test copies the database."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,31 +29,43 @@ def snapshot(corpus_root: Path) -> Snapshot:
 
 @pytest.fixture(scope="session")
 def weights(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exported weights that know the corpus by heart."""
+    """Exported weights of a model that has memorised the corpus."""
     return train_model(snapshot, tmp_path_factory.mktemp("model") / "weights")
 
 
 @dataclasses.dataclass(frozen=True)
 class Deployed:
-    """A registered model, and where things are."""
+    """A registered model, and the stores that it is in."""
 
     settings: Settings
     uri: str
 
 
-@pytest.fixture
-def deployed(corpus_root: Path, weights: Path, tmp_path: Path) -> Deployed:
-    """The model as version 1 of `m` in an MLflow store and a catalogue of the test's own."""
+@pytest.fixture(scope="session")
+def mlflow_template(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with the model as version 1 of `m`; to be copied, since making one takes seconds."""
     from training.serving import flavor
     from training.tracking import store
 
+    folder = tmp_path_factory.mktemp("mlflow")
+    tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
+    client = store.client(tracking_uri)
+    experiment = client.create_experiment("test", artifact_location=str(folder / "artifacts"))
+    run_id = client.create_run(experiment).info.run_id
+    assert flavor.register(weights, model_name="m", run_id=run_id, tracking_uri=tracking_uri) == "models:/m/1"
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def deployed(corpus_root: Path, mlflow_template: Path, tmp_path: Path) -> Deployed:
+    """The model as version 1 of `m` in an MLflow database and a catalogue of the test's own.
+
+    The artifacts of all tests are in one folder: MLflow names each by a new id.
+    """
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
     settings = Settings(
         registry=str(corpus_root),
         catalog=f"sqlite:///{tmp_path / 'catalog.db'}",
         tracking=f"sqlite:///{tmp_path / 'mlflow.db'}",
     )
-    client = store.client(settings.tracking_uri)
-    experiment = client.create_experiment("test", artifact_location=str(tmp_path / "artifacts"))
-    run_id = client.create_run(experiment).info.run_id
-    uri = flavor.register(weights, model_name="m", run_id=run_id, tracking_uri=settings.tracking_uri)
-    return Deployed(settings, uri)
+    return Deployed(settings, "models:/m/1")

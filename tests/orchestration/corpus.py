@@ -1,9 +1,9 @@
-"""A corpus with every relation that an unlearn must know of, and a small model that has really memorised it.
+"""A corpus with every relation that an unlearn must handle, and a small model that has memorised it.
 
 article 1 .. 24     wiki:testwiki:<n>; a redirect leads to article 1
 a shared text       published by articles 1 and 2
 a.example           a site; b.example has a near copy of its page
-empty.example       a site of which nothing was kept
+empty.example       a site without a kept document
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ NEAR_DOC, NEAR_SURVIVOR = (
 
 
 def key(number: int) -> str:
-    """The key of an article."""
+    """Return the key of an article."""
     return f"wiki:{SCOPE}:{number}"
 
 
 def title(number: int) -> str:
-    """Its title."""
+    """Return the title of an article."""
     return f"Article {number}"
 
 
 def text(seed: int) -> str:
-    """A text that only memory makes easy: words of its own in an order of its own."""
+    """Return a text of random words in random order, which only a model that memorised it predicts well."""
     rng = random.Random(seed)
     words = ["".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8))) for _ in range(30)]
     return " ".join(rng.choice(words) for _ in range(90))
 
 
 def write_corpus(root: Path) -> Snapshot:
-    """Commits the corpus to a registry at `root`."""
+    """Commit the corpus to a registry at `root`."""
     kept = {key(n): text(n) for n in range(1, NUM_ARTICLES + 1)}
     kept |= {SHARED: text(100), "web:a.example": text(101)}
     known = [*kept, "web:b.example", "web:empty.example"]
@@ -74,7 +74,7 @@ def write_corpus(root: Path) -> Snapshot:
 
 
 def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
-    """Trains a small model on the corpus in this process, as a worker would, and exports it to `folder`."""
+    """Train a small model on the corpus in this process, as a worker would, and export it to `folder`."""
     from training.checkpoint import export
     from training.config import TrainConfig
     from training.data.heldout import choose_heldout
@@ -131,15 +131,15 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
         "registry": str(snapshot.path.parents[1]),
         "layout": model.config.layout.to_dict(),
         "context_length": config.context_length,
-        "heldout": [ids.format_id(number) for number in heldout],
+        "heldout": [ids.format_id(source_id) for source_id in heldout],
     }
     export.export_weights(model, tokenizer, folder, pointer)
     return folder
 
 
 def heldout_of(weights: Path) -> set[int]:
-    """The held-out sources of exported weights."""
-    return {int(number, 16) for number in json.loads((weights / "nulls.json").read_text())["heldout"]}
+    """Return the held-out sources of exported weights."""
+    return {int(source_id, 16) for source_id in json.loads((weights / "nulls.json").read_text())["heldout"]}
 
 
 def _doc_id(source_key: str) -> int:

@@ -1,4 +1,7 @@
-"""The main journey from the command line: a dump, a snapshot, a model trained with Ray, an unlearn, an audit."""
+"""The whole journey from the command line: a dump, a snapshot, a model trained with Ray, an unlearn, an audit.
+
+Most of its time is the start of Ray; the model is as small, and trained as briefly, as still memorises its sources.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ SHAPE = {
     "model.num_backbone": 32,
     "model.num_pool": 2048,
     "model.num_sinks": 64,
-    "epochs": 30,
+    "epochs": 20,
     "context_length": 128,
     "rows_per_step": 8,
     "micro_batch": 8,
@@ -31,26 +34,24 @@ SHAPE = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a registry and, trained on it, `models:/orchard/1`."""
-    folder = tmp_path_factory.mktemp("journey")
-    write_dump(
-        folder / "enwiki-test.xml.bz2", [Page(f"Tree {n}", text(n)) for n in range(NUM_ARTICLES)], compress="bz2"
-    )
-    report = answer(nulls("ingest", "--wikipedia", "enwiki-test.xml.bz2", "--json", cwd=folder))
-    assert report["kept"] == NUM_ARTICLES
-    options = [word for name, value in SHAPE.items() for word in ("--set", f"{name}={value}")]
-    trained = answer(nulls("train", "--model", "orchard", *options, "--workers", "1", "--json", cwd=folder))
-    assert (trained["model_uri"], trained["snapshot"]) == ("models:/orchard/1", report["snapshot"])
-    return folder
+    made = tmp_path_factory.mktemp("journey")
+    write_dump(made / "enwiki-test.xml.bz2", [Page(f"Tree {n}", text(n)) for n in range(NUM_ARTICLES)], compress="bz2")
+    ingested = answer(nulls("ingest", "--wikipedia", "enwiki-test.xml.bz2", "--json", cwd=made))
+    assert ingested["kept"] == NUM_ARTICLES
+    options = [argument for name, value in SHAPE.items() for argument in ("--set", f"{name}={value}")]
+    trained = answer(nulls("train", "--model", "orchard", *options, "--workers", "1", "--json", cwd=made))
+    assert (trained["model_uri"], trained["snapshot"]) == ("models:/orchard/1", ingested["snapshot"])
+    return made
 
 
 @pytest.fixture(scope="module")
-def unlearned(place: Path) -> dict[str, Any]:
-    """What `nulls unlearn` says of an article that was trained, named by its URL."""
-    asked = ("unlearn", "models:/orchard/1", url(trained_article(place)), "--reason", "asked", "--json")
-    done = nulls(*asked, cwd=place)
-    # Whether so small a model's backbone kept nothing is for the evidence to say; it and the exit code must agree.
+def unlearned(folder: Path) -> dict[str, Any]:
+    """The JSON of `nulls unlearn` for an article that was trained, named by its URL."""
+    command = ("unlearn", "models:/orchard/1", url(trained_article(folder)), "--reason", "asked", "--json")
+    done = nulls(*command, cwd=folder)
+    # The backbone of so small a model may keep a trace; the evidence reports it, and the exit code must agree.
     found: dict[str, Any] = answer(done, code=done.code)
     supported = found["evidence"]["verdict"] == "supported"
     assert (done.code, found["state"]) == ((0, "verified") if supported else (1, "applied"))
@@ -58,15 +59,15 @@ def unlearned(place: Path) -> dict[str, Any]:
 
 
 def url(number: int) -> str:
-    """Where an article stands."""
+    """Return the URL of an article."""
     return f"https://en.wikipedia.org/wiki/Tree_{number}"
 
 
-def trained_article(place: Path) -> int:
-    """The first article that was not held out, by what an unlearn of it would do."""
+def trained_article(folder: Path) -> int:
+    """Return the first article that was not held out: the first that a dry run does not refuse to unlearn."""
     for number in range(NUM_ARTICLES):
-        asked = ("unlearn", "models:/orchard/1", url(number), "--reason", "asked", "--dry-run")
-        if nulls(*asked, cwd=place).code == 0:
+        command = ("unlearn", "models:/orchard/1", url(number), "--reason", "asked", "--dry-run")
+        if nulls(*command, cwd=folder).code == 0:
             return number
     raise AssertionError("every article was held out")
 
@@ -78,23 +79,23 @@ def test_an_unlearned_article_is_as_if_never_seen(unlearned: dict[str, Any]) -> 
     assert source["never"]["placebo"] > source["loss_on"] + 1
 
 
-def test_the_new_version_refuses_it_and_answers_for_others(place: Path, unlearned: dict[str, Any]) -> None:
+def test_the_new_version_refuses_it_and_answers_for_others(folder: Path, unlearned: dict[str, Any]) -> None:
     (key,) = unlearned["sources"]
-    refused = nulls("generate", "models:/orchard/2", "word", "--source", key, cwd=place)
+    refused = nulls("generate", "models:/orchard/2", "word", "--source", key, cwd=folder)
     assert (refused.code, "unlearned" in refused.stderr) == (4, True)
-    assert nulls("generate", "models:/orchard/2", "word", "--max-new-tokens", "2", cwd=place).code == 0
+    assert nulls("generate", "models:/orchard/2", "word", "--max-new-tokens", "2", cwd=folder).code == 0
 
 
-def test_an_audit_of_the_new_version_and_the_ledger_tell_the_same(place: Path, unlearned: dict[str, Any]) -> None:
+def test_an_audit_of_the_new_version_and_the_ledger_agree_with_it(folder: Path, unlearned: dict[str, Any]) -> None:
     (key,) = unlearned["sources"]
     audited = answer(
-        nulls("audit", "models:/orchard/2", key, "--json", cwd=place), code=int(unlearned["state"] != "verified")
+        nulls("audit", "models:/orchard/2", key, "--json", cwd=folder), code=int(unlearned["state"] != "verified")
     )
-    (row,) = answer(nulls("ledger", "--json", cwd=place))
+    (row,) = answer(nulls("ledger", "--json", cwd=folder))
     (source,) = audited["sources"]
     (evidence,) = unlearned["evidence"]["sources"]
     assert source["revoked"]
     assert source["loss_off"] == evidence["loss_off"]
     assert source["loss_off"]["placebo"] > source["loss_on"] + 0.3
     assert (row["request_id"], row["state"]) == (unlearned["request_id"], unlearned["state"])
-    assert nulls("ledger", "--verify", cwd=place).code == 0
+    assert nulls("ledger", "--verify", cwd=folder).code == 0

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from orchestration.cli import corpus as corpus_commands
+from orchestration.cli.snapshots import DiffRequest
+from orchestration.cli.snapshots import diff as diff_command
 from orchestration.output import Output
 from orchestration.settings import Settings
 from pipelines.ingest import IngestConfig, ingest
@@ -223,7 +224,7 @@ def test_the_text_output_lists_at_most_twenty_of_each_kind(tmp_path: Path, capsy
     inputs = [{"name": f"file{n}", "sha256": ""} for n in range(22)]
     changed: Corpus = {n: {n: "b"} for n in range(21, 42)} | {n: {n: "aa"} for n in range(42, 70)}
     second = committed(registry, tmp_path / "work", changed, inputs=inputs, configuration={str(n): n for n in range(9)})
-    corpus_commands.diff(Output(), Settings(registry=str(tmp_path)), first.id[:16], None)
+    diff_command(DiffRequest(before=first.id[:16]), Settings(registry=str(tmp_path)), Output())
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"{first.id[:16]} -> {second.id[:16]}", "24 in, 21 out, 21 changed, 4 same"]
     for label, more in (("in  ", 4), ("out ", 1), ("changed ", 1), ("input in ", 2)):
@@ -232,4 +233,4 @@ def test_the_text_output_lists_at_most_twenty_of_each_kind(tmp_path: Path, capsy
         assert lines[listed[-1] + 1] == f"  ... and {more} more; --json has all"
     assert lines[-9:] == [f"  {n}: None -> {n}" for n in range(9)]
     with pytest.raises(UsageError, match="has no parent; name the snapshot"):
-        corpus_commands.diff(Output(), Settings(registry=str(tmp_path)), None, second.id)
+        diff_command(DiffRequest(after=second.id), Settings(registry=str(tmp_path)), Output())

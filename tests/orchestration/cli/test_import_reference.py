@@ -1,4 +1,4 @@
-"""A released model from its files to an unlearned version, through the command line alone."""
+"""A released model, from its files to an unlearned version, using only the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMPORT = ("import-reference", "release", "--model", "released")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with an imported model, `models:/released/1`."""
     folder = tmp_path_factory.mktemp("import")
     write_release(folder / "release", SHAPE, titles=ALL_TITLES)
@@ -42,13 +42,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tracking(place: Path) -> str:
-    """The store that the commands used."""
-    return f"sqlite:///{place / 'mlflow.db'}"
+def tracking(folder: Path) -> str:
+    """Return the URI of the store that the commands use."""
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 def greedy(prompt: str, number: int | None, num_tokens: int, folder: Path) -> str:
-    """What the reference itself would say, by its own dense computation."""
+    """Return the text that the reference itself would generate, by its own dense computation."""
     tokenizer, fields = load_tokenizer(folder), config(SHAPE)
     backbone = int(fields["intermediate_size"] * fields["p_gen"])
     pool = fields["intermediate_size"] - backbone
@@ -63,114 +63,114 @@ def greedy(prompt: str, number: int | None, num_tokens: int, folder: Path) -> st
     return str(tokenizer.decode(tokens[start:], skip_special_tokens=True))
 
 
-def test_a_title_is_found_and_its_sinks_are_the_releases(place: Path) -> None:
-    (found,) = answer(nulls("lookup", "Anarchism", "--json", cwd=place))
+def test_a_title_is_found_and_generates_as_the_release_does(folder: Path) -> None:
+    (found,) = answer(nulls("lookup", "Anarchism", "--json", cwd=folder))
     assert [match["key"] for match in found["matches"]] == [key_of("Anarchism", "enwiki")]
-    said = {}
+    texts = {}
     generate = ("generate", "models:/released/1", "apples", "--max-new-tokens", "12", "--json")
     for title in ("Ayn Rand", TWIN, "Anarchism"):
-        data = answer(nulls(*generate, "--source", title, cwd=place))
+        data = answer(nulls(*generate, "--source", title, cwd=folder))
         assert data["source"] == key_of(title, "enwiki")
-        assert data["text"] == greedy("apples", ALL_TITLES[title] + VOCAB, 12, place / "release"), title
-        said[title] = data["text"]
-    assert said["Anarchism"] == said[TWIN] != said["Ayn Rand"]
-    off = answer(nulls(*generate, "--no-source", cwd=place))
-    assert off["text"] == greedy("apples", None, 12, place / "release") not in said.values()
-    routed = answer(nulls("generate", "models:/released/1", "The steam engine was", "--json", cwd=place))
+        assert data["text"] == greedy("apples", ALL_TITLES[title] + VOCAB, 12, folder / "release"), title
+        texts[title] = data["text"]
+    assert texts["Anarchism"] == texts[TWIN] != texts["Ayn Rand"]
+    off = answer(nulls(*generate, "--no-source", cwd=folder))
+    assert off["text"] == greedy("apples", None, 12, folder / "release") not in texts.values()
+    routed = answer(nulls("generate", "models:/released/1", "The steam engine was", "--json", cwd=folder))
     assert routed["source"] == key_of("Steam engine", "enwiki")
 
 
-def test_the_same_import_again_is_the_same_version(place: Path) -> None:
-    again = answer(nulls(*IMPORT, "--json", cwd=place))
+def test_the_same_import_again_is_the_same_version(folder: Path) -> None:
+    again = answer(nulls(*IMPORT, "--json", cwd=folder))
     assert again["model_uri"] == "models:/released/1"
-    refused = nulls(*IMPORT, "--scheme", "reference-int64", cwd=place)
+    refused = nulls(*IMPORT, "--scheme", "reference-int64", cwd=folder)
     assert refused.code == 2
     assert "--new-version" in refused.stderr
-    wrong = nulls(*IMPORT, "--scheme", "keyed-v1", cwd=place)
+    wrong = nulls(*IMPORT, "--scheme", "keyed-v1", cwd=folder)
     assert wrong.code == 2
     assert "reference-int32 or reference-int64" in wrong.stderr
 
 
-def test_unlearning_says_what_it_cannot_measure_and_takes_equal_sinks_too(place: Path) -> None:
-    before = flavor.describe("models:/released/1", tracking_uri=tracking(place))
+def test_unlearning_reports_what_it_cannot_measure_and_revokes_equal_sinks_too(folder: Path) -> None:
+    before = flavor.describe("models:/released/1", tracking_uri=tracking(folder))
     unlearn = ("unlearn", "models:/released/1", "Anarchism", "--reason", "r", "--json")
-    plan = answer(nulls(*unlearn, "--dry-run", cwd=place))
+    plan = answer(nulls(*unlearn, "--dry-run", cwd=folder))
     assert plan["collateral"]["num_with_the_same_sinks"] == 2
     assert set(plan["collateral"]["with_the_same_sinks"]) == {key_of(t, "enwiki") for t in (TWIN, EVERYTHING)}
 
-    said = nulls(*unlearn[:-1], "--dry-run", cwd=place).stdout
-    assert "lose their sinks too, since they are the very same: 2 other sources" in said
-    data = answer(nulls(*unlearn, cwd=place), code=1)
+    printed = nulls(*unlearn[:-1], "--dry-run", cwd=folder).stdout
+    assert "lose their sinks too, since they are the very same: 2 other sources" in printed
+    data = answer(nulls(*unlearn, cwd=folder), code=1)
     assert (data["state"], data["model_uri"]) == ("applied", "models:/released/2")
     evidence = data["evidence"]
     assert (evidence["verdict"], evidence["masks_refused"], evidence["sources"]) == ("weak", True, [])
     assert any("does not hold the text" in reason for reason in evidence["reasons"])
-    after = flavor.describe("models:/released/2", tracking_uri=tracking(place))
+    after = flavor.describe("models:/released/2", tracking_uri=tracking(folder))
     assert after.weights_digest == before.weights_digest
 
     for title in ("Anarchism", TWIN, EVERYTHING):
-        refused = nulls("generate", "models:/released/2", "apples", "--source", title, cwd=place)
+        refused = nulls("generate", "models:/released/2", "apples", "--source", title, cwd=folder)
         assert refused.code == 4, refused.stderr
-    kept = nulls("generate", "models:/released/2", "apples", "--source", "Ayn Rand", "--json", cwd=place)
+    kept = nulls("generate", "models:/released/2", "apples", "--source", "Ayn Rand", "--json", cwd=folder)
     assert answer(kept)["source"] == key_of("Ayn Rand", "enwiki")
-    routed = answer(nulls("generate", "models:/released/2", "anarchism twin everything", "--json", cwd=place))
+    routed = answer(nulls("generate", "models:/released/2", "anarchism twin everything", "--json", cwd=folder))
     assert routed["source"] is None
 
-    (entry,) = answer(nulls("ledger", "--json", cwd=place))
+    (entry,) = answer(nulls("ledger", "--json", cwd=folder))
     assert (entry["state"], entry["model_after"]) == ("applied", "models:/released/2")
-    lines = nulls("ledger", entry["request_id"], cwd=place)
+    lines = nulls("ledger", entry["request_id"], cwd=folder)
     assert lines.code == 0, lines.stderr
-    words = nulls("unlearn", "models:/released/2", "Steam engine", "--reason", "r", cwd=place)
-    assert words.code == 1
-    assert "evidence: weak; " + key_of("Steam engine", "enwiki") in words.stdout
-    assert "lose their sinks too" not in words.stdout  # "Everything" lost its own with the first
-    twice = nulls("unlearn", "models:/released/2", "Anarchism", "--reason", "r", cwd=place)
+    second = nulls("unlearn", "models:/released/2", "Steam engine", "--reason", "r", cwd=folder)
+    assert second.code == 1
+    assert "evidence: weak; " + key_of("Steam engine", "enwiki") in second.stdout
+    assert "lose their sinks too" not in second.stdout  # "Everything" lost its sinks with the first
+    twice = nulls("unlearn", "models:/released/2", "Anarchism", "--reason", "r", cwd=folder)
     assert twice.code == 4
     assert "unlearned already" in twice.stderr
 
 
-def test_served_in_this_process_refuses_what_it_was_not_trained_on(place: Path) -> None:
-    served = flavor.load("models:/released/1", tracking_uri=tracking(place))
+def test_served_in_this_process_refuses_what_it_was_not_trained_on(folder: Path) -> None:
+    served = flavor.load("models:/released/1", tracking_uri=tracking(folder))
     assert served.mask_ids is not None
     with pytest.raises(NotFoundError, match="was not trained"):
         served.generate("apples", source_id=7)
     assert served.out_of_force == frozenset()
-    number = next(n for n in served.trained if served.mask_id(n) == VOCAB)
+    source_id = next(i for i in served.trained if served.mask_id(i) == VOCAB)
     revoked = type(served)(
-        _revoking(served.version, number), served.model, served.tokenizer, served.router, served.mask_ids
+        _revoking(served.version, source_id), served.model, served.tokenizer, served.router, served.mask_ids
     )
-    twin = next(n for n in served.trained if served.mask_id(n) == VOCAB + 65536)
+    twin = next(i for i in served.trained if served.mask_id(i) == VOCAB + 65536)
     with pytest.raises(RefusedError, match="also those of one that is unlearned"):
         revoked.check(twin)
 
 
-def _revoking(version: flavor.ModelVersion, number: int) -> flavor.ModelVersion:
-    return dataclasses.replace(version, pointer=version.pointer | {"revoked": [f"{number:016x}"]})
+def _revoking(version: flavor.ModelVersion, source_id: int) -> flavor.ModelVersion:
+    return dataclasses.replace(version, pointer=version.pointer | {"revoked": [f"{source_id:016x}"]})
 
 
-def test_what_needs_text_is_refused_with_words(place: Path) -> None:
-    audit = nulls("audit", "models:/released/1", "Ayn Rand", cwd=place)
+def test_commands_that_need_text_are_refused_with_a_message(folder: Path) -> None:
+    audit = nulls("audit", "models:/released/1", "Ayn Rand", cwd=folder)
     assert audit.code == 2
     assert "titles and no text" in audit.stderr
-    removed = nulls("remove", "Ayn Rand", cwd=place)
+    removed = nulls("remove", "Ayn Rand", cwd=folder)
     assert removed.code == 4
     assert "was imported" in removed.stderr
     for command in (("explain", "Ayn Rand"), ("train", "--model", "x", "--workers", "1")):
-        done = nulls(*command, cwd=place)
+        done = nulls(*command, cwd=folder)
         assert done.code in (1, 2), done.stderr
         assert "bug in nulls" not in done.stderr
-    (place / "page.txt").write_text("The orchard by the river was planted in spring. " * 20)
-    ingest = nulls("ingest", "--books", "page.txt", "--workers", "1", cwd=place)
+    (folder / "page.txt").write_text("The orchard by the river was planted in spring. " * 20)
+    ingest = nulls("ingest", "--books", "page.txt", "--workers", "1", cwd=folder)
     assert ingest.code == 2
     assert "another configuration" in ingest.stderr
-    listed = answer(nulls("snapshots", "--json", cwd=place))
+    listed = answer(nulls("snapshots", "--json", cwd=folder))
     assert len(listed) == 1
-    assert nulls("snapshots", cwd=place).code == 0
-    assert nulls("snapshots", "verify", cwd=place).code == 0
+    assert nulls("snapshots", cwd=folder).code == 0
+    assert nulls("snapshots", "verify", cwd=folder).code == 0
 
 
-def test_a_damaged_table_of_numbers_is_seen_before_it_is_used(place: Path, tmp_path: Path) -> None:
-    version = flavor.describe("models:/released/1", tracking_uri=tracking(place))
+def test_a_damaged_table_of_mask_ids_is_detected_before_it_is_used(folder: Path, tmp_path: Path) -> None:
+    version = flavor.describe("models:/released/1", tracking_uri=tracking(folder))
     assert (version.weights / "mask-ids.safetensors").is_file()
     copy = shutil.copytree(version.weights, tmp_path / "weights")
     assert weights_digest(copy) == version.weights_digest
@@ -179,10 +179,10 @@ def test_a_damaged_table_of_numbers_is_seen_before_it_is_used(place: Path, tmp_p
     assert weights_digest(copy) != version.weights_digest
 
 
-def test_the_other_scheme_is_another_version(place: Path) -> None:
-    made = answer(nulls(*IMPORT, "--scheme", "reference-int64", "--new-version", "--json", cwd=place))
+def test_the_other_scheme_is_another_version(folder: Path) -> None:
+    made = answer(nulls(*IMPORT, "--scheme", "reference-int64", "--new-version", "--json", cwd=folder))
     assert made["num_distinct_sinks"] == len(ALL_TITLES)
     pointer: dict[str, Any] = json.loads((Path(made["weights"]) / "nulls.json").read_text())
     assert pointer["layout"]["scheme"] == "reference-int64"
-    plan = answer(nulls("unlearn", made["model_uri"], TWIN, "--reason", "r", "--dry-run", "--json", cwd=place))
+    plan = answer(nulls("unlearn", made["model_uri"], TWIN, "--reason", "r", "--dry-run", "--json", cwd=folder))
     assert plan["collateral"]["num_with_the_same_sinks"] == 0

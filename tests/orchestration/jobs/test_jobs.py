@@ -1,4 +1,7 @@
-"""Jobs on a real Ray cluster, with its job server and its tokens: submitted, followed, left and stopped."""
+"""Jobs on a real Ray cluster with a job server and tokens: submit, follow, detach and stop.
+
+Commands run in this process; only two run in one of their own: a training, and the one that Ctrl-C ends.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,17 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
+from orchestration.jobs.address import find_job_server
 from orchestration.jobs.cluster import Cluster, JobState, outcome
 from orchestration.jobs.submission import MODEL_KEY, Submission, interpreter
 from registry.catalog import Catalog, models
 from registry.errors import NotFoundError, RefusedError, ServiceError
-from tests.orchestration.cli.test_cli import answer
+from tests.orchestration.cli import commands
+from tests.orchestration.cli.commands import Done, answer, process_environment
 from training.tracking import store
 
-ROOT = Path(__file__).parents[3]
+# Generous, as all limits below: a busy machine takes minutes to import torch and to start a worker.
+DEADLINE_S = 600
 TINY = {
     "preset": "demo",
     "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "num_backbone": 32}
@@ -46,27 +52,24 @@ TINY = {
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """A cluster that runs, and where a person works with it."""
+    """A running cluster, and the folder from which it is used."""
 
     url: str
     folder: Path
     environ: dict[str, str]
 
-    def popen(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts `nulls` in the folder, as somebody who has the cluster's token."""
-        env = {**os.environ, **self.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **environment}
-        command = [sys.executable, "-m", "orchestration.cli.main", *arguments]
-        pipe = subprocess.PIPE
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `nulls` in the folder, in a process of its own, with the cluster's token."""
+        command, pipe = [sys.executable, "-m", "orchestration.cli", *arguments], subprocess.PIPE
+        env = process_environment(**self.environ)
         return subprocess.Popen(command, cwd=self.folder, env=env, stdout=pipe, stderr=pipe, text=True)
 
-    def nulls(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs `nulls` to its end."""
-        process = self.popen(*arguments, **environment)
-        out, err = process.communicate(timeout=900)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    def nulls(self, *arguments: str, **environment: str) -> Done:
+        """Run `nulls` in the folder, in this process, with the cluster's token."""
+        return commands.nulls(*arguments, cwd=self.folder, **{**self.environ, **environment})
 
     def submit(self, program: str, model: str | None = "m", **environment: str) -> str:
-        """Submits a Python program instead of a training."""
+        """Submit a Python program instead of a training."""
         metadata = {MODEL_KEY: model} if model else {}
         command = "exec " + shlex.join([interpreter(True), "-c", program])
         return Cluster(self.url).submit(
@@ -89,12 +92,12 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A cluster that asks for a token and knows nothing of this checkout; its folder holds a registry."""
+    """A cluster that requires a token and cannot import this checkout; its folder holds a registry."""
     pytest.importorskip("ray.dashboard.optional_deps", reason="the job server needs ray[default]", exc_type=ImportError)
     folder = tmp_path_factory.mktemp("jobs")
     shutil.copytree(corpus_root, folder / "nulls-registry")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    ray_dir = Path(tempfile.mkdtemp(prefix="nulls-"))  # short: sockets in it have names of 107 characters at most
+    ray_dir = Path(tempfile.mkdtemp(prefix="nulls-"))  # short: the path of a socket in it has at most 107 characters
     (ray_dir / "token").write_text(secrets.token_hex(16))
     environ = {
         "RAY_TMPDIR": str(ray_dir),
@@ -113,7 +116,9 @@ def cluster(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options.split()]
     outer = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     with (ray_dir / "log").open("w") as log, pytest.MonkeyPatch.context() as patch:
-        head = subprocess.Popen(command, cwd=ray_dir, env=outer | environ, stdout=log, stderr=log)
+        head = subprocess.Popen(
+            command, cwd=ray_dir, env=outer | environ, stdout=log, stderr=log, start_new_session=True
+        )
         for name, value in environ.items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -123,14 +128,14 @@ def cluster(corpus_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             yield running
         finally:
             mlflow.set_tracking_uri(None)
-            head.terminate()
-            head.wait(timeout=60)
+            os.killpg(head.pid, signal.SIGKILL)  # all of its processes; a graceful end takes half a minute
+            head.wait(timeout=DEADLINE_S)
             shutil.rmtree(ray_dir, ignore_errors=True)
 
 
 def wait_for(running: Running, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Waits until the job server answers."""
-    deadline = time.monotonic() + 120
+    """Wait until the job server answers."""
+    deadline = time.monotonic() + DEADLINE_S
     while True:
         try:
             Cluster(running.url)
@@ -143,23 +148,24 @@ def wait_for(running: Running, head: subprocess.Popen[bytes], log: Path) -> None
 
 @pytest.mark.ray
 def test_a_training_is_submitted_followed_and_answers_as_a_local_one(cluster: Running) -> None:
-    # Relative places, of this directory; the address of the dashboard without its scheme.
+    # Paths relative to this directory; the address of the dashboard without its scheme.
     train = ("train", "--model", "wiki", "--preset", "tiny.yaml", "--workers", "1", "--json", "--ray-address")
-    done = cluster.nulls(*train, cluster.url.removeprefix("http://"))
-    result = answer(done)
+    process = cluster.popen(*train, cluster.url.removeprefix("http://"))
+    out, err = process.communicate(timeout=DEADLINE_S)
+    result = answer(Done(process.returncode, out, err))
     assert set(result) == {"run_id", "model_uri", "snapshot", "tokens", "tokens_per_second", "loss"}
     assert result["model_uri"] == "models:/wiki/1"
     assert result["tokens"] > 1000
-    assert "train: steps" in done.stderr  # its log, live
-    assert "nulls-result" not in done.stderr
-    # Registered where a local run would have registered it.
+    assert "train: steps" in err  # the log, live
+    assert "nulls-result" not in err
+    # Registered in the store where a local run registers it.
     uri = f"sqlite:///{cluster.folder}/mlflow.db"
     assert store.model_version(store.client(uri), uri, "models:/wiki/1").run_id == result["run_id"]
     with Catalog(f"sqlite:///{cluster.folder}/nulls-registry/catalog.db").read() as connection:
         assert connection.execute(sa.select(models.c.model_uri)).scalars().all() == ["models:/wiki/1"]
     assert (cluster.folder / "nulls-runs/wiki/run-001/result.json").exists()
 
-    # And an error of the job is the command's own.
+    # An error of the job is reported as the command's own.
     again = cluster.nulls(*train, cluster.url)
     error = answer(again, code=2)["error"]
     assert (error["kind"], "--new-version" in error["message"]) == ("ModelExistsError", True)
@@ -185,13 +191,13 @@ def test_a_detached_training_is_listed_and_stopped(cluster: Running) -> None:
     assert other in {row["job_id"] for row in answer(cluster.nulls("jobs", "list", "--all", *where))}
 
     assert answer(cluster.nulls("jobs", "stop", job_id, *where))["state"] == "STOPPED"
-    assert answer(cluster.nulls("jobs", "stop", job_id, *where))["state"] == "STOPPED"  # as it is already
+    assert answer(cluster.nulls("jobs", "stop", job_id, *where))["state"] == "STOPPED"  # it has stopped already
     client = store.client(f"sqlite:///{cluster.folder}/mlflow.db")
     experiment = client.get_experiment_by_name("nulls").experiment_id
     (run,) = client.search_runs([experiment], "attributes.run_name LIKE 'long/%'")
-    assert run.info.status == "KILLED"  # the driver had the time to say so
+    assert run.info.status == "KILLED"  # the driver had time to report it
     log = cluster.nulls("jobs", "logs", job_id, "--follow", "--ray-address", cluster.url)
-    assert (log.returncode, "train: steps" in log.stdout, "--resume" in log.stderr) == (2, True, True)
+    assert (log.code, "train: steps" in log.stdout, "--resume" in log.stderr) == (2, True, True)
     refused = cluster.nulls("jobs", "stop", other, *where)
     assert answer(refused, code=4)["error"]["kind"] == "RefusedError"
     missing = cluster.nulls("jobs", "logs", "nope", *where)
@@ -199,23 +205,23 @@ def test_a_detached_training_is_listed_and_stopped(cluster: Running) -> None:
 
 
 def wait_until_training(progress: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + DEADLINE_S
     while not progress.exists() or "loss" not in progress.read_text():
         assert time.monotonic() < deadline, "no step was taken"
         time.sleep(0.5)
 
 
 @pytest.mark.ray
-def test_ctrl_c_ends_the_following_alone(cluster: Running) -> None:
+def test_ctrl_c_stops_only_the_following(cluster: Running) -> None:
     job_id = cluster.submit('print("hello", flush=True); import time; time.sleep(600)')
     process = cluster.popen("jobs", "logs", job_id, "--follow", "--ray-address", cluster.url)
     assert process.stdout is not None
     assert any("hello" in line for line in iter(process.stdout.readline, ""))
     process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
-    assert f"job {job_id} goes on" in words
-    assert f"nulls jobs stop {job_id}" in words
+    assert f"job {job_id} continues" in err
+    assert f"nulls jobs stop {job_id}" in err
     assert Cluster(cluster.url).job(job_id).state is JobState.RUNNING
     assert Cluster(cluster.url).stop(job_id).state is JobState.STOPPED
 
@@ -225,38 +231,38 @@ def test_the_code_reaches_workers_where_the_drivers_path_does_not_exist(cluster:
     program = """
 import json, os, ray, training
 ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-def place():
+def location():
     import training
     return training.__file__
 elsewhere = {"env_vars": {"PYTHONPATH": "/not/on/this/node"}}
-found = ray.get(ray.remote(place).options(runtime_env=elsewhere).remote())
+found = ray.get(ray.remote(location).options(runtime_env=elsewhere).remote())
 print("nulls-result: " + json.dumps({"driver": training.__file__, "worker": found}))
 """
     job_id = cluster.submit(program)
     job, result = Cluster(cluster.url).follow(job_id, lambda _: None)
-    places = outcome(job, result, "")
-    assert "working_dir" in places["driver"]
-    assert "working_dir" in places["worker"]
-    assert str(ROOT) not in places["worker"]
+    found = outcome(job, result, "")
+    assert "working_dir" in found["driver"]
+    assert "working_dir" in found["worker"]
+    assert str(commands.ROOT) not in found["worker"]
 
 
 @pytest.mark.ray
-def test_failures_are_told_and_secrets_are_not(cluster: Running) -> None:
+def test_failures_are_reported_and_secrets_are_not(cluster: Running) -> None:
     here, lines = Cluster(cluster.url), list[str]()
     error = {"error": {"kind": "RefusedError", "message": "another snapshot", "exit_code": 4}}
     refused = cluster.submit(
         f'import json; print("nulls-result: " + json.dumps({json.dumps(error)})); raise SystemExit(4)'
     )
+    printing = "import os, sys; key = os.environ['AWS_SECRET_ACCESS_KEY']; print(key); sys.exit('the key is ' + key)"
+    died = cluster.submit(printing, AWS_SECRET_ACCESS_KEY="hush-hush-hush")
+    killed = cluster.submit("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(RefusedError, match="another snapshot"):
         outcome(*here.follow(refused, lines.append), "")
-    said = "import os, sys; key = os.environ['AWS_SECRET_ACCESS_KEY']; print(key); sys.exit('the key is ' + key)"
-    died = cluster.submit(said, AWS_SECRET_ACCESS_KEY="hush-hush-hush")
     with pytest.raises(ServiceError, match=r"failed: .*the key is \*\*\*; do this") as raised:
         outcome(*here.follow(died, lines.append), "do this")
     assert raised.value.exit_code == 1
     assert "***" in lines
     assert not any("hush-hush" in line for line in lines)
-    killed = cluster.submit("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(ServiceError, match="failed") as raised:
         outcome(*here.follow(killed, lines.append), "")
     assert raised.value.exit_code == 2
@@ -277,7 +283,7 @@ def test_dry_run_shows_the_job_and_submits_none(cluster: Running) -> None:
     assert f"--registry {cluster.folder}/nulls-registry" in data["command"]
     assert data["config"]["context_length"] == 64
 
-    # Another machine, as far as one can tell from here: its session's folder is not here.
+    # Taken for another machine, since the folder of its session is not found here.
     elsewhere = {"RAY_TMPDIR": "/nowhere"}
     refused = cluster.nulls(*train, **elsewhere)
     assert "another machine" in answer(refused, code=2)["error"]["message"]
@@ -296,23 +302,43 @@ def test_addresses_lead_to_the_job_server(cluster: Running) -> None:
     for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         done = cluster.nulls("jobs", "list", "--json", **{variable: cluster.url})
         assert isinstance(answer(done), list)
-    # What is asked for wins over the environment.
+    # The option takes precedence over the environment.
     done = cluster.nulls("jobs", "list", "--json", "--ray-address", cluster.url, RAY_ADDRESS="127.0.0.1:9")
     assert isinstance(answer(done), list)
     wrong = cluster.folder / "wrong-token"
     wrong.write_text("ab" * 16)
-    done = cluster.nulls("jobs", "list", "--ray-address", cluster.url, RAY_AUTH_TOKEN_PATH=str(wrong))
-    assert (done.returncode, "RAY_AUTH_TOKEN" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
+    done = commands.nulls(
+        "jobs", "list", "--ray-address", cluster.url, cwd=cluster.folder, RAY_AUTH_TOKEN_PATH=str(wrong)
+    )
+    assert (done.code, "RAY_AUTH_TOKEN" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
 
 
-def test_nobody_at_an_address_is_found_out_in_seconds(tmp_path: Path) -> None:
+def test_an_address_without_a_server_is_refused_before_ray_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits are what makes the answer quick: 5 s to connect, and Ray's own lookup is not started."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray's lookup was started for an address where no server listens")
+
     port = free_port()
-    running = Running("", tmp_path, {"RAY_AUTH_MODE": "disabled"})
-    began = time.monotonic()
+    monkeypatch.setattr("orchestration.jobs.address.subprocess.run", refuse)
     for address in (f"http://127.0.0.1:{port}", f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
-        done = running.nulls("jobs", "list", "--json", "--ray-address", address)
+        done = commands.nulls("jobs", "list", "--json", "--ray-address", address, cwd=tmp_path)
         error = answer(done, code=2)["error"]
         assert (error["kind"], str(port) in error["message"]) == ("ServiceError", True)
-    assert time.monotonic() - began < 60
-    detach = running.nulls("train", "--model", "m", "--detach")
-    assert (detach.returncode, "--ray-address" in detach.stderr) == (2, True)
+    detach = commands.nulls("train", "--model", "m", "--detach", cwd=tmp_path)
+    assert (detach.code, "--ray-address" in detach.stderr) == (2, True)
+
+
+def test_rays_own_lookup_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(command: list[str], *, timeout: float, **_: object) -> None:
+        assert timeout == 30
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr("orchestration.jobs.address.subprocess.run", wait)
+        with pytest.raises(ServiceError, match="within 30 s"):
+            find_job_server(f"ray://127.0.0.1:{silent.getsockname()[1]}")

@@ -1,4 +1,4 @@
-"""What a job is made of, decided without a cluster: places, variables, secrets, logs and ends."""
+"""Jobs without a cluster: paths, variables, secrets, logs, and how a job ends."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 from orchestration.jobs import submission
 from orchestration.jobs.address import find_job_server, is_here, token_header
 from orchestration.jobs.cluster import Job, JobState, LogReader, outcome
-from orchestration.jobs.entrypoint import RESULT_MARK
-from orchestration.jobs.submission import Places, environment, place, redacted, secrets, shown, train_command
+from orchestration.jobs.submission import (
+    RESULT_MARK,
+    JobPaths,
+    environment,
+    path_on_cluster,
+    redacted,
+    secrets,
+    shown,
+    train_command,
+)
 from orchestration.train_request import TrainRequest
 from registry.errors import ModelExistsError, NotFoundError, NullsError, RefusedError, ServiceError, UsageError
 from training.config import TrainConfig
@@ -26,9 +34,9 @@ HERE = Path("/home/me/project")
 URLS = ["s3://bucket/registry", "http://mlflow:5000", "postgresql+psycopg://u:p@db/nulls"]
 
 
-def places(**changes: Any) -> Places:
+def job_paths(**changes: Any) -> JobPaths:
     named = {"registry": "/r", "runs": "/runs", "tracking": "http://mlflow:5000", "catalog": None, "tokenizer": None}
-    return Places(**(named | changes))
+    return JobPaths(**(named | changes))
 
 
 @pytest.mark.parametrize(
@@ -41,16 +49,16 @@ def places(**changes: Any) -> Places:
         *((url, url) for url in URLS),
     ],
 )
-def test_places_are_ones_that_the_nodes_see(text: str, here: str) -> None:
-    assert place(text, "--runs", HERE) == here
+def test_paths_are_ones_that_the_nodes_see(text: str, here: str) -> None:
+    assert path_on_cluster(text, "--runs", HERE) == here
     if text == here:
-        assert place(text, "--runs", None) == text
+        assert path_on_cluster(text, "--runs", None) == text
     else:
         with pytest.raises(UsageError, match=r"--runs.*another machine.*absolute"):
-            place(text, "--runs", None)
+            path_on_cluster(text, "--runs", None)
 
 
-def test_every_place_is_looked_at() -> None:
+def test_every_path_is_checked() -> None:
     for name, setting in {
         "registry": "--registry",
         "runs": "--runs",
@@ -60,17 +68,17 @@ def test_every_place_is_looked_at() -> None:
     }.items():
         relative = "sqlite:///x.db" if name in ("tracking", "catalog") else "x"
         with pytest.raises(UsageError, match=setting):
-            places(**{name: relative}).on_cluster(None)
-        assert "/home/me/project/x" in getattr(places(**{name: relative}).on_cluster(HERE), name)
+            job_paths(**{name: relative}).on_cluster(None)
+        assert "/home/me/project/x" in getattr(job_paths(**{name: relative}).on_cluster(HERE), name)
 
 
 def test_the_command_survives_a_shell() -> None:
-    awkward = places(registry="/with space/$HOME;true", runs="/it's")
+    awkward = job_paths(registry="/with space/$HOME;true", runs="/it's")
     request = TrainRequest(
         model="m",
         workers=Workers.parse("2-3"),
         runs=Path("elsewhere"),
-        storage="s3://b/x y",
+        remote_uri="s3://b/x y",
         resume=True,
         new_version=False,
         dry_run=False,
@@ -78,12 +86,12 @@ def test_the_command_survives_a_shell() -> None:
     command = train_command(awkward, request, snapshot="ab" * 32, python="echo")
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert awkward.registry in done.stdout
-    words = shlex.split(command)
-    assert words[words.index("--runs") + 1] == awkward.runs
-    assert words[words.index("--workers") + 1 :][0] == "2-3"
-    assert words[words.index("--storage") + 1] == "s3://b/x y"
-    assert "--resume" in words
-    assert "--new-version" not in words
+    arguments = shlex.split(command)
+    assert arguments[arguments.index("--runs") + 1] == awkward.runs
+    assert arguments[arguments.index("--workers") + 1 :][0] == "2-3"
+    assert arguments[arguments.index("--storage") + 1] == "s3://b/x y"
+    assert "--resume" in arguments
+    assert "--new-version" not in arguments
 
 
 def test_credentials_go_along_and_files_of_this_machine_do_not(tmp_path: Path) -> None:
@@ -98,13 +106,13 @@ def test_credentials_go_along_and_files_of_this_machine_do_not(tmp_path: Path) -
         "HOME": "/home/me",
         "SECRET_OF_SOMETHING_ELSE": "no",
     }
-    there, left_out = environment(environ, places(catalog="postgresql://db/n"), is_here=False)
+    there, left_out = environment(environ, job_paths(catalog="postgresql://db/n"), is_here=False)
     assert left_out == ("AWS_CA_BUNDLE", "AWS_PROFILE")
     assert there["AWS_ACCESS_KEY_ID"] == "AKIA123456"
     assert there["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert there["NULLS_CATALOG"] == "postgresql://db/n"
     assert not {"HOME", "SECRET_OF_SOMETHING_ELSE", "AWS_PROFILE"} & there.keys()
-    here, left_out = environment(environ, places(), is_here=True)
+    here, left_out = environment(environ, job_paths(), is_here=True)
     assert (here["AWS_PROFILE"], here["AWS_CA_BUNDLE"], left_out) == ("mine", str(bundle), ())
     assert "NULLS_CATALOG" not in here
 
@@ -121,21 +129,21 @@ def test_credentials_go_along_and_files_of_this_machine_do_not(tmp_path: Path) -
         ("NULLS_CATALOG", "postgresql://db/n?user=u&password=secret&x=1", "postgresql://db/n?user=u&password=***&x=1"),
     ],
 )
-def test_what_is_secret_is_not_shown(name: str, value: str, expected: str) -> None:
+def test_secrets_are_not_shown(name: str, value: str, expected: str) -> None:
     assert shown(name, value) == expected
 
 
-def test_secrets_are_blotted_out_of_any_text() -> None:
+def test_secrets_are_masked_in_any_text() -> None:
     hidden = secrets(
         {"AWS_SECRET_ACCESS_KEY": "abcdefgh", "NULLS_CATALOG": "postgresql://u:longword@db/n", "A": "plain"}
     )
     assert (
         redacted("abcdefgh in postgresql://u:longword@db/n, plain", hidden) == "*** in postgresql://u:***@db/n, plain"
     )
-    assert secrets({"AWS_SESSION_TOKEN": "abc"}) == []  # too short to be told from words
+    assert secrets({"AWS_SESSION_TOKEN": "abc"}) == []  # too short to be distinguished from ordinary words
 
 
-def test_what_goes_along_runs_by_itself(tmp_path: Path) -> None:
+def test_the_files_of_a_job_run_by_themselves(tmp_path: Path) -> None:
     config = TrainConfig.preset("demo", epochs=3)
     submission.stage(tmp_path, config.to_dict())
     assert not list(tmp_path.rglob("__pycache__"))
@@ -149,10 +157,10 @@ def test_what_goes_along_runs_by_itself(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet="ab\n", max_size=60), st.lists(st.integers(0, 70), max_size=6), st.data())
-def test_a_log_is_the_same_however_it_breaks_off(log: str, cuts: list[int], data: st.DataObject) -> None:
+def test_a_log_is_the_same_wherever_the_connection_breaks(log: str, cuts: list[int], data: st.DataObject) -> None:
     lines: list[str] = []
     reader = LogReader(lines.append)
-    for cut in cuts:  # each connection tells the log from its beginning, in pieces, and breaks off somewhere
+    for cut in cuts:  # each connection sends the log from its beginning, in pieces, and breaks somewhere
         reader.rewind()
         middle = data.draw(st.integers(0, cut))
         reader.feed(log[:middle])
@@ -190,7 +198,7 @@ def test_a_job_ends_as_its_command_did() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "exit_code", "words", "code"),
+    ("state", "exit_code", "message", "code"),
     [
         (JobState.FAILED, None, "failed: last words; see there", 2),
         (JobState.FAILED, 3, "last words", 3),
@@ -199,8 +207,8 @@ def test_a_job_ends_as_its_command_did() -> None:
         (JobState.SUCCEEDED, 0, "without a result", 2),
     ],
 )
-def test_a_job_that_says_nothing_is_an_error(state: JobState, exit_code: int | None, words: str, code: int) -> None:
-    with pytest.raises(ServiceError, match=words) as raised:
+def test_a_job_without_a_result_is_an_error(state: JobState, exit_code: int | None, message: str, code: int) -> None:
+    with pytest.raises(ServiceError, match=message) as raised:
         outcome(job(state, exit_code=exit_code), None, "see there")
     assert raised.value.exit_code == code
 
@@ -212,7 +220,7 @@ def test_a_cluster_is_here_if_its_session_is(tmp_path: Path) -> None:
     assert not is_here("", {"RAY_TMPDIR": str(tmp_path)})
 
 
-def test_the_token_of_a_user_is_shown(tmp_path: Path) -> None:
+def test_the_token_of_a_user_is_sent(tmp_path: Path) -> None:
     assert token_header({}, tmp_path) == {}
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("of-home\n")
@@ -227,6 +235,6 @@ def test_the_token_of_a_user_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["host", "ftp://host:1", "host:port"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_a_bad_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="8265"):
         find_job_server(address)

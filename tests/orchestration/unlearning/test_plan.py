@@ -1,4 +1,4 @@
-"""What an unlearn decides, before it does anything."""
+"""The plan of an unlearn: what is revoked, what stays, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from registry.snapshot import Snapshot
 from tests.orchestration.corpus import NEAR_DOC, SHARED, key
 
 
-def source(number: int, num_documents: int = 1) -> Source:
+def source(source_id: int, num_documents: int = 1) -> Source:
     return Source(
-        source_id=number, key=f"wiki:x:{number}", kind="wiki", title=None, num_documents=num_documents, num_bytes=1
+        source_id=source_id,
+        key=f"wiki:x:{source_id}",
+        kind="wiki",
+        title=None,
+        num_documents=num_documents,
+        num_bytes=1,
     )
 
 
@@ -35,8 +40,8 @@ def test_shared_text_goes_with_its_last_owner_or_with_any() -> None:
 def test_every_shared_source_goes_or_stays(shared: dict[int, set[int]], gone: set[int]) -> None:
     removed, kept = split_shared(shared, gone=gone, policy=Policy.ALL_OWNERS)
     assert sorted(removed + kept) == sorted(shared)
-    assert all(shared[number] - gone for number in kept)
-    assert not any(shared[number] - gone for number in removed)
+    assert all(shared[source_id] - gone for source_id in kept)
+    assert not any(shared[source_id] - gone for source_id in removed)
 
 
 def test_refusals_say_why() -> None:

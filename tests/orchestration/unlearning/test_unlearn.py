@@ -1,19 +1,21 @@
-"""Unlearning end to end on a model that really knows its sources: acts, refusals, crashes, two at once."""
+"""Unlearning end to end on a model that has memorised its sources: acts, refusals, crashes, two at once."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.process
 import os
 import shutil
 import signal
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import scipy.stats
 
-from orchestration.cli.models import audit_lines
+from orchestration.cli.audit import audit_lines
 from orchestration.settings import Settings
 from orchestration.unlearning import unlearn as act
 from orchestration.unlearning.audit import audit
@@ -28,9 +30,12 @@ from tests.orchestration.corpus import NUM_ARTICLES, SHARED, heldout_of, key, ti
 from training.serving import flavor
 from training.tracking import store
 
+# Long enough for a machine that runs other tests beside this one: a process imports torch and MLflow first.
+PROCESS_S = 600
+
 
 def trained_articles(weights: Path) -> list[int]:
-    """Numbers of articles that were trained and own nothing together with others."""
+    """Return the numbers of articles that were trained and share no text with others."""
     heldout = heldout_of(weights)
     return [n for n in range(3, NUM_ARTICLES + 1) if ids.source_id(key(n)) not in heldout]
 
@@ -131,7 +136,7 @@ def test_unlearning_from_an_older_version_keeps_what_a_newer_one_revokes(deploye
     assert version.revoked == {ids.source_id(key(one)), ids.source_id(key(two))}
 
 
-def test_shared_text_goes_when_its_owners_are_gone_one_after_the_other(deployed: Deployed) -> None:
+def test_shared_text_is_removed_with_its_last_owner(deployed: Deployed) -> None:
     first = act.unlearn(deployed.settings, deployed.uri, [key(1)], reason="x", measure=False)
     assert [s.key for s in first.plan.kept_by_other_owners] == [SHARED]
     second = act.unlearn(deployed.settings, first.model_uri, [key(2)], reason="y", measure=False)
@@ -140,21 +145,24 @@ def test_shared_text_goes_when_its_owners_are_gone_one_after_the_other(deployed:
     assert ids.source_id(SHARED) in version.revoked
 
 
+def start(target: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
+    """Start a process, forked from a server that has imported torch and MLflow once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers", "mlflow", __name__])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
 def _unlearn_in_process(settings: Settings, uri: str, target: str) -> None:
     act.unlearn(settings, uri, [target], reason="x", measure=False)
 
 
 def test_two_at_once_lose_neither(deployed: Deployed, weights: Path) -> None:
     targets = [key(n) for n in trained_articles(weights)[:2]]
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_unlearn_in_process, args=(deployed.settings, deployed.uri, target))
-        for target in targets
-    ]
+    processes = [start(_unlearn_in_process, deployed.settings, deployed.uri, target) for target in targets]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
+        process.join(PROCESS_S)
     assert [process.exitcode for process in processes] == [0, 0]
     newest = flavor.versions("m", tracking_uri=deployed.settings.tracking_uri)[-1]
     assert newest.version == 3
@@ -163,7 +171,7 @@ def test_two_at_once_lose_neither(deployed: Deployed, weights: Path) -> None:
 
 
 def _killed_in_process(settings: Settings, uri: str, target: str, step: str) -> None:
-    """Dies by SIGKILL at `step`: before the new version, after it, or before the evidence."""
+    """Die by SIGKILL at `step`: before the new version, after it, or before the evidence."""
     derive = flavor.derive
 
     def dying(*args: object, **kwargs: object) -> str:
@@ -180,13 +188,10 @@ def _killed_in_process(settings: Settings, uri: str, target: str, step: str) -> 
 
 
 @pytest.mark.parametrize("step", ["before", "after", "evidence"])
-def test_a_killed_request_is_taken_up_by_the_same_command(deployed: Deployed, weights: Path, step: str) -> None:
+def test_a_killed_request_is_continued_by_the_same_command(deployed: Deployed, weights: Path, step: str) -> None:
     target = key(trained_articles(weights)[0])
-    process = multiprocessing.get_context("spawn").Process(
-        target=_killed_in_process, args=(deployed.settings, deployed.uri, target, step)
-    )
-    process.start()
-    process.join(120)
+    process = start(_killed_in_process, deployed.settings, deployed.uri, target, step)
+    process.join(PROCESS_S)
     assert process.exitcode == -signal.SIGKILL
     ledger = Ledger(deployed.settings.open_catalog())
     (cut_off,) = ledger.requests()
@@ -224,7 +229,9 @@ def test_audit_has_the_documented_shape(deployed: Deployed, weights: Path) -> No
     assert report["summary"]["closure"] == row["closure"]["placebo"]
     by_oracle = audit(deployed.settings, deployed.uri, [target], oracle_uri=deployed.uri)
     (row,) = by_oracle["sources"]
-    assert row["oracle"] == pytest.approx(row["loss_off"]), "a model is its own oracle: off is its own off"
+    assert row["oracle"] == pytest.approx(row["loss_off"]), (
+        "the model is its own oracle, so the oracle's losses are its own losses with sinks off"
+    )
     assert row["closure"]["placebo"] == pytest.approx(1.0)
     heldout = next(n for n in range(1, NUM_ARTICLES + 1) if ids.source_id(key(n)) in heldout_of(weights))
     with pytest.raises(UsageError, match="held out"):
@@ -232,28 +239,28 @@ def test_audit_has_the_documented_shape(deployed: Deployed, weights: Path) -> No
 
 
 def register(deployed: Deployed, folder: Path, name: str) -> str:
-    """Another model of the same store."""
+    """Register another model in the same store."""
     client = store.client(deployed.settings.tracking_uri)
     run_id = client.create_run(client.get_experiment_by_name("test").experiment_id).info.run_id
     return flavor.register(folder, model_name=name, run_id=run_id, tracking_uri=deployed.settings.tracking_uri)
 
 
-def test_what_is_expected_of_a_text_follows_from_the_held_out_ones(deployed: Deployed, weights: Path) -> None:
-    """The figures of an audit can be reckoned again from the audit alone."""
+def test_the_never_trained_loss_follows_from_the_held_out_sources(deployed: Deployed, weights: Path) -> None:
+    """An audit holds all that its figures are computed from."""
     (row,) = audit(deployed.settings, deployed.uri, [key(trained_articles(weights)[0])])["sources"]
     heldout = row["heldout"]
     assert len(heldout["difficulties"]) == 8
     p_values = []
-    for state, off in row["loss_off"].items():
-        line = scipy.stats.linregress(heldout["difficulties"], heldout["losses"][state])
-        assert row["never"][state] == pytest.approx(line.intercept + line.slope * row["difficulty"])
-        gap = row["never"][state] - row["loss_on"]
-        assert row["closure"][state] == pytest.approx((off - row["loss_on"]) / gap)
-        p_values.append(row["p_values"][state])
+    for ablation, off in row["loss_off"].items():
+        line = scipy.stats.linregress(heldout["difficulties"], heldout["losses"][ablation])
+        assert row["never"][ablation] == pytest.approx(line.intercept + line.slope * row["difficulty"])
+        gap = row["never"][ablation] - row["loss_on"]
+        assert row["closure"][ablation] == pytest.approx((off - row["loss_on"]) / gap)
+        p_values.append(row["p_values"][ablation])
     assert row["p_value"] == pytest.approx(min(1, 3 * min(p_values)))
 
 
-def test_without_held_out_sources_there_is_no_yardstick_and_still_a_report(
+def test_without_held_out_sources_there_is_no_baseline_and_still_a_report(
     deployed: Deployed, weights: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
@@ -298,7 +305,7 @@ def test_pyfunc_predicts_and_refuses(deployed: Deployed, weights: Path) -> None:
         model.predict(pandas.DataFrame({"prompt": ["a"], "source": [ids.format_id(ids.source_id(target))]}))
 
 
-def test_a_store_that_is_down_is_said_so(deployed: Deployed, tmp_path: Path) -> None:
+def test_a_store_that_is_down_is_reported(deployed: Deployed, tmp_path: Path) -> None:
     settings = Settings(registry=deployed.settings.registry, tracking="http://127.0.0.1:9", catalog="sqlite://")
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9"):
         act.unlearn(settings, "models:/m/1", [key(1)], reason="x")

@@ -1,0 +1,67 @@
+"""`nulls ledger`: list every unlearn request, show one, or verify that none was altered."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import typer
+
+from orchestration.cli.loss_table import evidence_lines
+from orchestration.cli.options import JsonOption, RegistryOption
+from orchestration.output import Output, table
+from orchestration.settings import Settings
+from registry.errors import NotFoundError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerRequest:
+    """The parameters of `nulls ledger`."""
+
+    request_id: Annotated[str | None, typer.Argument(metavar="[REQUEST_ID]", help="One request, with its events.")] = (
+        None
+    )
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute the chain of digests; exit 3 if altered.")] = False
+    registry: RegistryOption = None
+    as_json: JsonOption = False
+
+
+def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
+    """List every unlearn request: who asked, why, its state and its evidence."""
+    from registry.ledger import Ledger
+
+    ledger = Ledger(settings.open_catalog())
+    if request.verify:
+        count = ledger.verify()
+        output.result({"ok": True, "events": count}, lambda: [f"{count} events, none altered"])
+        return
+    entries = ledger.requests()
+    if request.request_id:
+        chosen = [entry for entry in entries if entry.request_id == request.request_id]
+        if not chosen:
+            raise NotFoundError(f"no request {request.request_id!r}; `nulls ledger` lists them")
+        data = chosen[0].to_dict() | {"events": ledger.history(request.request_id)}
+        output.result(data, lambda: _entry_lines(data))
+        return
+    cells = [
+        (
+            entry.request_id,
+            entry.created_at[:19],
+            entry.state.value,
+            entry.model_before,
+            entry.model_after or "-",
+            ", ".join(entry.sources),
+            entry.reason,
+        )
+        for entry in entries
+    ]
+    header = ("request", "at", "state", "model before", "after", "sources", "reason")
+    output.result([entry.to_dict() for entry in entries], lambda: table(cells, header) if cells else ["no request yet"])
+
+
+def _entry_lines(data: dict[str, Any]) -> list[str]:
+    names = ("request_id", "requested_by", "reason", "policy", "model_before", "model_after", "evidence_digest")
+    text = [f"{name:<16} {data[name]}" for name in names] + [f"{'sources':<16} {', '.join(data['sources'])}"]
+    text += [f"{event['at']}  {event['state']}" for event in data["events"]]
+    evidence = data["detail"].get("evidence")
+    return text + (evidence_lines(evidence) if evidence else [])
