@@ -173,7 +173,7 @@ def _train(output: Output, settings: Settings, directory: Path, story: Story) ->
             registry_uri=settings.registry_uri,
             model_name=MODEL,
             num_workers=2,
-            storage=directory / "runs",
+            runs_dir=directory / "runs",
             tracking_uri=settings.tracking_uri,
             on_progress=step_progress(update),
         )

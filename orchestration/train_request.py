@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.options import (
+from orchestration.cli.parameters.options import (
     DEFAULT_RUNS,
     MODEL_PANEL,
     DryRunOption,

@@ -31,7 +31,7 @@ _MODULE = re.compile(r"[A-Za-z_][\w.]*")
 
 
 def imports(source: str, module: str) -> Iterator[tuple[int, str]]:
-    """(line, top-level package) of everything that `source` of `module` ("pipelines.stage.steps") imports, wherever in it."""
+    """(line, top-level package) of everything that `source` of `module` imports, wherever in it."""
     package = module.split(".")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -4,7 +4,7 @@ Imports `registry`, never `pipelines` or `orchestration`. After this import tran
 `AutoModelForCausalLM.from_pretrained(folder)` loads exported weights. Neither it nor torch is loaded by it.
 
     from training import TrainConfig, load, train
-    train(TrainConfig.preset("demo"), registry_uri="nulls-registry", model_name="wiki", storage=Path("nulls-runs"))
+    train(TrainConfig.preset("demo"), registry_uri="nulls-registry", model_name="wiki", runs_dir=Path("nulls-runs"))
 """
 
 from typing import TYPE_CHECKING

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.loss_table import decimals, loss_table
-from orchestration.cli.options import JsonOption, ModelArgument, RegistryOption
+from orchestration.cli.parameters.options import JsonOption, ModelArgument, RegistryOption
 from orchestration.output import Output
 from orchestration.settings import Settings
+from orchestration.unlearning.loss_table import decimals, loss_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

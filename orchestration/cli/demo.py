@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestration.cli.options import JsonOption
+from orchestration.cli.parameters.options import JsonOption
 from orchestration.output import Output
 from orchestration.settings import Settings
 

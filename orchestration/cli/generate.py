@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.options import JsonOption, ModelArgument, RegistryOption
+from orchestration.cli.parameters.options import JsonOption, ModelArgument, RegistryOption
 from orchestration.output import Output
 from orchestration.settings import Settings
 from registry.errors import UsageError

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.cli.options import (
+from orchestration.cli.parameters.options import (
     DEFAULT_RUNS,
     DryRunOption,
     JsonOption,

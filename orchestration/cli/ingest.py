@@ -9,7 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from orchestration.cli.options import DryRunOption, JsonOption, RegistryOption, WorkersOption
+from orchestration.cli.parameters.options import DryRunOption, JsonOption, RegistryOption, WorkersOption
 from orchestration.output import Output
 from orchestration.settings import Settings
 from registry.errors import UsageError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestration.cli.options import JsonOption
+from orchestration.cli.parameters.options import JsonOption
 from orchestration.output import Output, table
 from orchestration.settings import Settings
 from orchestration.train_request import TrainRequest, train_lines

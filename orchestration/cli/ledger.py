@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.loss_table import evidence_lines
-from orchestration.cli.options import JsonOption, RegistryOption
+from orchestration.cli.parameters.options import JsonOption, RegistryOption
 from orchestration.output import Output, table
 from orchestration.settings import Settings
+from orchestration.unlearning.loss_table import evidence_lines
 from registry.errors import NotFoundError
 
 

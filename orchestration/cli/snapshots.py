@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.options import JsonOption, RegistryOption
+from orchestration.cli.parameters.options import JsonOption, RegistryOption
 from orchestration.output import Output, size, table
 from orchestration.settings import Settings
 from registry.errors import UsageError

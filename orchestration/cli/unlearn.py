@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.loss_table import evidence_lines
-from orchestration.cli.options import DryRunOption, JsonOption, ModelArgument, RegistryOption
+from orchestration.cli.parameters.options import DryRunOption, JsonOption, ModelArgument, RegistryOption
 from orchestration.output import Output
 from orchestration.settings import Settings
+from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
 from registry.errors import UsageError
 

@@ -63,7 +63,7 @@ def audit(
     if oracle_uri:
         served = flavor.load(oracle_uri, tracking_uri=settings.tracking_uri)
         oracle = Examiner(served, snapshot_of(settings, served.version), [], progress)
-    heldout = examiner.yardstick().to_dict()
+    heldout = examiner.heldout_baseline().to_dict()
     measured = [
         examiner.examine(source, oracle=oracle).to_dict()
         | {"heldout": heldout, "revoked": source.source_id in version.revoked}

@@ -57,7 +57,7 @@ def gather(
         "weights_sha256": after.version.weights_digest,
         "snapshot": snapshot.id,
         "sources": measured,
-        "heldout": examiner.yardstick().to_dict(),
+        "heldout": examiner.heldout_baseline().to_dict(),
         "others": other_rows,
         "masks_refused": refused,
     }

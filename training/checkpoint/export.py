@@ -21,8 +21,9 @@ from registry.storage import new_directory, write_atomic
 from training.distributed import parallel
 from training.distributed.process_group import rank
 from training.model.modeling_nulls import NullsForCausalLM
+from training.serving.version import POINTER
 
-WEIGHTS, NULLS_JSON = "weights", "nulls.json"
+WEIGHTS = "weights"
 
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel | None:
@@ -59,7 +60,7 @@ def export_weights(
     with new_directory(directory) as staging:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(str(staging))
-        write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
+        write_atomic(staging / POINTER, json.dumps(nulls, indent=1).encode())
         return weights_digest(staging)
 
 

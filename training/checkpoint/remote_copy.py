@@ -149,8 +149,3 @@ def _fetch(source: S3Path, target: Path, names: Iterable[str]) -> None:
     """Download files of a prefix in the order named; each is there whole or not at all."""
     for name in names:
         copy_verified(source / name, target / name)
-
-
-# The old names, until `training/run` and `tests/training/serving` use the new ones.
-Mirror = RemoteRuns
-RunMirror = RemoteRun

@@ -41,7 +41,7 @@ class CheckpointWriter:
         folder: the folder in it for new checkpoints.
         keep: number of newest complete checkpoints to keep, over all folders of the run.
         in_background: whether `save` returns as soon as the copy is taken.
-        mirror: remote copy of the run, to which complete checkpoints are sent, and pruned in the same way.
+        remote_run: remote copy of the run, to which complete checkpoints are sent, and pruned in the same way.
         device: device of the model.
         on_complete: called on rank 0 with a complete checkpoint and its step; by the writing thread, if there is one.
     """
@@ -54,10 +54,10 @@ class CheckpointWriter:
         keep: int,
         in_background: bool,
         on_complete: Callable[[Path, int], None],
-        mirror: RemoteRun | None = None,
+        remote_run: RemoteRun | None = None,
         device: torch.device = _CPU,
     ) -> None:
-        self._run_dir, self._folder, self._keep, self._remote_run = run_dir, folder, keep, mirror
+        self._run_dir, self._folder, self._keep, self._remote_run = run_dir, folder, keep, remote_run
         self._on_complete = on_complete
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._group = dist.new_group(backend="gloo", timeout=_WRITE_TIMEOUT) if dist.is_initialized() else None

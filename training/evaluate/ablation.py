@@ -143,7 +143,7 @@ class Examiner:
         stand_ins = {"closest": closest, "placebo": farthest, "backbone": None}
         return {state: self._loss(documents, source_id) for state, source_id in stand_ins.items()}
 
-    def yardstick(self) -> HeldoutBaseline:
+    def heldout_baseline(self) -> HeldoutBaseline:
         """Return the held-out baseline, which is measured once."""
         if self._baseline is None:
             chosen = sorted(self.served.version.heldout)[:MAX_HELDOUT]
@@ -195,7 +195,7 @@ class Examiner:
         if source.source_id not in self._examined:
             raise ValueError(f"{source.key}: not among the sources that this examiner was created for")
         self._progress(f"source {source.key}")
-        baseline, documents = self.yardstick(), self._encode(self._texts(source.source_id))
+        baseline, documents = self.heldout_baseline(), self._encode(self._texts(source.source_id))
         on, off = self.on_loss(source), self.off_losses(source, also_off=also_off)
         truth = oracle.off_losses(source, texts=self._texts(source.source_id)) if oracle else None
         difficulty = self._difficulty(source.source_id, documents)

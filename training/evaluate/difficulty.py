@@ -2,7 +2,7 @@
 
 A list of villages is easier than an essay for a model that has seen neither. A model's loss on a text that it never saw
 follows this number closely (three quarters to four fifths of the variance among the held-out articles of
-`benchmarks/yardstick.py`). The model under test takes no part in it, so it separates "easy" from "remembered".
+`benchmarks/heldout_baseline.py`). The model under test takes no part in it, so it separates "easy" from "remembered".
 
 Counts of pairs are interpolated with single tokens by Witten and Bell's rule (IEEE Trans. Information Theory 37,
 1991): p(b | a) = (n(ab) + t(a) u(b)) / (n(a) + t(a)), where t(a) is the number of different successors of a.

@@ -28,9 +28,9 @@ from transformers import PreTrainedTokenizerFast
 
 from registry.errors import DamagedError, InputError
 from registry.storage import new_directory, write_atomic
-from training.checkpoint.export import NULLS_JSON
 from training.model.modeling_nulls import NullsConfig, NullsForCausalLM
 from training.reference.release import WEIGHTS_FILE, ReferenceModel, open_weights, qkv_name
+from training.serving.version import POINTER
 from training.sinks.layout import SinkLayout
 from training.sinks.mask_ids import MaskIds
 
@@ -121,7 +121,7 @@ def convert(
         extra(staging)
         for path in staging.iterdir():
             path.chmod(0o644)  # safetensors creates files that only their owner can read
-        write_atomic(staging / NULLS_JSON, json.dumps(nulls, indent=1).encode())
+        write_atomic(staging / POINTER, json.dumps(nulls, indent=1).encode())
 
 
 def pieces(found: ReferenceModel) -> list[Piece]:

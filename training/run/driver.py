@@ -2,7 +2,7 @@
 
 The driver checks first what would stop a run later (a name that is taken, a tracking store that cannot be reached, a
 disk that cannot be written, too few sources). Then it prepares what workers share (tokenizer, token cache), and starts
-them under Ray Train. A run is a directory, `<storage>/<model>/run-NNN`:
+them under Ray Train. A run is a directory, `<runs_dir>/<model>/run-NNN`:
 
     run.json          snapshot, configuration and MLflow run; written when all is prepared
     tokenizer/        the run's tokenizer
@@ -18,7 +18,7 @@ last whole checkpoint and ends with the same weights, bit for bit. Resuming a ru
 Cost: the first step comes about 30 s after the call on two idle cores (Ray 8 s, MLflow's first database 5 s, torch and
 transformers in each worker); a restart after a death takes about 15 s.
 
-Run: ``train(TrainConfig.preset("demo"), registry_uri="nulls-registry", model_name="wiki", storage=Path("runs"))``.
+Run: ``train(TrainConfig.preset("demo"), registry_uri="nulls-registry", model_name="wiki", runs_dir=Path("runs"))``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from registry.ids import format_id
 from registry.snapshot import Registry, Snapshot
 from registry.storage import check_writable, translate_os_errors, write_atomic
 from training.checkpoint import dcp, export
-from training.checkpoint.remote_copy import RUN_JSON, Mirror, RunMirror
+from training.checkpoint.remote_copy import RUN_JSON, RemoteRun, RemoteRuns
 from training.config import TrainConfig
 from training.data.heldout import choose_heldout
 from training.data.packing import PackedLoader
@@ -81,8 +81,8 @@ def train(
     snapshot_ref: str | None = None,
     model_name: str,
     num_workers: int | Workers = 2,
-    storage: Path,
-    mirror_uri: str | None = None,
+    runs_dir: Path,
+    remote_uri: str | None = None,
     tracking_uri: str | None = None,
     experiment: str = "nulls",
     resume: bool = False,
@@ -98,8 +98,8 @@ def train(
         snapshot_ref: the snapshot's id or a prefix of it; by default the newest snapshot.
         model_name: the name to register under; a new one, unless `resume` or `new_version`.
         num_workers: Ray workers, a number or a range; one GPU each if there are enough, else a share of the cores.
-        storage: the directory for runs, on a disk that all nodes share.
-        mirror_uri: an s3:// prefix for remote copies of checkpoints and weights; a run that `storage` lacks is resumed
+        runs_dir: the directory for runs, on a disk that all nodes share.
+        remote_uri: an s3:// prefix for remote copies of checkpoints and weights; a run that `runs_dir` lacks is resumed
             from there.
         tracking_uri: the MLflow store; see `training.tracking.store.tracking_uri` for the default.
         experiment: MLflow's experiment, created if there is none.
@@ -118,11 +118,11 @@ def train(
     if not _MODEL_NAME.fullmatch(model_name):
         raise UsageError(f"model name {model_name!r}: expected letters, digits, '.', '_' and '-', 100 at most")
     workers = num_workers if isinstance(num_workers, Workers) else Workers(least=num_workers, most=num_workers)
-    remote_runs = Mirror.of(mirror_uri, model_name) if mirror_uri else None
+    remote_runs = RemoteRuns.of(remote_uri, model_name) if remote_uri else None
     taken = remote_runs.run_names() if remote_runs else []
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
-    folder = Path(storage).absolute() / model_name
+    folder = Path(runs_dir).absolute() / model_name
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
@@ -143,7 +143,7 @@ def train(
         return run.register(model_name)
 
 
-def _newest_run(folder: Path, remote_runs: Mirror | None) -> Path | None:
+def _newest_run(folder: Path, remote_runs: RemoteRuns | None) -> Path | None:
     """Return the newest run with a `run.json`; where there is none here, download the newest from its remote copy."""
     prepared = (path.parent for path in folder.glob(f"run-*/{RUN_JSON}"))
     found = max(prepared, key=lambda path: int(path.name.removeprefix("run-")), default=None)
@@ -233,7 +233,7 @@ class _Run:
     uri: str
     facts: dict[str, Any]
     """The content of `run.json`."""
-    remote_run: RunMirror | None = None
+    remote_run: RemoteRun | None = None
 
     @property
     def run_id(self) -> str:

@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from registry.connectivity import OWN_RAY, ray_session
 from registry.errors import ServiceError

@@ -43,7 +43,7 @@ from registry.ids import format_id
 from registry.storage import write_atomic
 from training.checkpoint import dcp, export
 from training.checkpoint.dcp import RunState
-from training.checkpoint.remote_copy import RunMirror
+from training.checkpoint.remote_copy import RemoteRun
 from training.checkpoint.writer import CheckpointWriter, report_to_ray
 from training.config import TrainConfig
 from training.data.packing import IGNORED, Batch, LoaderState, PackedLoader
@@ -122,7 +122,7 @@ class Worker:
             keep=self.config.keep_checkpoints,
             in_background=self.config.async_checkpoints,
             on_complete=lambda directory, step: log.write(checkpoint=str(directory), step=step),
-            mirror=RunMirror.parse(job.remote_run) if job.remote_run else None,
+            remote_run=RemoteRun.parse(job.remote_run) if job.remote_run else None,
             device=device,
         )
         self.state = self._restored(cache, log)

@@ -62,7 +62,7 @@ def register(
         run_id: the MLflow run that the version belongs to.
         tracking_uri: the MLflow store.
         revoked: sources that are revoked from the start.
-        keep_copy: stores a remote copy of that directory, and returns its URI (`RunMirror.put_weights`).
+        keep_copy: stores a remote copy of that directory, and returns its URI (`RemoteRun.put_weights`).
 
     Returns:
         `models:/NAME/VERSION`.

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.testing import CliRunner
 
-from orchestration.cli._request import GroupedCommand, command
 from orchestration.cli.main import app as nulls_app
-from orchestration.cli.options import JsonOption, RegistryOption
+from orchestration.cli.parameters.options import JsonOption, RegistryOption
+from orchestration.cli.parameters.request import GroupedCommand, command
 from orchestration.output import Output
 from orchestration.settings import Settings
 
@@ -83,4 +83,4 @@ def test_help_has_the_docstring_and_the_groups() -> None:
 def test_every_command_of_nulls_is_made_of_a_request() -> None:
     commands = [info.callback for info in nulls_app.registered_commands]
     assert len(commands) >= 12
-    assert all(callback and "orchestration.cli._request" in callback.__module__ for callback in commands)
+    assert all(callback and "orchestration.cli.parameters.request" in callback.__module__ for callback in commands)

@@ -37,7 +37,12 @@ def saved(run_dir: Path, remote_run: RemoteRun, *steps: int, keep: int = 5) -> l
     model, optimizer = made(0)
     losses = []
     writer = CheckpointWriter(
-        run_dir, run_dir / "attempt-001", keep=keep, in_background=True, on_complete=lambda *_: None, mirror=remote_run
+        run_dir,
+        run_dir / "attempt-001",
+        keep=keep,
+        in_background=True,
+        on_complete=lambda *_: None,
+        remote_run=remote_run,
     )
     for step in steps:
         writer.save(model, optimizer, state(step))
@@ -110,9 +115,9 @@ def test_a_run_resumes_where_its_disk_is_lost(
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     monkeypatch.setattr(runs, "_POLL_S", 0.01)
     config = TrainConfig.from_dict(TINY.to_dict() | {"max_failures": 0})
-    mirror_uri = f"s3://{bucket.bucket}/runs"
+    remote_uri = f"s3://{bucket.bucket}/runs"
     run = Run(tmp_path, registry_root, "copied")
-    remote_run = RemoteRuns.of(mirror_uri, "copied").of_run("run-001")
+    remote_run = RemoteRuns.of(remote_uri, "copied").of_run("run-001")
     killed: list[int] = []
 
     def kill(progress: dict[str, Any]) -> None:
@@ -120,12 +125,12 @@ def test_a_run_resumes_where_its_disk_is_lost(
             killed.append(progress["step"])
             os.kill(run.worker_pids()[0], signal.SIGKILL)
 
-    arguments = run.arguments | {"num_workers": 1, "mirror_uri": mirror_uri}
+    arguments = run.arguments | {"num_workers": 1, "remote_uri": remote_uri}
     with pytest.raises(ServiceError, match="--resume"):
         train(config, on_progress=kill, **arguments)
     before = loss_curve(run.dir / PROGRESS)
     shutil.rmtree(tmp_path / "runs")
-    result = train(config, **(arguments | {"storage": tmp_path / "elsewhere", "resume": True}))
+    result = train(config, **(arguments | {"runs_dir": tmp_path / "elsewhere", "resume": True}))
     run_dir = tmp_path / "elsewhere" / "copied" / "run-001"
     after = loss_curve(run_dir / PROGRESS)
     assert min(after) > 4, "it started again instead of resuming"
@@ -139,4 +144,4 @@ def test_a_run_resumes_where_its_disk_is_lost(
     here = flavor.load(result.model_uri, tracking_uri=run.arguments["tracking_uri"])
     assert all(torch.equal(a, b) for a, b in zip(here.model.parameters(), there.model.parameters(), strict=True))
     # A new run never takes the name of one that exists only remotely.
-    assert RemoteRuns.of(mirror_uri, "copied").run_names() == ["run-001"]
+    assert RemoteRuns.of(remote_uri, "copied").run_names() == ["run-001"]

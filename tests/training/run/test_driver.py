@@ -52,7 +52,7 @@ class Run:
         self.arguments: dict[str, Any] = {
             "registry_uri": registry,
             "model_name": name,
-            "storage": root / "runs",
+            "runs_dir": root / "runs",
             "tracking_uri": f"sqlite:///{root}/mlflow.db",
         }
         self.dir = root / "runs" / name / "run-001"
@@ -201,7 +201,7 @@ def test_a_disk_that_fills_up_costs_steps_and_no_more(
     disk = root / "small disk"
     with small_disk(disk, 8 << 20):
         run = Run(root, registry_root, "fills")
-        run.arguments["storage"] = disk
+        run.arguments["runs_dir"] = disk
         run.dir = disk / "fills" / "run-001"
         monkeypatch.setattr(ray_session, "run_worker", disk_full_at(6, disk / "ballast"))
         result = run.train(TrainConfig.from_dict(TINY.to_dict() | {"max_failures": 3}))
@@ -275,6 +275,6 @@ def test_what_would_stop_a_run_is_found_before_it(
     with pytest.raises(ServiceError, match="MLflow at http"):
         run.train(tracking_uri="http://127.0.0.1:9")
     with pytest.raises(ServiceError, match="cannot write"):
-        run.train(storage=tmp_path / "file")
+        run.train(runs_dir=tmp_path / "file")
     mlflow.set_tracking_uri(None)
     assert tracking_uri("sqlite:///x.db").startswith("sqlite:////")

@@ -66,7 +66,7 @@ def test_a_run_that_loses_a_node_goes_on_with_the_others(
         registry_uri=registry_root,
         model_name="elastic",
         num_workers=Workers(least=1, most=2),
-        storage=tmp_path / "runs",
+        runs_dir=tmp_path / "runs",
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         ray_address=cluster.address,
         on_progress=lose,

@@ -11,7 +11,7 @@ from registry.errors import DamagedError
 from registry.storage.s3 import S3Path
 from tests.s3 import bucket, keys, proxy, put, s3_proxy, s3_server  # noqa: F401 - fixtures
 from training.checkpoint.export import weights_digest
-from training.checkpoint.remote_copy import Mirror
+from training.checkpoint.remote_copy import RemoteRuns
 from training.serving.version import ModelVersion
 from training.serving.weights import local_weights
 
@@ -44,7 +44,7 @@ def version(folder: Path, copy: str | None = None) -> ModelVersion:
 def copied(exported: Path, bucket: S3Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelVersion:  # noqa: F811
     """A version with a remote copy, on a machine that lost the folder."""
     monkeypatch.setenv("NULLS_WORK", str(tmp_path / "work"))
-    copy = Mirror.of(f"s3://{bucket.bucket}/runs", "m").of_run("run-001").put_weights(exported)
+    copy = RemoteRuns.of(f"s3://{bucket.bucket}/runs", "m").of_run("run-001").put_weights(exported)
     found = version(exported, copy)
     assert local_weights(found) == exported
     shutil.rmtree(exported)

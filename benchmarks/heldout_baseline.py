@@ -1,7 +1,7 @@
 """Test whether evidence tells a remembered text from an easy one, with and without the regression on difficulty.
 
     python benchmarks/isolation.py ARTICLES --work DIR          (first: trains the models)
-    python benchmarks/yardstick.py ARTICLES --work DIR [--held-out 12] [--draws 4000]
+    python benchmarks/heldout_baseline.py ARTICLES --work DIR [--held-out 12] [--draws 4000]
 
 For each model of `isolation.py`, sources that no model was trained on are drawn as held-out baseline many times. One
 more of them is the case: calling it remembered is an error, and the test allows itself 5 %. Errors are also counted for
