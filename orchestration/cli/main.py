@@ -1,9 +1,9 @@
 """Assemble the `nulls` command, and turn errors into messages and exit codes.
 
 Each module beside this one holds a family of commands: a request (a dataclass whose fields are the parameters) and a
-function that takes it (`parameters/request.py`). Results go to stdout, progress to stderr; what a command needs is imported when
-it runs, so `nulls lookup` starts in half a second. Exit codes: 0 done, 1 the answer is no (not found, evidence weak),
-2 bad usage or input or a store that is down, 3 damaged data, 4 refused.
+function that takes it (`parameters/request.py`). Results go to stdout, progress to stderr; what a command needs is
+imported when it runs, so `nulls lookup` starts in half a second. Exit codes: 0 done, 1 the answer is no (not found,
+evidence weak), 2 bad usage or input or a store that is down, 3 damaged data, 4 refused.
 """
 
 from __future__ import annotations
