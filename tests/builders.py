@@ -7,7 +7,7 @@ model = small_model(num_sinks=16)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ def commit_rows(
     assert tables.keys() <= schema.TABLES.keys(), tables.keys()
     writer = SnapshotWriter(registry, staging)
     for name, columns in schema.TABLES.items():
-        rows = sorted(tables.get(name, ()), key=lambda row, name=name: _order(row, name))  # type: ignore[misc]
+        rows = sorted(tables.get(name, ()), key=lambda row, name=name: row_order(row, name))  # type: ignore[misc]
         with writer.table(name) as file:
             file.write(pa.Table.from_pylist(rows, schema=columns))
     for number, rows in enumerate(shards):
@@ -55,7 +55,7 @@ def commit_rows(
     return writer.commit(**({"configuration": {}, "inputs": []} | dict(commit or {})))
 
 
-def _order(row: Row, table: str) -> list[tuple[bool, Any]]:
+def row_order(row: Row, table: str) -> list[tuple[bool, Any]]:
     """The sort key of a row: its sort columns, None last, as engines sort."""
     return [(row.get(name) is None, 0 if row.get(name) is None else row[name]) for name in schema.SORT_ORDER[table]]
 
@@ -64,20 +64,20 @@ def text_rows(
     texts: Mapping[str, Sequence[str]],
     *,
     titles: Mapping[str, str | None] | None = None,
-    locator: str = "{key}/{index}",
+    locator: Callable[[str, int], str] = "{}/{}".format,
 ) -> dict[str, Any]:
     """The `sources` and one shard of texts by key, as `commit_rows` takes them.
 
     Args:
         texts: source key -> its documents.
         titles: source key -> title.
-        locator: of a document, from `{key}` and `{index}`.
+        locator: of a document, from its source's key and its index.
     """
     shard: list[Row] = []
     sources: list[Row] = []
     for key in sorted(texts, key=ids.source_id):
         first = len(shard)
-        documents = {ids.doc_id(key, locator.format(key=key, index=i)): text for i, text in enumerate(texts[key])}
+        documents = {ids.doc_id(key, locator(key, i)): text for i, text in enumerate(texts[key])}
         shard += [
             {"source_id": ids.source_id(key), "doc_id": doc_id, "text": documents[doc_id]}
             for doc_id in sorted(documents)

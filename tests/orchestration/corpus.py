@@ -13,13 +13,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 
-from registry import ids, schema
-from registry.identity import fold_title
-from registry.schema import AliasKind, Kind, Status
-from registry.snapshot import Registry, Snapshot, SnapshotWriter
+from registry import ids
+from registry.schema import AliasKind, Status
+from registry.snapshot import Registry, Snapshot
+from tests.builders import alias_rows, commit_rows, owner_rows, text_rows
 
 NUM_ARTICLES = 24
 SCOPE, HOST = "testwiki", "test.wikipedia.org"
@@ -51,26 +50,18 @@ def write_corpus(root: Path) -> Snapshot:
     """Commit the corpus to a registry at `root`."""
     kept = {key(n): text(n) for n in range(1, NUM_ARTICLES + 1)}
     kept |= {SHARED: text(100), "web:a.example": text(101)}
-    known = [*kept, "web:b.example", "web:empty.example"]
-    order = sorted(kept, key=ids.source_id)
-    writer = SnapshotWriter(Registry.open(root, create=True), root / "staging")
-    tables = {
-        "sources": [_source(k, order, kept) for k in sorted(known, key=ids.source_id)],
-        "owners": [
-            {"source_id": ids.source_id(SHARED), "owner_id": owner}
-            for owner in sorted(ids.source_id(key(n)) for n in (1, 2))
-        ],
-        "aliases": sorted(_aliases(), key=lambda row: (row["alias_hash"], row["alias"])),
-        "documents": sorted((*(_kept(k, kept[k]) for k in kept), _near(), _filtered()), key=lambda row: row["doc_id"]),
-        "bands": [],
-    }
-    for name, rows in tables.items():
-        with writer.table(name) as file:
-            file.write(pa.Table.from_pylist(rows, schema=schema.TABLES[name]))
-    with writer.shard(0) as file:
-        rows = [{"source_id": ids.source_id(k), "doc_id": _doc_id(k), "text": kept[k]} for k in order]
-        file.write(pa.Table.from_pylist(rows, schema=schema.SHARD))
-    return writer.commit(configuration={"test": True}, inputs=[], wikis=[{"scope": SCOPE, "host": HOST}])
+    titles = {key(n): title(n) for n in range(1, NUM_ARTICLES + 1)}
+    stored = {k: [kept[k]] for k in kept} | {"web:b.example": [], "web:empty.example": []}
+    texts = text_rows(stored, titles=titles, locator=lambda source_key, _: _locator(source_key))
+    return commit_rows(
+        Registry.open(root, create=True),
+        root / "staging",
+        owners=owner_rows(key(1), key(2)),
+        aliases=_aliases(),
+        documents=[*(_kept(k, kept[k]) for k in kept), _near(), _filtered()],
+        commit={"configuration": {"test": True}, "wikis": [{"scope": SCOPE, "host": HOST}]},
+        **texts,
+    )
 
 
 def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
@@ -142,40 +133,18 @@ def heldout_of(weights: Path) -> set[int]:
     return {int(source_id, 16) for source_id in json.loads((weights / "nulls.json").read_text())["heldout"]}
 
 
+def _locator(source_key: str) -> str:
+    return f"http://{source_key.removeprefix('web:')}/" if source_key.startswith("web:") else source_key
+
+
 def _doc_id(source_key: str) -> int:
-    locator = f"http://{source_key.removeprefix('web:')}/" if source_key.startswith("web:") else source_key
-    return ids.doc_id(source_key, locator)
-
-
-def _source(source_key: str, order: list[str], kept: dict[str, str]) -> dict[str, Any]:
-    has_text = source_key in kept
-    row = order.index(source_key) if has_text else 0
-    kind = Kind(source_key.split(":")[0])
-    return {
-        "source_id": ids.source_id(source_key),
-        "key": source_key,
-        "kind": kind,
-        "title": title(int(source_key.split(":")[2])) if kind is Kind.WIKI else None,
-        "num_documents": int(has_text),
-        "num_bytes": len(kept[source_key]) if has_text else 0,
-        "placements": [{"shard": 0, "row_start": row, "row_end": row + 1}] if has_text else [],
-    }
+    return ids.doc_id(source_key, _locator(source_key))
 
 
 def _aliases() -> list[dict[str, Any]]:
     names = [(title(n), AliasKind.TITLE, n, None) for n in range(1, NUM_ARTICLES + 1)]
     names += [("First article", AliasKind.REDIRECT, 1, title(1)), ("Nowhere", AliasKind.REDIRECT, None, "Gone")]
-    return [
-        {
-            "alias_hash": ids.alias_hash(fold_title(alias)),
-            "alias": alias,
-            "kind": kind,
-            "source_id": None if number is None else ids.source_id(key(number)),
-            "scope": SCOPE,
-            "target": target,
-        }
-        for alias, kind, number, target in names
-    ]
+    return alias_rows((number and key(number), alias, kind, SCOPE, target) for alias, kind, number, target in names)
 
 
 def _document(source_key: str, **fields: Any) -> dict[str, Any]:

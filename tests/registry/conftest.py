@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from registry import ids, schema
-from registry.identity import fold_title
-from registry.snapshot import Registry, Snapshot, SnapshotWriter
+from registry import ids
+from registry.snapshot import Registry, Snapshot
+from tests.builders import alias_rows, commit_rows, owner_rows, row_order, text_rows
 from tests.s3 import bucket, fresh_client, proxy, s3_proxy, s3_server  # noqa: F401 - fixtures
 
 # key -> (title, documents)
@@ -58,56 +57,25 @@ def documents() -> dict[str, list[str]]:
 
 def rows() -> dict[str, list[dict[str, Any]]]:
     """Return the rows of every table of the snapshot, sorted; all text is in one shard."""
-    shard, sources = [], []
-    texts = {ids.source_id(key): (key, docs) for key, docs in documents().items()}
-    for source_id in sorted(texts):
-        key, docs = texts[source_id]
-        start = len(shard)
-        ordered = sorted((ids.doc_id(key, str(i)), text) for i, text in enumerate(docs))
-        shard += [{"source_id": source_id, "doc_id": doc_id, "text": text} for doc_id, text in ordered]
-        sources.append(
-            {
-                "source_id": source_id,
-                "key": key,
-                "kind": key.partition(":")[0],
-                "title": SOURCES.get(key, (None, []))[0],
-                "num_documents": len(docs),
-                "num_bytes": sum(len(text.encode()) for text in docs),
-                "placements": [{"shard": 0, "row_start": start, "row_end": len(shard)}] if docs else [],
-            }
-        )
-    aliases = [
-        {
-            "alias_hash": ids.alias_hash(fold_title(alias)),
-            "alias": alias,
-            "kind": kind,
-            "source_id": ids.source_id(key) if key else None,
-            "scope": scope,
-            "target": target,
-        }
-        for alias, kind, key, scope, target in ALIASES
-    ]
-    aliases.sort(
-        key=lambda row: [
-            str(row[c]).zfill(20) if c == "alias_hash" else str(row[c]) for c in schema.SORT_ORDER["aliases"]
-        ]
-    )
-    shared = ids.source_id(SHARED_KEY)
-    owners = [{"source_id": shared, "owner_id": owner} for owner in sorted(map(ids.source_id, OWNERS))]
-    return {"sources": sources, "owners": owners, "aliases": aliases, "documents": [], "bands": [], "shard": shard}
+    titles = {key: title for key, (title, _) in SOURCES.items()}
+    texts = text_rows(documents(), titles=titles, locator=lambda key, index: str(index))
+    aliases = alias_rows((key, alias, kind, scope, target) for alias, kind, key, scope, target in ALIASES)
+    return {
+        "sources": texts["sources"],
+        "owners": owner_rows(*OWNERS),
+        "aliases": sorted(aliases, key=lambda row: row_order(row, "aliases")),
+        "documents": [],
+        "bands": [],
+        "shard": texts["shards"][0],
+    }
 
 
 def write(registry: Registry, staging: Path, **changes: Any) -> Snapshot:
     """Commit the small snapshot; `changes` are arguments of `SnapshotWriter.commit`."""
-    writer = SnapshotWriter(registry, staging)
     tables = rows()
-    for name, table in schema.TABLES.items():
-        with writer.table(name) as file:
-            file.write(pa.Table.from_pylist(tables[name], schema=table))
-    with writer.shard(0) as file:
-        file.write(pa.Table.from_pylist(tables["shard"], schema=schema.SHARD))
+    shard = tables.pop("shard")
     arguments: dict[str, Any] = {"configuration": {"threshold": 0.75}, "inputs": INPUTS, "wikis": WIKIS}
-    return writer.commit(**(arguments | changes))
+    return commit_rows(registry, staging, shards=[shard], commit=arguments | changes, **tables)
 
 
 @pytest.fixture

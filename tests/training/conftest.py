@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from registry import ids, schema
-from registry.schema import Kind
-from registry.snapshot import Registry, Snapshot, SnapshotWriter
+from registry import ids
+from registry.snapshot import Registry, Snapshot
+from tests.builders import commit_rows, owner_rows, text_rows
 
 WORDS = ["stone", "river", "harvest", "engine", "orchard", "signal", "copper", "winter", "lantern", "meadow", "thunder"]
 NUM_ARTICLES = 24
@@ -36,33 +35,13 @@ def corpus() -> dict[str, list[str]]:
 
 def write_snapshot(root: Path, documents: dict[str, list[str]]) -> Snapshot:
     """Commit a snapshot of `documents` (key -> texts) to the registry at `root`; it is then the newest."""
-    registry = Registry.open(root, create=True)
-    writer = SnapshotWriter(registry, root / "staging")
-    sources, shard = [], []
-    for key in sorted(documents, key=ids.source_id):
-        source_id, first_row = ids.source_id(key), len(shard)
-        texts = {ids.doc_id(key, f"{key}/{i}"): text for i, text in enumerate(documents[key])}
-        shard += [{"source_id": source_id, "doc_id": doc, "text": texts[doc]} for doc in sorted(texts)]
-        placement = {"shard": 0, "row_start": first_row, "row_end": len(shard)}
-        sources.append(
-            {
-                "source_id": source_id,
-                "key": key,
-                "kind": Kind(key.split(":")[0]),
-                "num_documents": len(texts),
-                "num_bytes": sum(len(text.encode()) for text in texts.values()),
-                "placements": [placement] if texts else [],
-            }
-        )
-    shared = ids.source_id(SHARED)
-    owners = [{"source_id": shared, "owner_id": owner} for owner in sorted(map(ids.source_id, OWNERS))]
-    tables = {"sources": sources, "owners": owners if SHARED in documents else []}
-    for name, table_schema in schema.TABLES.items():
-        with writer.table(name) as file:
-            file.write(pa.Table.from_pylist(tables.get(name, []), schema=table_schema))
-    with writer.shard(0) as file:
-        file.write(pa.Table.from_pylist(shard, schema=schema.SHARD))
-    return writer.commit(configuration={"test": True}, inputs=[])
+    return commit_rows(
+        Registry.open(root, create=True),
+        root / "staging",
+        owners=owner_rows(*OWNERS) if SHARED in documents else [],
+        commit={"configuration": {"test": True}},
+        **text_rows(documents),
+    )
 
 
 @pytest.fixture(scope="session")
