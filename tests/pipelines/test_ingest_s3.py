@@ -271,6 +271,7 @@ class TestCommands:
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if code == 0 else done.stderr
 
+    @pytest.mark.slow
     def test_the_commands_work_on_a_registry_in_the_store(
         self, bucket: S3Path, uploaded: S3Path, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -71,6 +71,7 @@ def result(job: Job) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_moved_between_numbers_of_workers_and_wrappers(undisturbed: Job, snapshot: Snapshot, tmp_path: Path) -> None:
     job = prepared(snapshot, tmp_path, CONFIG)
     train(job, 2, stop_at=5, parallel="fsdp")
@@ -86,6 +87,7 @@ def test_moved_between_numbers_of_workers_and_wrappers(undisturbed: Job, snapsho
     assert configs[0]["architectures"] == ["NullsForCausalLM"]
 
 
+@pytest.mark.slow
 def test_every_token_counts_once_over_all_resumes(undisturbed: Job, snapshot: Snapshot, tmp_path: Path) -> None:
     job = prepared(snapshot, tmp_path, CONFIG)
     train(job, 2, stop_at=5)

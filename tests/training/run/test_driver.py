@@ -140,6 +140,7 @@ def test_the_loss_falls_and_is_reported_over_the_last_epoch(undisturbed: tuple[R
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_killed_and_resumed_ends_with_the_same_bits(
     undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult]
 ) -> None:
@@ -158,6 +159,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_mlflow_holds_parameters_curve_dataset_and_checkpoint(
     undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult], snapshot: Snapshot
 ) -> None:
@@ -175,6 +177,7 @@ def test_mlflow_holds_parameters_curve_dataset_and_checkpoint(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_interrupted_a_run_is_reported_and_kept(
     undisturbed: tuple[Run, TrainResult], disturbed: tuple[Run, TrainResult]
 ) -> None:
@@ -194,6 +197,7 @@ def test_what_interrupted_a_run_is_reported_and_kept(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_disk_that_fills_up_costs_steps_and_no_more(
     root: Path, registry_root: Path, undisturbed: tuple[Run, TrainResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +220,7 @@ def test_a_disk_that_fills_up_costs_steps_and_no_more(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_old_checkpoints_are_deleted_over_all_attempts(disturbed: tuple[Run, TrainResult]) -> None:
     run, _ = disturbed
     found = sorted(path.name for path in run.dir.glob("attempt-*/checkpoint-*"))
@@ -267,7 +272,7 @@ def test_what_would_stop_a_run_is_found_before_it(
         run.train(model_name="a/b")
     with pytest.raises(UsageError, match="num_workers=0"):
         run.train(num_workers=0)
-    with pytest.raises(UsageError, match="held out"):
+    with pytest.raises(UsageError, match="held-out sources: got"):
         run.train(TrainConfig.from_dict(TINY.to_dict() | {"min_heldout": 20}))
     (tmp_path / "file").write_text("")
     with pytest.raises(ServiceError, match=r"MLflow at sqlite.*file"):
