@@ -41,12 +41,6 @@ class NotFoundError(NullsError):
     exit_code = 1
 
 
-class WeakEvidenceError(NullsError):
-    """The act was done, but the measurements do not show that it worked."""
-
-    exit_code = 1
-
-
 class DamagedError(NullsError):
     """Stored data differs from what was written."""
 

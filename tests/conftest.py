@@ -52,6 +52,16 @@ _LONG_FILES = {
 }
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by what it needs: a server that its fixtures start, or a GPU that it is skipped without."""
+    if {"s3_server", "s3_proxy", "bucket"} & set(getattr(item, "fixturenames", ())):
+        item.add_marker("s3")
+    if "[postgresql" in item.name:
+        item.add_marker("postgres")
+    if any("cuda" in str(mark.kwargs.get("reason")).lower() for mark in item.iter_markers("skipif")):
+        item.add_marker("gpu")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files: what starts last decides when the suite ends."""
     strays = {_file(item.nodeid) for item in items if item.get_closest_marker("ray")} - RAY_FILES

@@ -279,11 +279,6 @@ class TrainConfig:
         if self.parallel not in PARALLEL:
             raise UsageError(f"parallel={self.parallel!r}: expected one of {list(PARALLEL)}")
 
-    @property
-    def num_tokens_per_step(self) -> int:
-        """Number of positions in the global batch, padding included."""
-        return self.rows_per_step * self.context_length
-
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> TrainConfig:
         """Return a named configuration with some fields replaced.

@@ -233,6 +233,6 @@ def mixed(rank: int) -> None:
             assert error < tolerance, f"{config.dtype} {name}: {error}"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_mixed_precision_under_nccl() -> None:
     run_ranks(1, mixed, backend="nccl")

@@ -7,25 +7,14 @@ import random
 import pytest
 import torch
 
+from tests.builders import small_model
 from training.evaluate.losses import Loss, encode, loss_of
-from training.model.modeling_nulls import NullsConfig, NullsForCausalLM
+from training.model.modeling_nulls import NullsForCausalLM
 
 
 @pytest.fixture(scope="module")
 def model() -> NullsForCausalLM:
-    torch.manual_seed(0)
-    config = NullsConfig(
-        vocab_size=97,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_backbone=16,
-        num_pool=64,
-        num_sinks=8,
-        max_position_embeddings=64,
-    )
-    return NullsForCausalLM(config).eval()
+    return small_model(vocab_size=97, num_attention_heads=2, num_backbone=16, num_pool=64)
 
 
 @pytest.fixture(scope="module")

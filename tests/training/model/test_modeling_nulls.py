@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from registry.errors import UsageError
+from tests.builders import small_model
 from training.model import modeling_nulls as model_module
 from training.model.document_mask import choose_attention, document_mask, document_starts
 from training.model.modeling_nulls import NullsConfig, NullsForCausalLM
@@ -18,7 +19,8 @@ from training.sinks.layout import NO_SOURCE, Array, SinkLayout
 from training.sinks.mlp import SinkPlan, dense_masked_mlp, token_mask
 
 VOCAB = 61
-SHAPE = {
+INITIALIZER_RANGE = 0.2  # ten times the default: an untrained model's sinks and attention matter to its logits
+LLAMA = {  # the shape of `small_model`, as transformers' Llama takes it
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -28,14 +30,12 @@ SHAPE = {
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": 0,
-    # Ten times the default, so that an untrained model's sinks and attention matter to its logits.
-    "initializer_range": 0.2,
+    "initializer_range": INITIALIZER_RANGE,
 }
 
 
 def build(**fields: object) -> NullsForCausalLM:
-    torch.manual_seed(0)
-    return NullsForCausalLM(NullsConfig(num_backbone=24, num_pool=40, num_sinks=8, **(SHAPE | fields))).eval()
+    return small_model(vocab_size=VOCAB, initializer_range=INITIALIZER_RANGE, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def source_ids_B() -> Tensor:
 
 def backbone_of(model: NullsForCausalLM) -> LlamaForCausalLM:
     """transformers' own Llama with the same weights."""
-    llama = LlamaForCausalLM(LlamaConfig(intermediate_size=24, **SHAPE)).eval()
+    llama = LlamaForCausalLM(LlamaConfig(intermediate_size=24, **LLAMA)).eval()
     llama.load_state_dict({name: w for name, w in model.state_dict().items() if "sink_" not in name})
     return llama
 
