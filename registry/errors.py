@@ -5,7 +5,6 @@
     |  |- InputError         (2)   an input cannot be used at all (no dump in a directory, not XML, not UTF-8)
     |  `- ModelExistsError   (2)   a name that was to be new is taken
     |- NotFoundError         (1)   there is no such source, snapshot, document or model
-    |- WeakEvidenceError     (1)   the act was done, but the measurements do not support it
     |- DamagedError          (3)   stored data differs from what was written: a hash, a count, a schema
     |- RefusedError          (4)   never allowed: a revoked mask, a held-out source, a changed snapshot
     |- ServiceError          (2)   a server or store cannot be reached or written: retry when it is back
