@@ -1,4 +1,4 @@
-"""What readers yield: documents, redirects and wikis.
+"""The values that readers yield: documents, redirects and wikis.
 
 The steps of the per-file stage fill documents in. Nothing here outlives that stage, whose output is Parquet; a worker
 holds one document at a time.

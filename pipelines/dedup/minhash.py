@@ -63,7 +63,7 @@ _CONTEXT = np.iinfo(np.uint32).max
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DedupConfig:
-    """What counts as a near-duplicate, and how many candidates are compared.
+    """The definition of a near-duplicate, and how many candidates are compared.
 
     Attributes:
         num_bands: bands of a signature; more find more, at the cost of more candidates to verify.

@@ -22,7 +22,7 @@ from registry.errors import UsageError
 
 
 class ExecutorKind(enum.StrEnum):
-    """What runs the tasks: processes of this machine, a Ray cluster, or Slurm's job arrays."""
+    """The kinds of executors: processes of this machine, a Ray cluster, or Slurm's job arrays."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -31,7 +31,7 @@ class ExecutorKind(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where the tasks run; none of it shapes their output.
+    """The executor and its settings; none of them shapes the output.
 
     Attributes:
         kind: of the executor.
@@ -58,7 +58,7 @@ _LOCAL = Execution()
 
 
 class StageExecutor(PipelineExecutor):  # type: ignore[misc]
-    """What the executors share; picklable, since workers get it whole.
+    """Base class of the executors; picklable, since workers get it whole.
 
     Args:
         pipeline: steps; pickled for each worker.

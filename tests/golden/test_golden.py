@@ -24,7 +24,7 @@ GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What `seeded_run.py` prints here."""
+    """The answer of `seeded_run.py` here."""
     command = [sys.executable, "-m", "tests.golden.seeded_run", str(tmp_path_factory.mktemp("golden"))]
     environment = {**os.environ, **PORTABLE, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
