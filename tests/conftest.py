@@ -1,4 +1,4 @@
-"""Shared by all tests: real data where there is some, properties without a clock, and which tests run side by side.
+"""Shared by all tests: real data where there is some, properties without a clock, and which files run together.
 
 Two workers run the suite (`-n 2`). A file is one unit of work, so that its fixtures are made once; all files that start
 Ray are one unit, since a Ray session takes both cores, and `ray.init()` may join another that it finds. (xdist's own
