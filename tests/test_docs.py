@@ -1,4 +1,4 @@
-"""Everything that the documents name exists: paths of the journey, commands, what these need, options in every help text."""
+"""Everything that the documents name exists: paths, commands and what these need, options in every help text."""
 
 from __future__ import annotations
 
