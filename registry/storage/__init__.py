@@ -16,7 +16,6 @@ from registry.storage.paths import (
     write_atomic,
 )
 from registry.storage.publish import (
-    discard_directory,
     new_directory,
     publish_directory,
     read_marker,
@@ -27,7 +26,6 @@ __all__ = [
     "Location",
     "check_writable",
     "copy_verified",
-    "discard_directory",
     "file_lock",
     "is_remote",
     "list_inputs",

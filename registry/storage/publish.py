@@ -66,9 +66,12 @@ def publish_directory(staging: Path, target: Path, *, keep: Keep = replace_alway
         OSError: the disk is full or cannot be written; see `translate_os_errors`.
     """
     for path in staging.rglob("*"):
-        if path.is_file():
+        if path.is_dir():
+            sync_directory(path)
+        else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    sync_directory(staging)
     published = _rename(staging, target, keep)
     sync_directory(target.parent)
     if not published:
@@ -78,30 +81,34 @@ def publish_directory(staging: Path, target: Path, *, keep: Keep = replace_alway
 
 def _rename(staging: Path, target: Path, keep: Keep) -> bool:
     while True:
-        if target.exists():
-            if keep(target):
-                return False
-            discard_directory(target)
-        try:
-            os.rename(staging, target)
-            return True
-        except OSError:
-            if not target.exists():  # else another writer was faster: check what it wrote
-                raise
+        if target.exists() and keep(target):
+            return False
+        with _moved_aside(target) as restore:
+            try:
+                os.rename(staging, target)
+                return True
+            except OSError:
+                if not target.exists():  # else another writer was faster: check what it wrote
+                    restore()
+                    raise
 
 
-def discard_directory(directory: Path) -> None:
-    """Delete a directory so that no reader sees a part of it: it is renamed to a hidden name first.
+@contextlib.contextmanager
+def _moved_aside(directory: Path) -> Iterator[Callable[[], None]]:
+    """Rename a directory to a hidden name, and delete it at the end, unless the function that this yields is called."""
+    grave = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".discarded."))
+    moved = grave / directory.name
 
-    Raises:
-        OSError: it cannot be renamed.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        grave = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".discarded."))
-        try:
-            os.rename(directory, grave / directory.name)
-        finally:
-            shutil.rmtree(grave, ignore_errors=True)
+    def restore() -> None:
+        if moved.exists():
+            os.rename(moved, directory)
+
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(directory, moved)
+        yield restore
+    finally:
+        shutil.rmtree(grave, ignore_errors=True)
 
 
 def write_marker(directory: Path, name: str, **facts: Any) -> None:

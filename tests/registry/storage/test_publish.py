@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from registry.errors import ServiceError
-from registry.storage import discard_directory, new_directory, publish_directory, read_marker, write_marker
+from registry.storage import new_directory, publish_directory, read_marker, write_marker
 
 MARKER = "complete.json"
 GARBLED = [
@@ -139,13 +140,27 @@ def test_two_threads_at_once_leave_one_whole_directory(target: Path, keep: bool)
         assert errors == []
         assert content(target) in ("a", "b")
         assert os.listdir(target.parent) == ["target"]
-        discard_directory(target)
-        assert os.listdir(target.parent) == []
+        shutil.rmtree(target)
 
 
-def test_discarding_a_directory_that_does_not_exist(tmp_path: Path) -> None:
-    discard_directory(tmp_path / "none")
-    assert os.listdir(tmp_path) == []
+def test_a_rename_that_fails_leaves_what_was_there(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(target, "old")
+    rename = os.rename
+
+    def fails(source: Path, destination: Path) -> None:
+        if Path(destination) == target and Path(source).parent == target.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, destination)
+
+    with (  # noqa: PT012
+        monkeypatch.context() as patch,
+        pytest.raises(ServiceError, match="cross-device"),
+        new_directory(target) as staging,
+    ):
+        (staging / "one").write_text("new")
+        patch.setattr(os, "rename", fails)
+    assert content(target) == "old"
+    assert os.listdir(target.parent) == ["target"]
 
 
 def test_a_full_disk_in_the_block_is_a_service_error(target: Path) -> None:
