@@ -15,6 +15,7 @@ from tests.orchestration.corpus import text
 from tests.pipelines.readers.dumps import Page, write_dump
 
 NUM_ARTICLES = 40
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SHAPE = {
     "model.hidden_size": 64,
     "model.num_layers": 2,

@@ -69,6 +69,7 @@ def test_every_real_file_in_one_command(data_dir: Path, tmp_path: Path) -> None:
         assert found["input_length"] > 0
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["duckdb", "beam"])
 @pytest.mark.parametrize("kind", list(ExecutorKind)[:2])

@@ -50,6 +50,7 @@ def inputs(tmp_path: Path) -> IngestConfig:
     )
 
 
+@pytest.mark.ray
 def test_ray_gives_the_same_snapshot(inputs: IngestConfig, cluster: Cluster, tmp_path: Path) -> None:
     expected = ingest(inputs, registry_uri=tmp_path / "local").snapshot
     execution = Execution(kind=ExecutorKind.RAY, ray_address=cluster.address)
@@ -73,6 +74,7 @@ class Where(PipelineStep):  # type: ignore[misc]
         yield
 
 
+@pytest.mark.ray
 def test_ray_uses_all_nodes(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "nodes").mkdir()
     execution = Execution(kind=ExecutorKind.RAY, ray_address=cluster.address)
@@ -97,6 +99,7 @@ class KilledOnce(PipelineStep):  # type: ignore[misc]
         yield
 
 
+@pytest.mark.ray
 def test_ray_repeats_the_task_of_a_lost_worker(cluster: Cluster, tmp_path: Path) -> None:
     execution = Execution(kind=ExecutorKind.RAY, ray_address=cluster.address)
     executor = make_executor(execution, [KilledOnce(tmp_path)], tasks=3, workers=2, logging_dir=tmp_path / "logs")
@@ -104,6 +107,8 @@ def test_ray_repeats_the_task_of_a_lost_worker(cluster: Cluster, tmp_path: Path)
     assert (tmp_path / "died").exists()
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_ray_gives_up_on_a_task_that_kills_every_worker(cluster: Cluster, tmp_path: Path) -> None:
     execution = Execution(kind=ExecutorKind.RAY, ray_address=cluster.address)
     executor = make_executor(execution, [Killed()], tasks=2, workers=2, logging_dir=tmp_path / "logs")
