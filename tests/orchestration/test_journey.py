@@ -15,7 +15,7 @@ from tests.orchestration.corpus import text
 from tests.pipelines.readers.dumps import Page, write_dump
 
 NUM_ARTICLES = 40
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 SHAPE = {
     "model.hidden_size": 64,
     "model.num_layers": 2,
