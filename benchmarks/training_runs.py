@@ -6,8 +6,10 @@ import dataclasses
 import gc
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,13 +118,18 @@ def gpu() -> dict[str, Any]:
     config = TrainConfig.preset(
         _PAPER, epochs=1, context_length=1024, rows_per_step=64, micro_batch=16, dtype="bfloat16", compile=True
     )
+    found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     # The loop runs first: it is a process of its own, and this one would take the GPU memory that it needs.
-    loop = looped(config, "cuda", num_articles=2000)
-    return {
-        **speed(config, "cuda", vocab_size=_VOCABULARY, steps=20),
-        **loss_gap(config, "cuda", vocab_size=_VOCABULARY, rows=8, steps=300),
-        "loop": loop,
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "loop": lambda: {"loop": looped(config, "cuda", num_articles=2000)},
+        "speed": lambda: speed(config, "cuda", vocab_size=_VOCABULARY, steps=20),
+        "loss_gap": lambda: loss_gap(config, "cuda", vocab_size=_VOCABULARY, rows=8, steps=300),
     }
+    for name, part in parts.items():
+        began = time.perf_counter()
+        found |= part()
+        print(f"{name}: {time.perf_counter() - began:.0f} s, {found}", file=sys.stderr, flush=True)
+    return found
 
 
 def speed(config: TrainConfig, device: str, *, vocab_size: int, steps: int) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def device_thread(name: str, device: torch.device) -> ThreadPoolExecutor:
     """Return an executor of one thread whose current CUDA device is `device`; a new thread's would be the first GPU."""
     if device.type != "cuda":
         return ThreadPoolExecutor(1, thread_name_prefix=name)
-    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=torch.cuda.set_device, initargs=(device,))
+    index = torch.cuda.current_device() if device.index is None else device.index  # set_device wants a number
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=torch.cuda.set_device, initargs=(index,))
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

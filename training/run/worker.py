@@ -31,8 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -306,6 +304,8 @@ class Worker:
 
 def run_worker(plain_job: dict[str, Any]) -> None:
     """Train one worker's part of a job, given as `Job.to_plain` returns it; Ray Train runs this on each worker."""
+    import ray.train.torch
+
     job = Job.from_plain(plain_job)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
