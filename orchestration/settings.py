@@ -10,7 +10,7 @@ from registry.errors import UsageError
 from registry.snapshot import Registry, Snapshot
 
 if TYPE_CHECKING:
-    from registry.catalog import Catalog
+    from registry.catalog.database import Catalog
 
 DEFAULT_REGISTRY = "./nulls-registry"
 
@@ -67,7 +67,7 @@ class Settings:
 
     def find_catalog(self, registry: Registry) -> Catalog | None:
         """Open the catalogue, created if there is none; None for a registry at s3:// without NULLS_CATALOG."""
-        from registry.catalog import Catalog, catalog_url
+        from registry.catalog.database import Catalog, catalog_url
 
         url = catalog_url(registry.root, self.catalog)
         return Catalog(url) if url else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from registry._public import publish
 
 if TYPE_CHECKING:
-    from registry.ledger import Ledger
+    from registry.catalog.ledger import Ledger
     from registry.lookup import lookup
     from registry.snapshot import Registry, Snapshot
 
@@ -21,7 +21,7 @@ __all__ = ["Ledger", "Registry", "Snapshot", "lookup"]
 publish(
     __name__,
     {
-        "Ledger": "registry.ledger",
+        "Ledger": "registry.catalog.ledger",
         "Registry": "registry.snapshot",
         "Snapshot": "registry.snapshot",
         "lookup": "registry.lookup",

@@ -15,7 +15,7 @@ import typer.main
 import yaml
 
 from orchestration.cli.main import app
-from registry.catalog import HEAD_REVISION
+from registry.catalog.database import HEAD_REVISION
 from tests.docs.console_blocks import NEEDS, all_blocks
 
 ROOT = Path(__file__).parents[1]
@@ -162,4 +162,4 @@ def test_changelog_has_this_version() -> None:
 
 
 def test_head_revision_has_a_script() -> None:
-    assert list((ROOT / "registry/migrations/versions").glob(f"{HEAD_REVISION}_*.py"))
+    assert list((ROOT / "registry/catalog/migrations/versions").glob(f"{HEAD_REVISION}_*.py"))

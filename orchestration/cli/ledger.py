@@ -28,7 +28,7 @@ class LedgerRequest:
 
 def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
     """List every unlearn request: who asked, why, its state and its evidence."""
-    from registry.ledger import Ledger
+    from registry.catalog.ledger import Ledger
 
     ledger = Ledger(settings.open_catalog())
     if request.verify:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
 from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan
+from registry.catalog.ledger import Ledger, Request, State
 from registry.errors import NullsError, RefusedError, ServiceError, UsageError
-from registry.ledger import Ledger, Request, State
 from registry.lookup import Source, read_sources, resolve
 from registry.snapshot import Registry, Snapshot
 
 if TYPE_CHECKING:
-    from registry.catalog import Catalog
+    from registry.catalog.database import Catalog
     from training.serving.flavor import ModelVersion
 
 REVOKE = "revoke"

@@ -21,8 +21,8 @@ from orchestration.unlearning import unlearn as act
 from orchestration.unlearning.audit import audit
 from orchestration.unlearning.report import write_audit
 from registry import ids
+from registry.catalog.ledger import Ledger, State
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
-from registry.ledger import Ledger, State
 from registry.lookup import resolve
 from registry.snapshot import Snapshot
 from tests.orchestration.conftest import Deployed

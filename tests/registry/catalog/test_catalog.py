@@ -19,11 +19,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from registry import catalog as catalog_module
-from registry import ledger as ledger_module
-from registry.catalog import HEAD_REVISION, Catalog, catalog_url, metadata
+from registry.catalog import database as catalog_module
+from registry.catalog import ledger as ledger_module
+from registry.catalog.database import HEAD_REVISION, Catalog, catalog_url, metadata
+from registry.catalog.ledger import Ledger, State, evidence_digest
 from registry.errors import DamagedError, NotFoundError, ServiceError, UsageError
-from registry.ledger import Ledger, State, evidence_digest
 from tests.registry import postgres
 
 ROOT = Path(__file__).parents[2]
@@ -296,8 +296,8 @@ def test_a_request_without_its_events_is_damage(ledger: Ledger) -> None:
 
 WRITER = """
 import sys
-from registry.catalog import Catalog
-from registry.ledger import Ledger, State
+from registry.catalog.database import Catalog
+from registry.catalog.ledger import Ledger, State
 url, name = sys.argv[1:]
 catalog = Catalog(url)
 for i in range(6):

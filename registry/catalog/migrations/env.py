@@ -1,8 +1,8 @@
-"""Alembic's entry point: runs the migrations on the connection that `registry.catalog` passes."""
+"""Alembic's entry point: runs the migrations on the connection that `registry.catalog.database` passes."""
 
 from alembic import context
 
-from registry.catalog import metadata
+from registry.catalog.database import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=metadata)

@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from registry.catalog import Catalog, events, lock, now, requests
+from registry.catalog.database import Catalog, events, lock, now, requests
 from registry.errors import DamagedError, NotFoundError, UsageError
 
 

@@ -1,7 +1,8 @@
 """The catalogue: one SQL database (SQLite by default, PostgreSQL for a team) of snapshots, models and the ledger.
 
 The content of a snapshot is in its own files; the catalogue records when it was committed, which model versions were
-trained on it, and every unlearn request (`registry.ledger`). Only alembic migrations create and change its tables.
+trained on it, every unlearn request (`registry.catalog.ledger`) and what is revoked in which weights. Only alembic
+migrations create and change its tables.
 Opening an up-to-date SQLite catalogue takes about 10 ms beyond importing SQLAlchemy.
 """
 
