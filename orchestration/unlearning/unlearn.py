@@ -27,6 +27,7 @@ from registry.catalog.ledger import Ledger, Request
 from registry.catalog.revocations import Change
 from registry.catalog.states import State, TransitionError
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
+from registry.ids import SourceId
 from registry.lookup import Source, read_sources, resolve
 from registry.snapshot import Registry, Snapshot
 
@@ -278,7 +279,7 @@ def _plan_of(snapshot: Snapshot, request: Request) -> Plan:
 
 
 def _plan(
-    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, revoked: Mapping[int, str]
+    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, revoked: Mapping[SourceId, str]
 ) -> Plan:
     plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
     losing = sorted(base.same_sinks(plan.revoked) - base.same_sinks(revoked) - revoked.keys())

@@ -207,9 +207,10 @@ def _digest_before(connection: sa.Connection, event_id: int | None) -> str:
 def _checked(connection: sa.Connection) -> Iterable[dict[str, Any]]:
     previous = ""
     for row in connection.execute(sa.select(events).order_by(events.c.event_id)).mappings():
-        check_event(previous, row)
-        previous = row["digest"]
-        yield dict(row)
+        event = dict(row)
+        check_event(previous, event)
+        previous = event["digest"]
+        yield event
 
 
 def _check_text(row: Mapping[str, Any]) -> None:
@@ -253,7 +254,8 @@ def _append(
     }
     stored = row | {"digest": digest_of(_digest_before(connection, None), row)}
     stored["weights_id"] = change.weights_id if change is not None else None
-    event_id = connection.execute(sa.insert(events).values(**stored)).inserted_primary_key[0]
+    inserted = connection.execute(sa.insert(events).values(**stored).returning(events.c.event_id))
+    event_id = inserted.scalar_one()
     if change is not None:
         revocations.apply(connection, change, event_id)
     if state.is_terminal or evidence is not None:

@@ -180,7 +180,7 @@ def _check(connection: sa.Connection, scope: str, rows: Mapping[int, tuple[str, 
     else:
         before = sa.select(events.c.digest).where(events.c.event_id < event["event_id"])
         previous = connection.execute(before.order_by(events.c.event_id.desc()).limit(1)).scalar()
-        check_event(previous or "", event)
+        check_event(previous or "", dict(event))
         stated = event["detail"]["revocations"]["in_force"]
     if set_digest(revoked) != stated:
         raise DamagedError(
