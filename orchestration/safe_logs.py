@@ -12,7 +12,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 from orchestration.output import Output, safe_message, traceback_lines
 from registry.shown import escaped
@@ -36,7 +36,14 @@ def safe_logs(output: Output) -> Iterator[None]:
     """Make log records and warnings safe for the duration of the block."""
     factory, show = logging.getLogRecordFactory(), warnings.showwarning
 
-    def show_safely(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    def show_safely(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         output.note(safe_message(f"{filename}:{lineno}: {category.__name__}: {message}"))
 
     logging.setLogRecordFactory(SafeRecord)

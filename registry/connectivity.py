@@ -29,52 +29,60 @@ CONNECT_S = 5.0
 """Seconds a host may take to accept a connection: a packet that is lost twice and sent again takes 3 s."""
 ANSWER_S = 10.0
 """Seconds a server that listens may take to answer a first request."""
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty SETTINGS
 
 
-def check_listening(address: str, *, service: str, advice: str) -> None:
+def check_listening(address: str, *, service: str, advice: str, grpc: bool = False) -> None:
     """Return if a server accepts a TCP connection at `address`.
 
     Args:
         address: `host:port`, with or without a scheme and a path; anything else is not checked.
         service: the name of the server expected there, for the message.
         advice: what to do if there is none, for the message.
+        grpc: whether it must also send something, within `ANSWER_S`, to a client that begins to speak gRPC.
 
     Raises:
-        ServiceError: no connection was accepted within `CONNECT_S`.
+        ServiceError: no connection was accepted within `CONNECT_S`, or there was no answer.
     """
     host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
-        within(CONNECT_S, lambda: _connect(host.rpartition("@")[2].strip("[]"), int(port)))
+        host = host.rpartition("@")[2].strip("[]")
+        within(CONNECT_S, lambda: _connect(host, int(port)))
+        if grpc:
+            within(ANSWER_S, lambda: _greet(host, int(port)))
     except (OSError, OverflowError, UnicodeError) as error:
         raise ServiceError(f"no {service} at {address}: {error}; {advice}") from error
 
 
-def check_answers(url: str, *, service: str, advice: str) -> None:
-    """Return if an HTTP server answers at `url`, whatever its answer; the proxies of the environment are used.
+def check_answers(url: str, path: str, *, service: str, advice: str, seconds: float = ANSWER_S) -> None:
+    """Return if an HTTP server answers at `url` + `path`, whatever its answer; the environment's proxies are used.
 
     Args:
         url: http:// or https://; anything else is not checked.
+        path: what is asked for, e.g. `/health`.
         service: the name of the server expected there, for the message.
         advice: what to do if there is none, for the message.
+        seconds: the limit.
 
     Raises:
-        ServiceError: nothing answered within `ANSWER_S`.
+        ServiceError: nothing answered in time.
     """
     if not url.lower().startswith(("http://", "https://")):
         return
     scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    request = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"  # whoever asks for a login answers, too
+    # Without the login: a server that asks for one answers, too.
+    request = f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}{path}"
     try:
-        within(ANSWER_S, lambda: urllib.request.urlopen(request, timeout=ANSWER_S).close())
+        within(seconds, lambda: urllib.request.urlopen(request, timeout=seconds).close())
     except (urllib.error.HTTPError, ssl.SSLError):
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):
             return
-        raise ServiceError(f"no {service} at {url}: {error}; {advice}") from error
+        reason = getattr(error, "reason", None) or error
+        raise ServiceError(f"no {service} at {url}: {reason}; {advice}") from error
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
@@ -100,6 +108,13 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         raise error
     result: T = value
     return result
+
+
+def _greet(host: str, port: int) -> None:
+    """Send the preface of HTTP/2, which every gRPC server answers at once; a server that hangs up answers, too."""
+    with socket.create_connection((host, port), timeout=ANSWER_S) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(_HTTP2_PREFACE)
+        connection.recv(1)
 
 
 def _connect(host: str, port: int) -> None:
@@ -146,7 +161,7 @@ def ray_session(address: str | None, *, num_cpus: int, advice: str) -> Iterator[
     address = address or os.environ.get("RAY_ADDRESS") or OWN_RAY
     own: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False} if address == OWN_RAY else {}
     if not own:
-        check_listening(address, service="Ray cluster", advice=advice)
+        check_listening(address, service="Ray cluster", advice=advice, grpc=True)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "***"
-_MIN_SECRET_CHARS = 6  # masking the value of a shorter one would mask ordinary words
+# Masking every occurrence of a shorter secret would mask ordinary words: in any text, and in a message about its URL.
+_MIN_SECRET_CHARS, _MIN_CHARS = 6, 4
 
 _WORD = (
     r"(?:[\w.-]*(?:passw(?:or)?d|passwd|passphrase|secret|credential|signature)[\w.-]*"
@@ -27,6 +28,9 @@ _WORD = (
     r"|key)"
 )
 _NAME = re.compile(rf"{_WORD}\Z", re.IGNORECASE)
+_VARIABLE_NAME = re.compile(
+    r"(?:\w*_)?(?:KEY|SECRET|TOKEN|PASSW(?:OR)?D|PASSPHRASE|CREDENTIALS?|AUTH)(?:_ID|_KEY|_VALUE|_STRING)?\Z"
+)
 # name=value, up to a space or `&`, less the quotes and punctuation of the sentence around it.
 _PAIR = re.compile(
     rf"(?<![\w.-])({_WORD}=)(?:'[^']*'(?![^\s&)\";,.:\]}}>])|(['\"]?)([^\s&]+?)(?=[)'\";,.:\]}}>]*(?:[\s&]|\Z)))",
@@ -96,12 +100,12 @@ def secrets_of_url(url: str) -> set[str]:
         found |= {match[3] for match in _PAIR.finditer(rest) if match[3]}
     found |= {way(secret) for secret in tuple(found) for way in (unquote, unquote_plus)}
     found |= {way(secret, safe) for secret in tuple(found) for way in (quote, quote_plus) for safe in ("", "/")}
-    return found - {"", HIDDEN}
+    return {secret for secret in found if len(secret) >= _MIN_CHARS and secret != HIDDEN}
 
 
 def is_secret(name: str) -> bool:
     """Return whether a variable or parameter of this name holds a secret."""
-    return _NAME.match(name) is not None or re.search("KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|AUTH", name) is not None
+    return _NAME.match(name) is not None or _VARIABLE_NAME.match(name) is not None
 
 
 def without(text: str, hidden: Iterable[str]) -> str:

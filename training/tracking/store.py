@@ -52,7 +52,7 @@ def client(uri: str) -> MlflowClient:
     Raises:
         ServiceError: the store does not answer within about 10 s.
     """
-    check_answers(f"{uri.rstrip('/')}/health", service="MLflow server", advice=_ADVICE)
+    check_answers(uri, "/health", service="MLflow server", advice=_ADVICE)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name in ("mlflow", "alembic"):
