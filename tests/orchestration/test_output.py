@@ -42,7 +42,7 @@ def test_every_way_to_print_is_one_safe_line_per_item(title: str, message: str) 
         (printed(lambda: Output().error(ServiceError(title)))[1], 1),
         (printed(lambda: Output().line(f"log: {title}"))[0], 1),
         (printed(progress)[1], 1),
-        (printed(lambda: output.result({"title": title}, lambda: []))[0], 3),
+        (printed(lambda: output.result({"title": title}, list))[0], 3),
     ]
     for text, num_lines in outputs:
         assert not forbidden(text.replace("\n", ""))
@@ -128,7 +128,8 @@ def test_a_long_field_hangs() -> None:
 
 def test_a_stream_without_these_letters_gets_escapes() -> None:
     raw = io.BytesIO()
-    with contextlib.redirect_stdout(io.TextIOWrapper(raw, encoding="ascii")):
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    with contextlib.redirect_stdout(stream):
         Output().result(None, lambda: ["caf\u00e9"])
         Output(as_json=True).result(["caf\u00e9"], list)
     line, document = raw.getvalue().decode("ascii").split("\n", 1)
