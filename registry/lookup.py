@@ -22,6 +22,7 @@ from registry.errors import NotFoundError, UsageError
 from registry.identity import Candidate, WebSource, candidates, canonical_title, fold_title
 from registry.ids import SourceId
 from registry.schema import AliasKind, Kind
+from registry.shown import listed
 from registry.snapshot import Snapshot
 from registry.storage.parquet import int64_array
 
@@ -116,13 +117,13 @@ def resolve(snapshot: Snapshot, query: str) -> Source:
     """
     answer = lookup(snapshot, query)
     if not answer.found:
-        hint = "; did you mean: " + ", ".join(answer.suggestions) if answer.suggestions else ""
+        hint = "; did you mean: " + listed(answer.suggestions) if answer.suggestions else ""
         notes = "".join(f"; {note}" for note in answer.notes)
         raise NotFoundError(f"no source {query!r} in snapshot {snapshot.id[:12]}{notes}{hint}")
     first = answer.matches[0]
     rivals = [m.source.key for m in answer.matches if m.matched_by == first.matched_by]
     if len(rivals) > 1 and first.matched_by != "url":
-        raise UsageError(f"{query!r} is ambiguous: {', '.join(rivals)}; name one of these keys")
+        raise UsageError(f"{query!r} is ambiguous: {listed(rivals)}; name one of these keys")
     if _is_only_its_site(snapshot, query, first.source):
         raise NotFoundError(
             f"snapshot {snapshot.id[:12]} has no source for {query!r}, only the whole site; "
