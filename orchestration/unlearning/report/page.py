@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 200
 """Sources, copies, versions or events that a page lists; `--json` has all."""
-_MAX_DETAIL_CHARACTERS = 20_000
+_MAX_DETAIL_CHARACTERS, _MAX_LINE = 20_000, 2000
 
 
 def check_writable(path: Path | None) -> None:
@@ -63,7 +63,7 @@ def write_request(path: Path, report: Mapping[str, Any]) -> None:
         measured=_measured(evidence.get("sources", ()), evidence.get("heldout")),
         outcome=report["conclusion"]["outcome"].replace(" ", "-"),
         others=evidence.get("others", ()),
-        detail="\n".join(visible(line, 2000) for line in detail[:_MAX_DETAIL_CHARACTERS].splitlines()),
+        detail="\n".join(visible(line, _MAX_LINE) for line in detail[:_MAX_DETAIL_CHARACTERS].splitlines()),
         detail_cut=len(detail) > _MAX_DETAIL_CHARACTERS,
     )
 
@@ -98,7 +98,7 @@ def _audit_verdict(unlearned: int, weaknesses: Sequence[str]) -> Mapping[str, An
     if weaknesses:
         headline = "The measurements do not fully support that the unlearned sources have left no trace"
         return {"outcome": "weak", "headline": headline, "reasons": weaknesses}
-    headline = "With their sinks off, the unlearned sources read as if they had never been trained"
+    headline = "With their sinks off, the unlearned sources are as hard to predict as text that was never trained"
     return {"outcome": "supported", "headline": headline, "reasons": []}
 
 
@@ -198,6 +198,7 @@ def _environment() -> Environment:
         "count": lambda value: "–" if value is None else f"{value:,}",
         "visible": visible,
         "text": _isolated,
+        "paragraphs": _paragraphs,
         "when": _when,
     }
     environment.globals |= {"max_rows": MAX_ROWS, "code_rows": _code}
@@ -209,6 +210,13 @@ def _isolated(text: object, limit: int = 300) -> Markup:
     from markupsafe import Markup
 
     return Markup('<bdi dir="auto">{}</bdi>').format(visible(text, limit))
+
+
+def _paragraphs(text: str) -> Markup:
+    """Show text of several lines; each is isolated for itself."""
+    from markupsafe import Markup
+
+    return Markup("\n").join(_isolated(line, _MAX_LINE) for line in text.splitlines()[:MAX_ROWS])
 
 
 def _when(text: str) -> str:

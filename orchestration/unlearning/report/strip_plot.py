@@ -62,7 +62,7 @@ def _x(loss: float, domain: tuple[float, float]) -> float:
 
 def _ticks(domain: tuple[float, float]) -> list[tuple[str, float]]:
     """Return (label, x) of three to seven round losses."""
-    rough = (domain[1] - domain[0]) / 5
+    rough = (domain[1] - domain[0]) / 7
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))

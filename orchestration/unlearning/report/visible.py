@@ -13,25 +13,30 @@ import unicodedata
 MAX_CHARACTERS = 300
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # Persian, Indic scripts and emoji are spelled with them
-_SPACES = "\u00a0\u2007\u202f\u3000"  # seen as a space, as they are meant
+_MARKS = frozenset({"Mn", "Me"})
+_MAX_MARKS = 4  # Hebrew, Vietnamese and phonetic spelling stack up to three
 
 
 def visible(text: object, limit: int = MAX_CHARACTERS) -> str:
     r"""Return text without hidden characters: each is replaced by its escape, e.g. `\u202e`; long text is cut.
+
+    Marks that pile up on one letter, and so cover the lines above and below, are escaped after the fourth.
 
     Args:
         text: anything; its `str` is shown.
         limit: characters of the original that are shown, before an ellipsis.
     """
     whole = str(text)
-    shown = "".join(_shown(character) for character in whole[:limit])
-    return shown + ("…" if len(whole) > limit else "")
+    shown: list[str] = []
+    num_marks = 0
+    for character in whole[:limit]:
+        category = unicodedata.category(character)
+        num_marks = num_marks + 1 if category in _MARKS else 0
+        harmless = category not in _HIDDEN or character in _JOINERS
+        shown.append(character if harmless and num_marks <= _MAX_MARKS else _escape(character))
+    return "".join(shown) + ("…" if len(whole) > limit else "")
 
 
-def _shown(character: str) -> str:
-    if character in _JOINERS or character in _SPACES:
-        return character
-    if unicodedata.category(character) not in _HIDDEN:
-        return character
+def _escape(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
