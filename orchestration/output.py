@@ -45,7 +45,8 @@ class Output:
         self.note(f"error: {error}")
         if self.as_json:
             kind = type(error).__name__
-            self.result({"error": {"kind": kind, "message": str(error), "exit_code": error.exit_code}}, lambda: ())
+            document = {"kind": kind, "message": str(error), "exit_code": error.exit_code}
+            self.result({"error": document, **error.facts}, lambda: ())
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[ProgressUpdate]:

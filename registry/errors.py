@@ -15,11 +15,17 @@ A message says: got, expected, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 
 class NullsError(Exception):
     """Base of every deliberate error; `exit_code` is what the command line returns for it."""
 
     exit_code = 2
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """More fields for the JSON document of `--json`, e.g. a row for each line of a request that is wrong."""
 
 
 class UsageError(NullsError):

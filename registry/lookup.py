@@ -90,8 +90,8 @@ class Answer:
 class Problem(enum.StrEnum):
     """Why a query names no one source."""
 
-    NOT_FOUND = "not found"  # nothing that it could mean is in the snapshot
-    ONLY_ITS_SITE = "only its site"  # the snapshot has the site of this URL, and not the page
+    NOT_FOUND = "not-found"  # nothing that it could mean is in the snapshot
+    ONLY_ITS_SITE = "only-its-site"  # the snapshot has the site of this URL, and not the page
     AMBIGUOUS = "ambiguous"  # several sources have that title
 
 
@@ -116,8 +116,8 @@ def lookup(snapshot: Snapshot, query: str) -> Answer:
     return lookup_all(snapshot, [query])[0]
 
 
-def lookup_all(snapshot: Snapshot, queries: Sequence[str]) -> list[Answer]:
-    """Return the answer of `lookup` for each query; only the first 100 that name nothing have suggestions."""
+def lookup_all(snapshot: Snapshot, queries: Sequence[str], *, max_suggested: int = MAX_SUGGESTED) -> list[Answer]:
+    """Return the answer of `lookup` for each query; of those that name nothing, the first have suggestions."""
     meant = {query: candidates(query, snapshot.wikis, snapshot.web_source) for query in queries}
     aliases = _read_aliases(snapshot, itertools.chain.from_iterable(meant.values()))
     hits: dict[str, dict[SourceId, str]] = {}
@@ -133,7 +133,7 @@ def lookup_all(snapshot: Snapshot, queries: Sequence[str]) -> list[Answer]:
     known = read_sources(snapshot, set().union(*hits.values()))
     unknown = [query for query, found in hits.items() if known.keys().isdisjoint(found)]
     removed = {int(entry["source_id"], 16): entry["key"] for entry in snapshot.removed} if unknown else {}
-    suggested = _suggest(snapshot, unknown[:MAX_SUGGESTED])
+    suggested = _suggest(snapshot, unknown[:max_suggested])
     answers: dict[str, Answer] = {}
     for query, found in hits.items():
         matches = tuple(Match(source=known[n], matched_by=how) for n, how in found.items() if n in known)
@@ -163,9 +163,11 @@ def resolve(snapshot: Snapshot, query: str) -> Source:
     return found
 
 
-def resolve_all(snapshot: Snapshot, queries: Sequence[str]) -> list[Source | Unresolved]:
+def resolve_all(
+    snapshot: Snapshot, queries: Sequence[str], *, max_suggested: int = MAX_SUGGESTED
+) -> list[Source | Unresolved]:
     """Return for each query what `resolve` returns, or why it raises; see `lookup_all` for suggestions."""
-    return [_resolved(snapshot, answer) for answer in lookup_all(snapshot, queries)]
+    return [_resolved(snapshot, answer) for answer in lookup_all(snapshot, queries, max_suggested=max_suggested)]
 
 
 def _resolved(snapshot: Snapshot, answer: Answer) -> Source | Unresolved:

@@ -138,6 +138,23 @@ def detail_of(connection: sa.Connection, change: Change) -> dict[str, Any]:
     }
 
 
+def requests_of(connection: sa.Connection, weights_id: str, source_ids: Collection[int]) -> dict[str, set[SourceId]]:
+    """Map the requests that revoked some of these sources in these weights to the sources that each revoked."""
+    if not source_ids:
+        return {}
+    wanted = set(source_ids)
+    query = (
+        sa.select(revocations.c.source_id, events.c.request_id)
+        .select_from(revocations.join(events, events.c.event_id == revocations.c.event_id))
+        .where(revocations.c.weights_id == weights_id, revocations.c.state == REVOKED)
+    )
+    found: dict[str, set[SourceId]] = {}
+    for row in connection.execute(query):
+        if row.source_id in wanted:
+            found.setdefault(str(row.request_id), set()).add(SourceId(row.source_id))
+    return found
+
+
 def fold(history: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], str]:
     """Compute the table from all events, in their order: (weights id, source id) -> state."""
     found: dict[tuple[str, int], str] = {}
