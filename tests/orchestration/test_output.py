@@ -42,7 +42,7 @@ def test_every_way_to_print_is_one_safe_line_per_item(title: str, message: str) 
         (printed(lambda: Output().error(ServiceError(title)))[1], 1),
         (printed(lambda: Output().line(f"log: {title}"))[0], 1),
         (printed(progress)[1], 1),
-        (printed(lambda: output.result({"title": title}, lambda: []))[0], 3),
+        (printed(lambda: output.result({"title": title}, list))[0], 3),
     ]
     for text, num_lines in outputs:
         assert not forbidden(text.replace("\n", ""))
