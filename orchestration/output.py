@@ -72,7 +72,8 @@ class Output:
         self.note(f"error: {message}")
         if self.as_json:
             kind = type(error).__name__
-            self.result({"error": {"kind": kind, "message": message, "exit_code": error.exit_code}}, lambda: ())
+            document = {"kind": kind, "message": message, "exit_code": error.exit_code}
+            self.result({"error": document, **error.facts}, lambda: ())
 
     def bug(self, error: BaseException) -> None:
         """Print the traceback of an unexpected exception; a newline in its message does not begin a line."""

@@ -25,6 +25,7 @@ from orchestration.cli import (
     jobs,
     ledger,
     lookup,
+    report,
     snapshots,
     train,
     unlearn,
@@ -70,6 +71,7 @@ for name, function in (
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
     ("ledger", command(ledger.run)),
+    ("report", command(report.run)),
 ):
     app.command(name, cls=GroupedCommand)(function)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -52,6 +53,10 @@ class UnlearnRequest:
         bool,
         typer.Option("--no-evidence", help="Revoke now, measure later (--resume).", rich_help_panel=_RUN),
     ] = False
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page for whoever asked.", rich_help_panel=_REQUEST),
+    ] = None
     registry: RegistryOption = None
     dry_run: DryRunOption = False
     as_json: JsonOption = False
@@ -62,7 +67,12 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
     refuse_controls("--reason", request.reason)
     refuse_controls("--requested-by", request.requested_by or "")
     from orchestration.unlearning import unlearn as act
+    from orchestration.unlearning.report.page import check_writable, write_request
+    from orchestration.unlearning.report.request_report import request_report
 
+    check_writable(request.html)
+    if request.html and request.dry_run:
+        raise UsageError("--html writes a page of what was done: leave it out with --dry-run")
     with output.progress("unlearn") as update:
         if request.resume:
             if request.queries or request.dry_run:
@@ -81,6 +91,9 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 progress=update,
             )
     output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run))
+    if request.html and result.request_id:
+        write_request(request.html, request_report(settings, result.request_id))
+        output.note(f"report: {request.html}")
     if result.is_weak:
         raise typer.Exit(1)
 

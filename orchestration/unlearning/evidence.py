@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestration.unlearning.code_versions import code_versions
 from orchestration.unlearning.plan import Plan
 from registry.errors import RefusedError
 from registry.lookup import Source, read_sources
@@ -71,6 +72,7 @@ def gather(
         "heldout": examiner.heldout_baseline().to_dict(),
         "others": other_rows,
         "masks_refused": refused,
+        "code": code_versions(),
     }
 
 
