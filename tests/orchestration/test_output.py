@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from orchestration.output import PIPE_COLUMNS, Output, columns, field, table, traceback_lines
 from orchestration.safe_logs import safe_logs
 from registry.errors import ServiceError
-from registry.shown import width
-from tests.registry.test_shown import ANY_TEXT, forbidden
+from registry.messages.shown import width
+from tests.registry.messages.test_shown import ANY_TEXT, forbidden
 
 
 def printed(action: Callable[[], None]) -> tuple[str, str]:

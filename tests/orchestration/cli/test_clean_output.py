@@ -12,7 +12,7 @@ from pipelines.ingest import IngestConfig, ingest
 from registry.catalog.ledger import Ledger
 from registry.catalog.ledger import State as RequestState
 from tests.orchestration.cli.commands import Done, answer, nulls
-from tests.registry.test_shown import forbidden
+from tests.registry.messages.test_shown import forbidden
 
 TITLES = [
     "\x1b[2J\x1b[31mRED\x1b[0m title",
