@@ -9,12 +9,14 @@ others (`left_out` in its detail).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestration.unlearning.targets import Found
 from orchestration.unlearning.wrong import error_of
-from registry.catalog.ledger import Ledger
+from registry.catalog.ledger import Ledger, Request
+from registry.errors import UsageError
 from registry.ids import SourceId
 from registry.snapshot import Snapshot
 
@@ -100,3 +102,14 @@ def left_out(ledger: Ledger, request_id: str) -> list[Mapping[str, Any]]:
     """Return the lines that a partial request left out, as the ledger has them."""
     beside = ledger.request(request_id).detail.get("left_out")
     return list(ledger.request(beside).detail["wrong"]) if beside else []
+
+
+def refuse_other_model(request: Request, model_uri: str | None) -> None:
+    """Raise an error if a request is not for a model of this name.
+
+    Raises:
+        UsageError: it is for another.
+    """
+    name = re.split("[/@]", (model_uri or "").removeprefix("models:/"))[0]
+    if model_uri is not None and name != request.model_name:
+        raise UsageError(f"request {request.request_id} is for {request.model_before}, not for {model_uri}")

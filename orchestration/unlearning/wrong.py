@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
     IN_FORCE = "in-force"  # for a reinstate: it is not revoked
     ERASED = "erased"  # for a reinstate: its sinks are zero
     OWNERS_REVOKED = "owners-revoked"  # for a reinstate: those that published the text are revoked
+    SAME_SINKS = "same-sinks"  # for a reinstate, in an imported model: a source with the same sinks is revoked
 
 
 _ERRORS: Mapping[Kind, type[NullsError]] = {
