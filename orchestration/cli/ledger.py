@@ -11,6 +11,7 @@ from orchestration.cli.parameters.options import JsonOption, RegistryOption
 from orchestration.output import Output, table
 from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
+from orchestration.unlearning.wrong import HEADER, rows_of
 from registry.errors import NotFoundError
 
 
@@ -47,6 +48,7 @@ def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
         (
             entry.request_id,
             entry.created_at[:19],
+            entry.action,
             entry.state.value,
             entry.model_before,
             entry.model_after or "-",
@@ -55,13 +57,26 @@ def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
         )
         for entry in entries
     ]
-    header = ("request", "at", "state", "model before", "after", "sources", "reason")
+    header = ("request", "at", "action", "state", "model before", "after", "sources", "reason")
     output.result([entry.to_dict() for entry in entries], lambda: table(cells, header) if cells else ["no request yet"])
 
 
 def _entry_lines(data: dict[str, Any]) -> list[str]:
-    names = ("request_id", "requested_by", "reason", "policy", "model_before", "model_after", "evidence_digest")
+    names = (
+        "request_id",
+        "action",
+        "requested_by",
+        "reason",
+        "policy",
+        "model_before",
+        "model_after",
+        "evidence_digest",
+    )
     text = [f"{name:<16} {data[name]}" for name in names] + [f"{'sources':<16} {', '.join(data['sources'])}"]
     text += [f"{event['at']}  {event['state']}" for event in data["events"]]
+    if left_out := data["detail"].get("left_out"):
+        text.append(f"{'left out':<16} request {left_out}")
+    if wrong := data["detail"].get("wrong"):
+        text += table(rows_of(wrong), HEADER)
     evidence = data["detail"].get("evidence")
     return text + (evidence_lines(evidence) if evidence else [])

@@ -24,12 +24,12 @@ from orchestration.cli import (
     jobs,
     ledger,
     lookup,
-    reinstate,
     snapshots,
     train,
     unlearn,
 )
 from orchestration.cli.parameters.request import GroupedCommand, command
+from orchestration.cli.unlearning import reinstate
 from orchestration.output import Output
 from registry.errors import NullsError
 

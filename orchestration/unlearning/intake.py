@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.unlearning.targets import Found
 from orchestration.unlearning.wrong import error_of
 from registry.catalog.ledger import Ledger, Request
-from registry.errors import UsageError
+from registry.errors import NullsError, UsageError
 from registry.ids import SourceId
 from registry.snapshot import Snapshot
 
@@ -52,7 +52,7 @@ def sorted_out(
     num_asked = len(found.named) + len(found.wrong)
     found = found.right(snapshot, heldout=base.heldout, revoked=revoked)
     if found.wrong and not (partial and found.targets):
-        raise error_of(found.wrong, num_asked, undone="nothing was revoked")
+        raise _error(found, num_asked)
     return found
 
 
@@ -81,7 +81,7 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
         revoked = in_force.within(connection, base).revoked
     found = found.right(snapshot, heldout=base.heldout, revoked=revoked)
     if not order.partial:
-        raise error_of(found.wrong, num_asked, undone="nothing was revoked")
+        raise _error(found, num_asked)
     keys = [source.key for source in found.targets.values()]
     detail: dict[str, Any] = {"lines": found.lines()}
     known = {"action": REVOKE, "policy": order.policy, "model_before": base.uri}
@@ -95,7 +95,12 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
             detail["left_out"] = ledger.refuse(**fields, sources=refused, detail=rows, within=transaction)
         if keys:
             return ledger.open_request(**fields, sources=keys, detail=detail, asked=asked, within=transaction)
-    raise error_of(found.wrong, num_asked, undone="nothing was revoked")
+    raise _error(found, num_asked)
+
+
+def _error(found: Found, num_asked: int) -> NullsError:
+    hint = " (--partial goes ahead with the others)" if found.targets else ""
+    return error_of(found.wrong, num_asked, undone=f"nothing was revoked{hint}")
 
 
 def left_out(ledger: Ledger, request_id: str) -> list[Mapping[str, Any]]:
