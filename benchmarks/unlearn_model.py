@@ -19,7 +19,7 @@ from training.serving import flavor
 from training.tracking import store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.builders import alias_rows, commit_rows, text_rows  # noqa: E402
+from tests.builders import alias_rows, commit_rows, text_rows
 
 NUM_HELDOUT = 12
 

@@ -34,6 +34,7 @@ from registry.snapshot import Registry, Snapshot
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from registry.catalog.database import Catalog
     from training.serving.flavor import ModelVersion
 
 REVOKE = "revoke"
@@ -51,6 +52,11 @@ class Result:
     evidence: Mapping[str, Any] | None
     seconds: float
     evidence_seconds: float | None = None
+    elsewhere: Sequence[Mapping[str, Any]] = ()
+    """Where else the sources were in force before (`orchestration.unlearning.where.elsewhere`)."""
+    corpus_holds: Mapping[str, Any] | None = None
+    """What the newest snapshot still holds of them (`orchestration.unlearning.where.corpus_holds`)."""
+    aliases_moved: Sequence[Mapping[str, str]] = ()
 
     @property
     def is_weak(self) -> bool:
@@ -64,6 +70,9 @@ class Result:
             "state": self.state.value,
             "model_uri": self.model_uri,
             **self.plan.to_dict(),
+            "elsewhere": list(self.elsewhere),
+            "corpus_holds": self.corpus_holds,
+            "aliases_moved": list(self.aliases_moved),
             "evidence": self.evidence,
             "seconds": round(self.seconds, 3),
             "evidence_seconds": None if self.evidence_seconds is None else round(self.evidence_seconds, 3),
@@ -78,6 +87,7 @@ def unlearn(
     reason: str,
     policy: Policy = Policy.ALL_OWNERS,
     requested_by: str | None = None,
+    move_aliases: bool = False,
     dry_run: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
@@ -91,6 +101,7 @@ def unlearn(
         reason: why, for the ledger.
         policy: when text with several owners is removed.
         requested_by: the requester; by default the login name.
+        move_aliases: take the aliases of all earlier versions of the same weights along to the new one.
         dry_run: decide and return the plan, and write nothing.
         measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
         progress: called with a message, and the share done if known.
@@ -101,7 +112,7 @@ def unlearn(
         RefusedError: a source was never trained, or is unlearned already; nothing is changed.
     """
     from training.serving import flavor
-    from training.serving.in_force import in_force
+    from training.serving.in_force import in_force, open_catalog
 
     started = time.monotonic()
     if not queries or not reason.strip():
@@ -119,6 +130,7 @@ def unlearn(
             plan=plan,
             evidence=None,
             seconds=time.monotonic() - started,
+            **_surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
         )
     ledger = Ledger(settings.open_catalog())
     request_id = ledger.open_request(
@@ -129,14 +141,17 @@ def unlearn(
         model_name=base.name,
         model_before=base.uri,
         sources=[source.key for source in targets],
+        detail={"move_aliases": True} if move_aliases else None,
     )
-    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    steps = {"move_aliases": move_aliases, "measure": measure}
+    return _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
 
 
 def resume(
     settings: Settings,
     request_id: str,
     *,
+    move_aliases: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
 ) -> Result:
@@ -157,7 +172,8 @@ def resume(
     uri = request.model_after if request.state is State.APPLIED and request.model_after else request.model_before
     base = flavor.describe(uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
-    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    steps = {"move_aliases": move_aliases, "measure": measure}
+    return _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
 
 
 def snapshot_of(settings: Settings, version: ModelVersion) -> Snapshot:
@@ -173,23 +189,45 @@ def _carry_out(
     request_id: str,
     started: float,
     *,
+    move_aliases: bool,
     measure: bool,
     progress: Progress,
 ) -> Result:
-    """Do what is left of a request: the act, then the evidence."""
+    """Do what is left of a request: the act, the aliases, then the evidence."""
+    from orchestration.unlearning import aliases
+
     plan, after_uri = act(ledger, snapshot, base, request_id)
     seconds = time.monotonic() - started
     progress(f"revoked in {seconds:.2f} s: {after_uri}", None)
+    recorded = ledger.request(request_id).detail
+    moved = recorded.get(aliases.KEY, [])
+    if move_aliases or recorded.get("move_aliases"):
+        moved = aliases.move_aliases(ledger, base, after_uri, request_id)
     if measure:
-        return _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
-    return Result(
-        request_id=request_id,
-        state=State.APPLIED,
-        model_uri=after_uri,
-        plan=plan,
-        evidence=None,
-        seconds=seconds,
-    )
+        result = _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
+    else:
+        result = Result(
+            request_id=request_id,
+            state=State.APPLIED,
+            model_uri=after_uri,
+            plan=plan,
+            evidence=None,
+            seconds=seconds,
+        )
+    found = {name: recorded[name] for name in ("elsewhere", "corpus_holds") if name in recorded}
+    return dataclasses.replace(result, **found, aliases_moved=moved)
+
+
+def _surroundings(
+    catalog: Catalog, snapshot: Snapshot, base: ModelVersion, source_ids: Collection[int], request_id: str | None = None
+) -> dict[str, Any]:
+    """Return where else the sources are in force before the act, and what the newest snapshot holds of them."""
+    from orchestration.unlearning import where
+
+    return {
+        "elsewhere": where.elsewhere(catalog, snapshot, base, source_ids, request_id),
+        "corpus_holds": where.corpus_holds(snapshot, source_ids),
+    }
 
 
 def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str) -> tuple[Plan, str]:
@@ -204,13 +242,19 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
     catalog = ledger.catalog
     refused: RefusedError | None = None
     try:
+        # Before the lock: this asks about other weights too, and other requests need not wait for it.
+        request = ledger.request(request_id)
+        around: dict[str, Any] = {}
+        if request.model_after is None:
+            wanted = [ids.source_id(key) for key in request.sources]
+            around = _surroundings(catalog, snapshot, base, wanted, request_id)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
             targets = [resolve(snapshot, key) for key in request.sources]
             if request.model_after is not None:
                 return _plan_of(snapshot, request), request.model_after
             try:
-                plan, uri = _revoke(ledger, snapshot, base, request, targets, transaction)
+                plan, uri = _revoke(ledger, snapshot, base, request, targets, around, transaction)
             except RefusedError as error:
                 ledger.append(request_id, State.REFUSED, detail={"error": str(error)}, within=transaction)
                 refused = error
@@ -232,6 +276,7 @@ def _revoke(
     base: ModelVersion,
     request: Request,
     targets: Sequence[Source],
+    around: Mapping[str, Any],
     transaction: sa.Connection,
 ) -> tuple[Plan, str]:
     from training.serving import flavor, in_force
@@ -242,7 +287,7 @@ def _revoke(
     own = {int(text, 16) for text in made.pointer.get("revoked_by_request", ())} if made else set()
     before = {source_id: place for source_id, place in revoked.items() if source_id not in own}
     plan = _plan(snapshot, base, targets, Policy(request.policy), before)
-    ledger.append(request.request_id, State.PLANNED, detail={"plan": plan.to_dict()}, within=transaction)
+    ledger.append(request.request_id, State.PLANNED, detail={"plan": plan.to_dict(), **around}, within=transaction)
     uri = flavor.derive(
         base, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
     )
