@@ -27,6 +27,7 @@ from orchestration.cli import (
     snapshots,
     train,
     unlearn,
+    where,
 )
 from orchestration.cli.parameters.request import GroupedCommand, command
 from orchestration.output import Output
@@ -65,6 +66,7 @@ for name, function in (
     ("train", command(train.run)),
     ("import-reference", command(import_reference.run)),
     ("unlearn", command(unlearn.run)),
+    ("where", command(where.run)),
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
     ("ledger", command(ledger.run)),

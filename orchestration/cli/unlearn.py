@@ -41,6 +41,14 @@ class UnlearnRequest:
         str | None,
         typer.Option("--requested-by", metavar="WHO", help="Who asked; by default you.", rich_help_panel=_REQUEST),
     ] = None
+    move_aliases: Annotated[
+        bool,
+        typer.Option(
+            "--move-aliases",
+            help="Take the aliases of earlier versions along; under another name, to a copy of the new version.",
+            rich_help_panel=_REQUEST,
+        ),
+    ] = False
     resume: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +72,7 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
         if request.resume:
             if request.queries or request.dry_run:
                 raise UsageError("--resume continues a request as it was made: leave out SOURCE... and --dry-run")
-            result = act.resume(settings, request.resume, progress=update)
+            result = act.resume(settings, request.resume, move_aliases=request.move_aliases, progress=update)
         else:
             result = act.unlearn(
                 settings,
@@ -73,17 +81,20 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 reason=request.reason,
                 policy=request.policy,
                 requested_by=request.requested_by,
+                move_aliases=request.move_aliases,
                 dry_run=request.dry_run,
                 measure=not request.no_evidence,
                 progress=update,
             )
-    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run))
+    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run, request.move_aliases))
     if result.is_weak:
         raise typer.Exit(1)
 
 
-def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
+def unlearn_lines(data: dict[str, Any], dry_run: bool = False, move_aliases: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
+    from orchestration.unlearning.elsewhere_lines import alias_lines, elsewhere_lines
+
     verb = "would revoke" if dry_run else "revoked"
     text = [f"{verb} {', '.join(data['sources'])}"]
     text += [f"{verb} with it: {', '.join(data['also_removed'])}"] if data["also_removed"] else []
@@ -95,6 +106,8 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
         text.append(f"goes too: the near copy of {copy['published_by']} that it displaced: {copy['title']}")
     if num_same := data["collateral"]["num_with_the_same_sinks"]:
         text.append(f"lose their sinks too, since they are the very same: {num_same} other sources of this model")
+    text += elsewhere_lines(data, dry_run)
+    text += alias_lines(data, dry_run, move_aliases)
     if dry_run:
         return text
     text.append(

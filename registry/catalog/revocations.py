@@ -115,6 +115,12 @@ def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Co
     return {SourceId(row.source_id): str(row.request_id) for row in rows if row.source_id in wanted}
 
 
+def any_revoked(connection: sa.Connection) -> bool:
+    """Return whether anything is revoked in any weights."""
+    query = sa.select(revocations.c.source_id).where(revocations.c.state == REVOKED).limit(1)
+    return connection.execute(query).first() is not None
+
+
 def other_configuration(connection: sa.Connection, weights_id: str, tensors: str) -> str | None:
     """Return the id of weights with the same tensors and another configuration, if the catalogue has only such."""
     query = sa.select(weights.c.weights_id).where(weights.c.tensors == tensors)
