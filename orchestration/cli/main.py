@@ -27,9 +27,9 @@ from orchestration.cli import (
     snapshots,
     train,
     unlearn,
-    where,
 )
 from orchestration.cli.parameters.request import GroupedCommand, command
+from orchestration.cli.unlearning import where
 from orchestration.output import Output
 from registry.errors import NullsError
 
