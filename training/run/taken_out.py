@@ -19,6 +19,7 @@ from registry.catalog.database import Catalog
 from registry.corpus import with_text
 from registry.errors import DamagedError, RefusedError
 from registry.ids import SourceId
+from registry.schema import Kind
 from registry.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -58,10 +59,12 @@ def taken_out(url: str | None, snapshot: Snapshot, model_name: str, *, tracking_
 def refuse(found: Mapping[str, str], snapshot: Snapshot) -> None:
     """Raise a RefusedError that names these sources, unless there are none."""
     if found:
+        # Shared text goes with its owners, unless it is all that is left.
+        keys = [key for key in found if not key.startswith(f"{Kind.SHARED}:")] or list(found)
+        named = " ".join(keys[:MOST_NAMED]) + (" ..." if len(keys) > MOST_NAMED else "")
         raise RefusedError(
-            f"snapshot {snapshot.id[:12]} holds {message(found)}. Make a snapshot without: nulls remove "
-            f"{' '.join(list(found)[:MOST_NAMED])}{' ...' if len(found) > MOST_NAMED else ''}; or train on them all "
-            "the same with --allow-unlearned"
+            f"snapshot {snapshot.id[:12]} holds {message(found)}. Make a snapshot without: nulls remove {named}; or "
+            "train on them all the same with --allow-unlearned"
         )
 
 
