@@ -31,7 +31,7 @@ from orchestration.cli import (
     unlearn,
 )
 from orchestration.cli.parameters.request import GroupedCommand, command
-from orchestration.cli.unlearning import reinstate
+from orchestration.cli.unlearning import reinstate, where
 from orchestration.output import Output
 from orchestration.safe_logs import safe_logs
 from registry.errors import NullsError
@@ -70,6 +70,7 @@ for name, function in (
     ("import-reference", command(import_reference.run)),
     ("unlearn", command(unlearn.run)),
     ("reinstate", command(reinstate.run)),
+    ("where", command(where.run)),
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
     ("ledger", command(ledger.run)),

@@ -71,6 +71,14 @@ class UnlearnRequest:
         str | None,
         typer.Option("--requested-by", metavar="WHO", help="Who asked; by default you.", rich_help_panel=_REQUEST),
     ] = None
+    move_aliases: Annotated[
+        bool,
+        typer.Option(
+            "--move-aliases",
+            help="Take the aliases of earlier versions along; under another name, to a copy of the new version.",
+            rich_help_panel=_REQUEST,
+        ),
+    ] = False
     resume: Annotated[
         str | None,
         typer.Option(
@@ -106,7 +114,13 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
         if request.resume is not None:
             if request.queries or request.from_file is not None or request.partial or request.dry_run:
                 raise UsageError("--resume continues a request as it was made: leave out SOURCE... and other options")
-            result = act.resume(settings, request.resume, model_uri=request.model_uri, progress=update)
+            result = act.resume(
+                settings,
+                request.resume,
+                model_uri=request.model_uri,
+                move_aliases=request.move_aliases,
+                progress=update,
+            )
         else:
             result = act.unlearn(
                 settings,
@@ -117,11 +131,12 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 policy=request.policy,
                 requested_by=request.requested_by,
                 partial=request.partial,
+                move_aliases=request.move_aliases,
                 dry_run=request.dry_run,
                 measure=not request.no_evidence,
                 progress=update,
             )
-    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run))
+    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run, request.move_aliases))
     if request.html and result.request_id:
         write_request(request.html, request_report(settings, result.request_id))
         output.note(f"report: {request.html}")
@@ -142,8 +157,10 @@ def wrong_as_table(output: Output) -> Iterator[None]:
         raise
 
 
-def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
+def unlearn_lines(data: dict[str, Any], dry_run: bool = False, move_aliases: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
+    from orchestration.unlearning.elsewhere_lines import alias_lines, elsewhere_lines
+
     verb = "would revoke" if dry_run else "revoked"
     text = [f"{verb} {listed(data['sources'])}"]
     text += [f"{verb} with it: {listed(data['also_removed'])}"] if data["also_removed"] else []
@@ -158,6 +175,8 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
     if data["wrong"]:
         text.append(f"left out: {len(data['wrong'])} lines")
         text += table(rows_of(data["wrong"]), HEADER)
+    text += elsewhere_lines(data, dry_run)
+    text += alias_lines(data, dry_run, move_aliases)
     if dry_run:
         return text
     text.append(

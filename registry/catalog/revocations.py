@@ -121,6 +121,12 @@ def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Co
     return {SourceId(row.source_id): str(row.request_id) for row in rows if row.source_id in wanted}
 
 
+def any_revoked(connection: sa.Connection) -> bool:
+    """Return whether anything is revoked in any weights."""
+    query = sa.select(revocations.c.source_id).where(revocations.c.state == REVOKED).limit(1)
+    return connection.execute(query).first() is not None
+
+
 def other_configurations(connection: sa.Connection, weights_id: str, tensors: str) -> list[str]:
     """Return the ids of weights with the same tensors whose sinks are drawn in another way, in a fixed order."""
     query = sa.select(weights.c.weights_id).where(weights.c.tensors == tensors).order_by(weights.c.weights_id)
