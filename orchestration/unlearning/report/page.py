@@ -194,7 +194,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "nats": lambda value: "–" if value is None else f"{value:.2f}",
-        "p": lambda value: "–" if value is None else p_text(value),
+        "p": p_text,
         "count": lambda value: "–" if value is None else f"{value:,}",
         "visible": visible,
         "text": _isolated,

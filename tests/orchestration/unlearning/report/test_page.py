@@ -127,6 +127,16 @@ def test_an_audit_says_its_verdict(tmp_path: Path, revoked: bool, weak: bool) ->
         assert name in text
 
 
+def test_with_an_oracle_the_expectation_is_its_loss(tmp_path: Path) -> None:
+    losses = {"closest": 5.5, "placebo": 5.6, "backbone": 5.7}
+    text = Parsed(page_of(tmp_path, [source("A") | {"oracle": losses, "never": losses}])).text
+    assert "the tick is the loss of a retrained model" in text
+    assert "5.70" in text
+    assert "retrained model" not in Parsed(page_of(tmp_path, [source("A")])).text.replace(
+        "retrained model (oracle)none", ""
+    )
+
+
 def test_many_sources_are_cut_and_counted(tmp_path: Path) -> None:
     text = page_of(tmp_path, [source(f"Title {n}") for n in range(60)])
     assert "Title 39" in text
