@@ -14,6 +14,7 @@ from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
 from registry.errors import UsageError
+from registry.shown import listed, refuse_controls
 
 _REQUEST, _RUN = "Request", "Order of work"
 
@@ -63,6 +64,8 @@ class UnlearnRequest:
 
 def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
     """Take sources out of a model version: a new version that never switches their sinks on, and the evidence."""
+    refuse_controls("--reason", request.reason)
+    refuse_controls("--requested-by", request.requested_by or "")
     from orchestration.unlearning import unlearn as act
     from orchestration.unlearning.report.page import check_writable, write_request
     from orchestration.unlearning.report.request_report import request_report
@@ -98,10 +101,10 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
 def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
     verb = "would revoke" if dry_run else "revoked"
-    text = [f"{verb} {', '.join(data['sources'])}"]
-    text += [f"{verb} with it: {', '.join(data['also_removed'])}"] if data["also_removed"] else []
+    text = [f"{verb} {listed(data['sources'])}"]
+    text += [f"{verb} with it: {listed(data['also_removed'])}"] if data["also_removed"] else []
     for kept in data["kept_by_other_owners"]:
-        text.append(f"stays: {kept['key']}, published by {', '.join(kept['owners'])} (--policy any-owner takes it too)")
+        text.append(f"stays: {kept['key']}, published by {listed(kept['owners'])} (--policy any-owner takes it too)")
     for copy in data["collateral"]["lives_on_as_near_copy"]:
         text.append(f"lives on as a near copy (Jaccard {copy['jaccard']:.2f}) at {copy['at']}: {copy['title']}")
     for copy in data["collateral"]["displaced_by_these_sources"]:

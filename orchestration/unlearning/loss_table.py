@@ -11,6 +11,7 @@ from typing import Any
 from orchestration.output import table
 
 _ABLATIONS = ("closest", "placebo", "backbone")
+_MAX_REASONS = 5  # in one line
 _HEADER = ("source", "on", "off: closest", "off: placebo", "off: backbone", "p")
 _SMALLEST_P = 0.0001
 
@@ -28,8 +29,10 @@ def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     changes = [abs(other["loss_after"] - other["loss_before"]) for other in evidence["others"]]
     if changes:
         text.append(f"{len(changes)} other sources: loss changed by at most {max(changes):.1e}")
-    text.append(f"evidence: {evidence['verdict']}" + "".join(f"; {reason}" for reason in evidence["reasons"]))
-    return text
+    reasons = evidence["reasons"]
+    text.append(f"evidence: {evidence['verdict']}" + "".join(f"; {reason}" for reason in reasons[:_MAX_REASONS]))
+    more = len(reasons) - _MAX_REASONS
+    return text + ([f"  and {more:,} more reasons; --json has them"] if more > 0 else [])
 
 
 def decimals(value: float | None) -> str:

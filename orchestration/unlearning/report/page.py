@@ -182,6 +182,10 @@ def _write(path: Path, template: str, **values: Any) -> None:
 
 
 @functools.cache
+def _p_value(value: float | None) -> str:
+    return "–" if value is None else p_text(value)
+
+
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -194,7 +198,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "nats": lambda value: "–" if value is None else f"{value:.2f}",
-        "p": p_text,
+        "p": _p_value,
         "count": lambda value: "–" if value is None else f"{value:,}",
         "visible": visible,
         "text": _isolated,
