@@ -17,7 +17,6 @@ from orchestration.settings import Settings
 from orchestration.unlearning.code_versions import code_versions
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.report.conclusion import conclude, limits
-from orchestration.unlearning.report.visible import visible
 from registry import ids
 from registry.catalog.database import Catalog
 from registry.catalog.ledger import Ledger, Request
@@ -28,7 +27,7 @@ from registry.snapshot import Registry
 
 _SHOWN_ELSEWHERE = {"plan", "evidence", "error", "elsewhere", "revocations", "request"}
 """Keys of a request's detail that have a place of their own in the report."""
-_MAX_LINES, _MAX_WIDTH = 20, 400  # of a report in a terminal
+_MAX_LINES = 20  # sources of a report in a terminal
 
 
 def request_report(settings: Settings, request_id: str) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     text += [report["snapshot_note"]] if report["snapshot_note"] else []
     if evidence := report["evidence"]:
         text += evidence_lines({**evidence, "sources": evidence["sources"][:_MAX_LINES]})
-    return [visible(line, _MAX_WIDTH) for line in text]
+    return text
 
 
 def _named(source: Mapping[str, Any]) -> str:

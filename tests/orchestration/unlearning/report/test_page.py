@@ -79,7 +79,7 @@ def test_no_title_becomes_markup_or_hides_anything(tmp_path: Path) -> None:
     assert found.elements == plain.elements
     assert {name for name, _ in found.attributes} == {name for name, _ in plain.attributes}
     assert not set("\u202e\u202c\x1b\x00") & set(text)
-    for shown in (TITLES[0], TITLES[1], TITLES[4], TITLES[5], TITLES[6], "abc\\u202edcba\\u202c", "a\\x0ab\\x1b[31m"):
+    for shown in (TITLES[0], TITLES[1], TITLES[4], TITLES[5], TITLES[6], "abc\\u202edcba\\u202c", "a\\nb\\x1b[31m"):
         assert shown in found.text
     assert "x" * 121 not in text
     assert "…" in found.text
