@@ -1,7 +1,7 @@
 r"""Make any text safe to show on a page: what is hidden in it is shown as an escape, and long text is cut.
 
 Titles, keys, reasons and URLs come from other people's data. The templates escape what is markup; this escapes what is
-not and still changes what a reader sees, as on a terminal (`registry.shown`), with two differences: joiners stay, since
+not and still changes what a reader sees, as on a terminal (`registry.messages.shown`), with two differences: joiners stay, since
 browsers spell Persian and Indic scripts with them, and marks that pile up on a letter are escaped.
 
 Run: ``visible("abc\u202edcba")``.
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import unicodedata
 
-from registry.masking import without_login
-from registry.shown import ELLIPSIS, escaped
+from registry.messages.masking import without_login
+from registry.messages.shown import ELLIPSIS, escaped
 
 MAX_CHARACTERS = 300
 _JOINERS = "\u200c\u200d"

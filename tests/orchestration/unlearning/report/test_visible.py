@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration.unlearning.report.visible import visible
-from registry.shown import escaped
+from registry.messages.shown import escaped
 
 
 @pytest.mark.parametrize(
