@@ -1,8 +1,8 @@
 r"""Make any text safe to show on a page: what is hidden in it is shown as an escape, and long text is cut.
 
 Titles, keys, reasons and URLs come from other people's data. The templates escape what is markup; this escapes what is
-not and still changes what a reader sees, as on a terminal (`registry.messages.shown`), with two differences: joiners stay, since
-browsers spell Persian and Indic scripts with them, and marks that pile up on a letter are escaped.
+not and still changes what a reader sees, as on a terminal (`registry.messages.shown`), with two differences: joiners
+stay, since browsers spell Persian and Indic scripts with them, and marks that pile up on a letter are escaped.
 
 Run: ``visible("abc\u202edcba")``.
 """
