@@ -25,7 +25,6 @@ from orchestration.cli import (
     jobs,
     ledger,
     lookup,
-    report,
     snapshots,
     train,
     unlearn,
@@ -74,7 +73,7 @@ for name, function in (
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
     ("ledger", command(ledger.run)),
-    ("report", command(report.run)),
+    ("report", command(ledger.report)),
 ):
     app.command(name, cls=GroupedCommand)(function)
 
