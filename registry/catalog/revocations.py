@@ -104,6 +104,8 @@ def taken_out_of(connection: sa.Connection, model_name: str) -> dict[SourceId, s
 
 def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Collection[int]) -> dict[SourceId, str]:
     """Map each of the sources that is revoked in one of these weights to the id of the request that revoked it."""
+    if not source_ids:
+        return {}
     query = (
         sa.select(revocations.c.source_id, events.c.request_id)
         .select_from(revocations.join(events, events.c.event_id == revocations.c.event_id))
