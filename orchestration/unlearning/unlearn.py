@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
-from orchestration.unlearning import intake
+from orchestration.unlearning import intake, where
 from orchestration.unlearning.intake import REINSTATE
 from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan
 from orchestration.unlearning.request_lines import Line, reason_of
@@ -39,7 +39,6 @@ from registry.snapshot import Registry, Snapshot
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from registry.catalog.database import Catalog
     from training.serving.flavor import ModelVersion
 
 Progress = Callable[[str, float | None], None]
@@ -56,13 +55,13 @@ class Result:
     evidence: Mapping[str, Any] | None
     seconds: float
     evidence_seconds: float | None = None
-    wrong: Sequence[Mapping[str, Any]] = ()
-    """Lines that were left out (`partial`), each with what is wrong with it."""
     elsewhere: Sequence[Mapping[str, Any]] = ()
     """Where else the sources were in force before (`orchestration.unlearning.where.elsewhere`)."""
     corpus_holds: Mapping[str, Any] | None = None
     """What the newest snapshot still holds of them (`orchestration.unlearning.where.corpus_holds`)."""
     aliases_moved: Sequence[Mapping[str, str]] = ()
+    wrong: Sequence[Mapping[str, Any]] = ()
+    """Lines that were left out (`partial`), each with what is wrong with it."""
 
     @property
     def is_weak(self) -> bool:
@@ -76,10 +75,10 @@ class Result:
             "state": self.state.value,
             "model_uri": self.model_uri,
             **self.plan.to_dict(),
-            "wrong": list(self.wrong),
             "elsewhere": list(self.elsewhere),
             "corpus_holds": self.corpus_holds,
             "aliases_moved": list(self.aliases_moved),
+            "wrong": list(self.wrong),
             "evidence": self.evidence,
             "seconds": round(self.seconds, 3),
             "evidence_seconds": None if self.evidence_seconds is None else round(self.evidence_seconds, 3),
@@ -95,8 +94,8 @@ def unlearn(
     lines: Sequence[Line] = (),
     policy: Policy = Policy.ALL_OWNERS,
     requested_by: str | None = None,
-    partial: bool = False,
     move_aliases: bool = False,
+    partial: bool = False,
     dry_run: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
@@ -111,8 +110,8 @@ def unlearn(
         lines: more sources, from a file (`orchestration.unlearning.request_lines`).
         policy: when text with several owners is removed.
         requested_by: the requester; by default the login name.
-        partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
         move_aliases: take the aliases of all earlier versions of the same weights along to the new one.
+        partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
         dry_run: decide and return the plan, and write nothing.
         measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
         progress: called with a message, and the share done if known.
@@ -145,8 +144,8 @@ def unlearn(
             plan=plan,
             evidence=None,
             seconds=time.monotonic() - started,
+            **where.surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
             wrong=[row.to_dict() for row in found.wrong],
-            **_surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
         )
     ledger = Ledger(settings.open_catalog())
     order = intake.Order(
@@ -206,9 +205,9 @@ def resume(
     uri = request.model_after if request.state is State.APPLIED and request.model_after else request.model_before
     base = flavor.describe(uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
+    steps = {"move_aliases": move_aliases, "measure": measure}
     if request.state is State.APPLIED:
         _refuse_if_undone(ledger, base, request)
-    steps = {"move_aliases": move_aliases, "measure": measure}
     result = _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
     return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
 
@@ -267,18 +266,6 @@ def _carry_out(
     return dataclasses.replace(result, **found, aliases_moved=moved)
 
 
-def _surroundings(
-    catalog: Catalog, snapshot: Snapshot, base: ModelVersion, source_ids: Collection[int], request_id: str | None = None
-) -> dict[str, Any]:
-    """Return where else the sources are in force before the act, and what the newest snapshot holds of them."""
-    from orchestration.unlearning import where
-
-    return {
-        "elsewhere": where.elsewhere(catalog, snapshot, base, source_ids, request_id),
-        "corpus_holds": where.corpus_holds(snapshot, source_ids),
-    }
-
-
 def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str) -> tuple[Plan, str]:
     """Revoke the sources of a request, unless that is done, and return its plan and the new version.
 
@@ -296,7 +283,7 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
         around: dict[str, Any] = {}
         if request.model_after is None:
             wanted = [ids.source_id(key) for key in request.sources]
-            around = _surroundings(catalog, snapshot, base, wanted, request_id)
+            around = where.surroundings(catalog, snapshot, base, wanted, request_id)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
             targets = targets_of(snapshot, request)

@@ -272,6 +272,16 @@ def _standing(
     return Standing.HELD_OUT if source_id in heldout else Standing.ANSWERS
 
 
+def surroundings(
+    catalog: Catalog, snapshot: Snapshot, base: ModelVersion, source_ids: Collection[int], request_id: str | None = None
+) -> dict[str, Any]:
+    """Return what an unlearn says beside its plan: `elsewhere` and `corpus_holds`, each under its name."""
+    return {
+        "elsewhere": elsewhere(catalog, snapshot, base, source_ids, request_id),
+        "corpus_holds": corpus_holds(snapshot, source_ids),
+    }
+
+
 def elsewhere(
     catalog: Catalog, snapshot: Snapshot, base: ModelVersion, source_ids: Collection[int], request_id: str | None
 ) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from registry.catalog.ledger import Ledger
 from registry.errors import NotFoundError, RefusedError
 from registry.snapshot import Registry, Snapshot
 from tests.builders import commit_rows, text_rows
+from tests.orchestration.cli.commands import nulls
 from tests.orchestration.conftest import Deployed
 from tests.orchestration.corpus import NUM_ARTICLES, SHARED, heldout_of, key
 from training.serving import by_weights, flavor
@@ -276,3 +277,33 @@ def test_what_the_corpus_still_holds(deployed: Deployed, weights: Path, snapshot
         dry_run=True,
     )
     assert moved.corpus_holds is None
+
+
+def test_where_and_unlearn_from_the_command_line(deployed: Deployed, weights: Path, tmp_path: Path) -> None:
+    settings, target = deployed.settings, trained_article(weights)
+    stores = {
+        "MLFLOW_TRACKING_URI": settings.tracking_uri,
+        "NULLS_CATALOG": str(settings.catalog),
+        "NULLS_REGISTRY": str(settings.registry),
+    }
+    client_of(deployed).set_registered_model_alias("m", "prod", "1")
+    asked = ["unlearn", "models:/m@prod", target, "--reason", "x"]
+    dry = nulls(*asked, "--dry-run", "--move-aliases", cwd=tmp_path, **stores)
+    assert dry.code == 0
+    assert "would move aliases: m@prod" in dry.stdout
+    left = nulls(*asked, "--no-evidence", cwd=tmp_path, **stores)
+    assert "was in force in models:/m/1 (prod), trained: refuses now too" in left.stdout
+    assert "aliases that still point to an earlier version: m@prod (--move-aliases" in left.stdout
+    assert f"nulls remove {target}" in left.stdout
+    request_id = json.loads(nulls("ledger", "--json", cwd=tmp_path, **stores).stdout)[0]["request_id"]
+    resumed = ["unlearn", "models:/m/1", "--resume", request_id, "--move-aliases"]
+    assert "alias m@prod: models:/m/1 -> models:/m/2" in nulls(*resumed, cwd=tmp_path, **stores).stdout
+    text = nulls("where", target, cwd=tmp_path, **stores)
+    assert text.code == 0
+    row = next(line for line in text.stdout.splitlines() if line.startswith("models:/m/2"))
+    assert row.split()[1:4:2] == ["prod", "revoked"]
+    assert nulls("where", "No such article", cwd=tmp_path, **stores).code == 1
+    client_of(deployed).set_model_version_tag("m", "1", "nulls.pointer", "0" * 32)
+    damaged = nulls("where", target, "--json", cwd=tmp_path, **stores)
+    assert damaged.code == 3
+    assert {model["state"] for model in json.loads(damaged.stdout)[0]["models"]} == {"damaged"}
