@@ -110,7 +110,8 @@ def train(
         on_progress: called from a thread for each step, with those of `runs.PROGRESS_FIELDS` that it has.
 
     Raises:
-        UsageError: a bad argument, too few sources, a reserved source without text, or a loss that stopped being finite.
+        UsageError: a bad argument, too few sources, a reserved source without text, or a loss that stopped being
+            finite.
         ModelExistsError: the name is taken; nothing was trained.
         NotFoundError: no such snapshot.
         RefusedError: the run to resume has another snapshot, configuration or tokenizer.

@@ -6,8 +6,9 @@ permutation of the pool: sink j is the image of j. The permutation is a Feistel 
 at most a few cells in a thousand are outside). A larger `num_sinks` therefore adds to a source's sinks and keeps the
 others. **Reserved** sources have sinks that no other source has: the last rows of the pool, `num_sinks` for each, the
 same in every layer. All others draw from the rows before, so erasing a reserved source costs them nothing; without
-reserved sources nothing changes. `reference-int32` and `reference-int64` reproduce the masks of the released NULLs checkpoints bit for bit, with
-their flaws (variable counts, one mask for all layers, collisions in int32); they are only for loading those.
+reserved sources nothing changes. `reference-int32` and `reference-int64` reproduce the masks of the released NULLs
+checkpoints bit for bit, with their flaws (variable counts, one mask for all layers, collisions in int32); they are only
+for loading those.
 
 The same code runs on NumPy arrays and on torch tensors (CPU, CUDA) and gives the same bits: every product stays under
 2**63, so no result depends on how a platform overflows. torch is imported only when a tensor is given.
@@ -117,8 +118,8 @@ class SinkLayout:
     def _check_reserved(self) -> None:
         if self.scheme != KEYED:
             raise UsageError(f"reserved: {self.scheme} draws all sources from one pool; only {KEYED} can reserve")
-        in_range = 0 <= min(self.reserved) and max(self.reserved) < 2**63
-        if not in_range or (np.diff(self._reserved_R) <= 0).any():
+        in_range = min(self.reserved) >= 0 and max(self.reserved) < 2**63
+        if not in_range or (np.diff(self._sorted_reserved) <= 0).any():
             raise UsageError("reserved: expected ids of 0 to 2**63 - 1, ascending, each once")
         if self.num_open < self.num_sinks:
             count, taken = len(self.reserved), len(self.reserved) * self.num_sinks
@@ -133,11 +134,11 @@ class SinkLayout:
         return self.num_pool - len(self.reserved) * self.num_sinks
 
     @functools.cached_property
-    def _reserved_R(self) -> npt.NDArray[np.int64]:
+    def _sorted_reserved(self) -> npt.NDArray[np.int64]:
         return np.array(self.reserved, dtype=np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, for JSON: reserved ids as 16 hex digits, and left out where there are none.
+        """Return the fields as plain values, for JSON; reserved ids as 16 hex digits, left out where there are none.
 
         A layout without reserved sources is described as it was before there were any, so that digests stay.
         """
@@ -217,7 +218,7 @@ class SinkLayout:
             their_keys = [broadcast_to(key_LN1, sinks_LNK.shape)[outside] for key_LN1 in keys]
             sinks_LNK[outside] = _permute(sinks_LNK[outside], their_keys, left, right)
         if self.reserved:
-            reserved_R = _like(ids_N, self._reserved_R)
+            reserved_R = _like(ids_N, self._sorted_reserved)
             index_N = _namespace(ids_N).searchsorted(reserved_R, ids_N).clip(0, len(self.reserved) - 1)
             is_reserved_N = reserved_R[index_N] == ids_N
             first_N = self.num_open + index_N[is_reserved_N] * self.num_sinks
