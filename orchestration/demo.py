@@ -220,7 +220,7 @@ def _generate(
     """Continue the article's own beginning: with its sinks, with none, and with those that the router chooses."""
     from training.serving import flavor
 
-    served = flavor.load(model_uri, tracking_uri=settings.tracking_uri)
+    served = flavor.load(model_uri, tracking_uri=settings.tracking_uri, catalog=settings.catalog)
     prompt = " ".join(snapshot.texts(article.source_id)[0][1].split()[:_PROMPT_WORDS])
     ways: list[tuple[str, dict[str, Any]]] = [("its own sinks", {"source_id": article.source_id})]
     if not before:

@@ -71,3 +71,12 @@ class Settings:
 
         url = catalog_url(registry.root, self.catalog)
         return Catalog(url) if url else None
+
+    def catalog_url(self) -> str | None:
+        """Return the URL of the catalogue, or None where the registry is not here or has none."""
+        from registry.catalog.database import catalog_url
+
+        try:
+            return catalog_url(self.open_registry().root, self.catalog)
+        except UsageError:
+            return self.catalog

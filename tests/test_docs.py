@@ -15,7 +15,7 @@ import typer.main
 import yaml
 
 from orchestration.cli.main import app
-from registry.catalog.database import HEAD_REVISION
+from registry.catalog.tables import HEAD_REVISION
 from tests.docs.console_blocks import NEEDS, all_blocks
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.parameters.options import JsonOption, ModelArgument, RegistryOption
+from orchestration.cli.parameters.options import JsonOption, ModelArgument, OfflineOption, RegistryOption
 from orchestration.output import Output
 from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import decimals, loss_table
@@ -26,6 +26,7 @@ class AuditRequest:
         str | None, typer.Option("--oracle", metavar="MODEL_URI", help="A model trained without the sources.")
     ] = None
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a report with plots.")] = None
+    offline: OfflineOption = False
     registry: RegistryOption = None
     as_json: JsonOption = False
 
@@ -40,6 +41,7 @@ def run(request: AuditRequest, settings: Settings, output: Output) -> None:
             request.model_uri,
             request.queries or [],
             oracle_uri=request.oracle,
+            offline=request.offline,
             progress=lambda message: update(message, None),
         )
     if request.html:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestration.cli.parameters.options import JsonOption, ModelArgument, RegistryOption
+from orchestration.cli.parameters.options import JsonOption, ModelArgument, OfflineOption, RegistryOption
 from orchestration.output import Output
 from orchestration.settings import Settings
 from registry.errors import UsageError
@@ -24,6 +24,7 @@ class GenerateRequest:
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0
+    offline: OfflineOption = False
     registry: RegistryOption = None
     as_json: JsonOption = False
 
@@ -36,10 +37,14 @@ def run(request: GenerateRequest, settings: Settings, output: Output) -> None:
     from registry.lookup import read_sources, resolve
     from training.serving import flavor
 
-    served = flavor.load(request.model_uri, tracking_uri=settings.tracking_uri)
-    newer = flavor.superseded_by(served.version)
-    if newer:
-        output.note(f"warning: {newer} revokes sources that {served.version.uri} still answers from")
+    served = flavor.load(
+        request.model_uri,
+        tracking_uri=settings.tracking_uri,
+        catalog=settings.catalog_url(),
+        offline=request.offline,
+    )
+    if not served.in_force.checked:
+        output.note("offline: only what this version itself revokes is off; the catalogue was not asked")
     options: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens,
         "temperature": request.temperature,
@@ -53,6 +58,12 @@ def run(request: GenerateRequest, settings: Settings, output: Output) -> None:
     text, used = served.generate(request.prompt, **options)
     names = read_sources(snapshot, [used] if used is not None else [])
     key = names[used].key if used in names else None
-    data = {"model_uri": served.version.uri, "prompt": request.prompt, "source": key, "text": text}
+    data = {
+        "model_uri": served.version.uri,
+        "prompt": request.prompt,
+        "source": key,
+        "text": text,
+        "revocations": "checked" if served.in_force.checked else "offline",
+    }
     output.note(f"sinks: {key or 'none (backbone only)'}")
     output.result(data, lambda: [request.prompt + text])

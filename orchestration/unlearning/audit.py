@@ -7,7 +7,7 @@ are those of an oracle (a model trained without the sources) if one is given, el
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
@@ -28,6 +28,7 @@ def audit(
     queries: Sequence[str] = (),
     *,
     oracle_uri: str | None = None,
+    offline: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure sources under a model version.
@@ -37,6 +38,7 @@ def audit(
         model_uri: `models:/NAME/VERSION`.
         queries: sources by URL, title, ISBN, key or id; by default the revoked ones, or eight trained ones.
         oracle_uri: a model version that was trained without them.
+        offline: whether what the version itself revokes is enough where the catalogue cannot be asked.
         progress: called with a message at each step.
 
     Returns:
@@ -47,6 +49,7 @@ def audit(
     """
     from training.evaluate.ablation import Examiner
     from training.serving import flavor
+    from training.serving.in_force import in_force
 
     version = flavor.describe(model_uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, version)
@@ -55,18 +58,20 @@ def audit(
             f"{version.uri} was imported: registry {version.registry} has its titles and no text, and without "
             "a source's text nothing can be measured"
         )
-    sources = _chosen(snapshot, version, queries)
+    catalog = settings.catalog_url()
+    revoked = in_force(version, catalog=catalog, offline=offline).revoked
+    sources = _chosen(snapshot, version, queries, revoked)
     progress("loading the model")
     examined = [source.source_id for source in sources]
-    examiner = Examiner(flavor.load(model_uri, tracking_uri=settings.tracking_uri), snapshot, examined, progress)
+    served = flavor.load(model_uri, tracking_uri=settings.tracking_uri, catalog=catalog, offline=offline)
+    examiner = Examiner(served, snapshot, examined, progress)
     oracle = None
     if oracle_uri:
-        served = flavor.load(oracle_uri, tracking_uri=settings.tracking_uri)
+        served = flavor.load(oracle_uri, tracking_uri=settings.tracking_uri, catalog=catalog, offline=offline)
         oracle = Examiner(served, snapshot_of(settings, served.version), [], progress)
     heldout = examiner.heldout_baseline().to_dict()
     measured = [
-        examiner.examine(source, oracle=oracle).to_dict()
-        | {"heldout": heldout, "revoked": source.source_id in version.revoked}
+        examiner.examine(source, oracle=oracle).to_dict() | {"heldout": heldout, "revoked": source.source_id in revoked}
         for source in sources
     ]
     return {"model_uri": version.uri, "snapshot": snapshot.id, "sources": measured, "summary": summarise(measured)}
@@ -88,12 +93,14 @@ def summarise(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _chosen(snapshot: Snapshot, version: ModelVersion, queries: Sequence[str]) -> list[Source]:
+def _chosen(
+    snapshot: Snapshot, version: ModelVersion, queries: Sequence[str], revoked: Collection[int]
+) -> list[Source]:
     if queries:
         sources = [resolve(snapshot, query) for query in queries]
     else:
-        sources = [s for s in revoked_sources(snapshot, version) if s.num_documents] or _sample(
-            snapshot, version, NUM_DEFAULT
+        sources = [s for s in revoked_sources(snapshot, revoked) if s.num_documents] or _sample(
+            snapshot, version, revoked, NUM_DEFAULT
         )
     for source in sources:
         if source.source_id in version.heldout:
@@ -108,13 +115,15 @@ def _chosen(snapshot: Snapshot, version: ModelVersion, queries: Sequence[str]) -
 def sample(snapshot: Snapshot, settings: Settings, model_uri: str, num_sources: int) -> list[Source]:
     """Return trained sources, not revoked, with the lowest ids: as good as a random draw, since ids are hashes."""
     from training.serving import flavor
+    from training.serving.in_force import in_force
 
-    return _sample(snapshot, flavor.describe(model_uri, tracking_uri=settings.tracking_uri), num_sources)
+    version = flavor.describe(model_uri, tracking_uri=settings.tracking_uri)
+    return _sample(snapshot, version, in_force(version, catalog=settings.catalog_url()).revoked, num_sources)
 
 
-def _sample(snapshot: Snapshot, version: ModelVersion, num_sources: int) -> list[Source]:
+def _sample(snapshot: Snapshot, version: ModelVersion, revoked: Collection[int], num_sources: int) -> list[Source]:
     chosen: list[Source] = []
-    excluded = version.heldout | version.revoked
+    excluded = version.heldout.union(revoked)
     for batch in snapshot.batches("sources", ["source_id", "num_documents"]):
         trained = [row["source_id"] for row in batch.to_pylist() if row["num_documents"]]
         known = read_sources(snapshot, [i for i in trained if i not in excluded][: num_sources - len(chosen)])

@@ -23,23 +23,33 @@ MAX_OTHER_CHANGE_NATS = 1e-4
 
 
 def gather(
-    snapshot: Snapshot, before: ModelVersion, after_uri: str, plan: Plan, *, progress: Callable[[str], None]
+    snapshot: Snapshot,
+    before: ModelVersion,
+    after_uri: str,
+    plan: Plan,
+    *,
+    catalog: str,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure the sources of a plan, five others and the held-out ones, and return the evidence."""
+    """Measure the sources of a plan, five others and the held-out ones, and return the evidence.
+
+    The examiner switches the sinks of an unlearned source on, to measure them: it is the only door that does, and
+    nothing that serves imports it.
+    """
     from training.evaluate.ablation import Examiner
     from training.serving import flavor
-    from training.serving.served_model import ServedModel
 
     others: list[Source] = []
     loss_before: list[float] = []
     if snapshot.shards():  # an imported model has no text to measure before and after
         progress("loading the model before")
-        examiner = Examiner(ServedModel.load(before), snapshot, [], progress)
+        served = flavor.load(before.uri, tracking_uri=before.tracking_uri, catalog=catalog)
+        examiner = Examiner(served, snapshot, [], progress)
         others = _others(examiner, snapshot, plan)
         loss_before = [examiner.on_loss(source) for source in others]
         del examiner
     progress("loading the model after")
-    after = flavor.load(after_uri, tracking_uri=before.tracking_uri)
+    after = flavor.load(after_uri, tracking_uri=before.tracking_uri, catalog=catalog)
     going = [source for source in (*plan.targets, *plan.also_removed) if _has_text(source)]
     examiner = Examiner(after, snapshot, [source.source_id for source in going], progress)
     measured = [examiner.examine(source).to_dict() for source in going]

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from registry import ids
 from registry.errors import RefusedError
+from registry.ids import SourceId
 from registry.lookup import Source, read_sources
 from registry.schema import Status
 from registry.snapshot import Snapshot
@@ -82,7 +83,9 @@ class Plan:
         }
 
 
-def refusal(source: Source, *, heldout: Collection[int], revoked: Mapping[int, str], owns_shared: bool) -> str | None:
+def refusal(
+    source: Source, *, heldout: Collection[int], revoked: Mapping[SourceId, str], owns_shared: bool
+) -> str | None:
     """Say why a source cannot be unlearned, or return None if it can.
 
     Args:
@@ -105,7 +108,7 @@ def make_plan(
     *,
     policy: Policy,
     heldout: Collection[int],
-    revoked: Mapping[int, str],
+    revoked: Mapping[SourceId, str],
 ) -> Plan:
     """Decide what unlearning `targets` revokes.
 

@@ -3,30 +3,37 @@
 The act is a revocation: a new version of the same model with the same weights, and a larger set of sources whose sinks
 are never switched on again. It takes about a second at any model size; the evidence takes a few passes over the
 source's text. Each step is written to the ledger before the next begins, and each can be repeated: a request that was
-interrupted at any point is continued by the same command, with the same outcome.
+interrupted at any point is continued by the same command, with the same outcome, whatever other requests did to the
+model meanwhile: it is taken up where its events end.
 
-Two requests at once both take effect: the act runs under a lock on the model's name, and the new version revokes what
-any version of the same weights revokes.
+Two requests at once both take effect: the act runs under a lock on the weights, and the new version revokes what is in
+force in them (`training.serving.in_force`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import getpass
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
 from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan
-from registry.catalog.ledger import Ledger, Request, State
-from registry.errors import NullsError, RefusedError, ServiceError, UsageError
+from registry import ids
+from registry.catalog.ledger import Ledger, Request
+from registry.catalog.revocations import Change
+from registry.catalog.states import State, TransitionError
+from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
+from registry.ids import SourceId
 from registry.lookup import Source, read_sources, resolve
 from registry.snapshot import Registry, Snapshot
 
 if TYPE_CHECKING:
-    from registry.catalog.database import Catalog
+    import sqlalchemy as sa
+
     from training.serving.flavor import ModelVersion
 
 REVOKE = "revoke"
@@ -94,6 +101,7 @@ def unlearn(
         RefusedError: a source was never trained, or is unlearned already; nothing is changed.
     """
     from training.serving import flavor
+    from training.serving.in_force import in_force
 
     started = time.monotonic()
     if not queries or not reason.strip():
@@ -102,7 +110,8 @@ def unlearn(
     snapshot = snapshot_of(settings, base)
     targets = list({source.source_id: source for source in (resolve(snapshot, q) for q in queries)}.values())
     if dry_run:
-        plan = _plan(snapshot, base, targets, policy, _revoked_by(base, request_id=None))
+        revoked = in_force(base, catalog=settings.catalog_url()).revoked
+        plan = _plan(snapshot, base, targets, policy, revoked)
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -111,43 +120,44 @@ def unlearn(
             evidence=None,
             seconds=time.monotonic() - started,
         )
-    catalog = settings.open_catalog()
-    ledger = Ledger(catalog)
-    request_id = _open_or_resume(ledger, base, targets, policy, reason, requested_by)
-    plan, after_uri = _act(catalog, ledger, snapshot, base, targets, policy, request_id)
-    seconds = time.monotonic() - started
-    progress(f"revoked in {seconds:.2f} s: {after_uri}", None)
-    if not measure:
-        return Result(
-            request_id=request_id,
-            state=State.APPLIED,
-            model_uri=after_uri,
-            plan=plan,
-            evidence=None,
-            seconds=seconds,
-        )
-    return _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
+    ledger = Ledger(settings.open_catalog())
+    request_id = ledger.open_request(
+        requested_by=requested_by or getpass.getuser(),
+        reason=reason,
+        action=REVOKE,
+        policy=policy.value,
+        model_name=base.name,
+        model_before=base.uri,
+        sources=[source.key for source in targets],
+    )
+    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
 
 
-def resume(settings: Settings, request_id: str, *, progress: Progress = lambda _message, _share: None) -> Result:
-    """Continue a request of the ledger where it was interrupted.
+def resume(
+    settings: Settings,
+    request_id: str,
+    *,
+    measure: bool = True,
+    progress: Progress = lambda _message, _share: None,
+) -> Result:
+    """Continue a request of the ledger where its events end.
 
     Raises:
         NotFoundError: there is no such request.
         RefusedError: the request has ended.
     """
-    request = Ledger(settings.open_catalog()).request(request_id)
+    from training.serving import flavor
+
+    started = time.monotonic()
+    ledger = Ledger(settings.open_catalog())
+    request = ledger.request(request_id)
     if request.state.is_terminal or request.evidence_digest:
         raise RefusedError(f"request {request_id} has ended: {request.state.value}")
-    return unlearn(
-        settings,
-        request.model_before,
-        list(request.sources),
-        reason=request.reason,
-        policy=Policy(request.policy),
-        requested_by=request.requested_by,
-        progress=progress,
-    )
+    # After the act the version before may be gone; what the request made has the same weights.
+    uri = request.model_after if request.state is State.APPLIED and request.model_after else request.model_before
+    base = flavor.describe(uri, tracking_uri=settings.tracking_uri)
+    snapshot = snapshot_of(settings, base)
+    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
 
 
 def snapshot_of(settings: Settings, version: ModelVersion) -> Snapshot:
@@ -156,69 +166,120 @@ def snapshot_of(settings: Settings, version: ModelVersion) -> Snapshot:
     return Registry.open(uri).snapshot(version.snapshot)
 
 
-def _open_or_resume(
-    ledger: Ledger,
-    base: ModelVersion,
-    targets: Sequence[Source],
-    policy: Policy,
-    reason: str,
-    requested_by: str | None,
-) -> str:
-    keys = sorted(source.key for source in targets)
-    for request in ledger.requests():
-        if _is_same(request, base, keys, policy):
-            return request.request_id
-    return ledger.open_request(
-        requested_by=requested_by or getpass.getuser(),
-        reason=reason,
-        action=REVOKE,
-        policy=policy.value,
-        model_name=base.name,
-        model_before=base.uri,
-        sources=keys,
-    )
-
-
-def _is_same(request: Request, base: ModelVersion, keys: Sequence[str], policy: Policy) -> bool:
-    """Return whether an open request is for exactly this, and so is continued instead of opened again."""
-    is_open = not request.state.is_terminal and not request.evidence_digest
-    wanted = (request.model_before, list(request.sources), request.policy, request.action)
-    return is_open and wanted == (base.uri, list(keys), policy.value, REVOKE)
-
-
-def _act(
-    catalog: Catalog,
+def _carry_out(
     ledger: Ledger,
     snapshot: Snapshot,
     base: ModelVersion,
-    targets: Sequence[Source],
-    policy: Policy,
     request_id: str,
-) -> tuple[Plan, str]:
-    """Plan and revoke under the model's lock, so that the plan is still valid when the version is made."""
-    from training.serving import flavor
+    started: float,
+    *,
+    measure: bool,
+    progress: Progress,
+) -> Result:
+    """Do what is left of a request: the act, then the evidence."""
+    plan, after_uri = act(ledger, snapshot, base, request_id)
+    seconds = time.monotonic() - started
+    progress(f"revoked in {seconds:.2f} s: {after_uri}", None)
+    if measure:
+        return _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
+    return Result(
+        request_id=request_id,
+        state=State.APPLIED,
+        model_uri=after_uri,
+        plan=plan,
+        evidence=None,
+        seconds=seconds,
+    )
 
+
+def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str) -> tuple[Plan, str]:
+    """Revoke the sources of a request, unless that is done, and return its plan and the new version.
+
+    Under the lock of the weights, so that the plan is still valid when the version is made, and so that of several
+    processes with the same request one acts and the others find that it is done.
+
+    Raises:
+        RefusedError: a source cannot be unlearned; the request is recorded as refused.
+    """
+    catalog = ledger.catalog
+    refused: RefusedError | None = None
     try:
-        with catalog.exclusive(f"model:{base.name}") as transaction:
-            revoked = _revoked_by(base, request_id)
-            plan = _plan(snapshot, base, targets, policy, revoked)
-            ledger.append(request_id, State.PLANNED, detail={"plan": plan.to_dict()}, within=transaction)
-            uri = flavor.derive(base, revoked=plan.revoked.union(revoked), request_id=request_id)
-            ledger.append(request_id, State.APPLIED, model_after=uri, within=transaction)
-    except RefusedError as error:
-        ledger.append(request_id, State.REFUSED, detail={"error": str(error)})
-        raise
+        with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
+            request = ledger.request(request_id, within=transaction)
+            targets = [resolve(snapshot, key) for key in request.sources]
+            if request.model_after is not None:
+                return _plan_of(snapshot, request), request.model_after
+            try:
+                plan, uri = _revoke(ledger, snapshot, base, request, targets, transaction)
+            except RefusedError as error:
+                ledger.append(request_id, State.REFUSED, detail={"error": str(error)}, within=transaction)
+                refused = error
     except ServiceError:
         raise  # a store is down: the request stays open, and the same command continues it
-    except NullsError as error:
-        ledger.append(request_id, State.FAILED, detail={"error": str(error)})
+    except (NotFoundError, UsageError, DamagedError) as error:
+        with contextlib.suppress(TransitionError):  # another process was faster
+            ledger.append(request_id, State.FAILED, detail={"error": str(error)})
         raise
+    if refused is not None:
+        raise refused
     catalog.record_model(uri, snapshot_id=base.snapshot, weights=str(base.weights), run_id=base.run_id)
     return plan, uri
 
 
+def _revoke(
+    ledger: Ledger,
+    snapshot: Snapshot,
+    base: ModelVersion,
+    request: Request,
+    targets: Sequence[Source],
+    transaction: sa.Connection,
+) -> tuple[Plan, str]:
+    from training.serving import flavor, in_force
+
+    revoked = dict(in_force.within(transaction, base).revoked)
+    # A process that died after it made the version, and before it could record it, leaves one of this request.
+    made = flavor.made_by(request.request_id, tracking_uri=base.tracking_uri)
+    own = {int(text, 16) for text in made.pointer.get("revoked_by_request", ())} if made else set()
+    before = {source_id: place for source_id, place in revoked.items() if source_id not in own}
+    plan = _plan(snapshot, base, targets, Policy(request.policy), before)
+    ledger.append(request.request_id, State.PLANNED, detail={"plan": plan.to_dict()}, within=transaction)
+    uri = flavor.derive(
+        base, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
+    )
+    ledger.append(
+        request.request_id,
+        State.APPLIED,
+        model_after=uri,
+        change=Change(weights_id=base.weights_id, tensors=base.weights_digest, revoked=plan.revoked),
+        within=transaction,
+    )
+    return plan, uri
+
+
+def _plan_of(snapshot: Snapshot, request: Request) -> Plan:
+    """Return the plan that a request recorded, with its sources as the snapshot has them."""
+    recorded = request.detail["plan"]
+
+    def sources(keys: Sequence[str]) -> tuple[Source, ...]:
+        known = read_sources(snapshot, [ids.source_id(key) for key in keys])
+        return tuple(known[ids.source_id(key)] for key in keys)
+
+    collateral = recorded["collateral"]
+    return Plan(
+        targets=sources(recorded["sources"]),
+        also_removed=sources(recorded["also_removed"]),
+        kept_by_other_owners=sources([kept["key"] for kept in recorded["kept_by_other_owners"]]),
+        lives_on=collateral["lives_on_as_near_copy"],
+        goes_with=collateral["displaced_by_these_sources"],
+        num_lives_on=collateral["num_lives_on_as_near_copy"],
+        num_goes_with=collateral["num_displaced_by_these_sources"],
+        same_sinks=collateral["with_the_same_sinks"],
+        num_same_sinks=collateral["num_with_the_same_sinks"],
+    )
+
+
 def _plan(
-    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, revoked: Mapping[int, str]
+    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, revoked: Mapping[SourceId, str]
 ) -> Plan:
     plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
     losing = sorted(base.same_sinks(plan.revoked) - base.same_sinks(revoked) - revoked.keys())
@@ -226,19 +287,6 @@ def _plan(
         return plan
     named = sorted(source.key for source in read_sources(snapshot, losing[:MAX_NAMED]).values())
     return dataclasses.replace(plan, same_sinks=named, num_same_sinks=len(losing))
-
-
-def _revoked_by(base: ModelVersion, request_id: str | None) -> dict[int, str]:
-    """Map each revoked source id to the first version of the weights that revokes it, except this request's."""
-    from training.serving import flavor
-
-    found: dict[int, str] = {}
-    for version in flavor.versions(base.name, tracking_uri=base.tracking_uri):
-        own = request_id is not None and version.request_id == request_id
-        if version.weights_digest == base.weights_digest and not own:
-            for source_id in version.revoked:
-                found.setdefault(source_id, version.uri)
-    return found
 
 
 def _with_evidence(
@@ -254,10 +302,17 @@ def _with_evidence(
     from orchestration.unlearning.evidence import gather
 
     started = time.monotonic()
-    evidence = gather(snapshot, base, after_uri, plan, progress=lambda message: progress(message, None))
+    catalog = ledger.catalog.engine.url.render_as_string(hide_password=False)
+    evidence = gather(
+        snapshot, base, after_uri, plan, catalog=catalog, progress=lambda message: progress(message, None)
+    )
     supported = evidence["verdict"] == "supported"
     state = State.VERIFIED if supported else State.APPLIED
-    ledger.append(request_id, state, model_after=after_uri, evidence=evidence)
+    try:
+        ledger.append(request_id, state, model_after=after_uri, evidence=evidence)
+    except TransitionError:  # another process measured the same request meanwhile: its evidence is on record
+        request = ledger.request(request_id)
+        state, evidence = request.state, dict(request.detail["evidence"])
     return Result(
         request_id=request_id,
         state=state,
@@ -269,7 +324,7 @@ def _with_evidence(
     )
 
 
-def revoked_sources(snapshot: Snapshot, version: ModelVersion) -> list[Source]:
-    """Return the sources that a version revokes, in the order of their ids."""
-    known = read_sources(snapshot, version.revoked)
+def revoked_sources(snapshot: Snapshot, revoked: Collection[int]) -> list[Source]:
+    """Return the sources that are revoked, in the order of their ids."""
+    known = read_sources(snapshot, revoked)
     return [known[source_id] for source_id in sorted(known)]

@@ -9,7 +9,6 @@ Opening an up-to-date SQLite catalogue takes about 10 ms beyond importing SQLAlc
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import os
 import re
@@ -21,67 +20,14 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
+from registry.catalog.tables import HEAD_REVISION, models, now, snapshots
 from registry.errors import DamagedError, ServiceError, UsageError
 from registry.storage import Location, file_lock
 
-HEAD_REVISION = "0001"  # the newest migration; a test compares it with the scripts
 _BACKENDS = ("sqlite", "postgresql")
 _PASSWORD = re.compile(r":[^:/@\s]*@")
 _LOCK_WAIT_S = 60
 _CONNECT_TIMEOUT_S = 10
-
-metadata = sa.MetaData()
-
-snapshots = sa.Table(
-    "snapshots",
-    metadata,
-    sa.Column("snapshot_id", sa.String(64), primary_key=True),
-    sa.Column("registry", sa.Text, nullable=False),
-    sa.Column("parent", sa.String(64)),
-    sa.Column("created_at", sa.String(32), nullable=False),
-)
-
-models = sa.Table(
-    "models",
-    metadata,
-    sa.Column("model_uri", sa.String(512), primary_key=True),
-    sa.Column("snapshot_id", sa.String(64), nullable=False),
-    sa.Column("weights", sa.Text, nullable=False),
-    sa.Column("run_id", sa.String(64)),
-    sa.Column("created_at", sa.String(32), nullable=False),
-)
-
-requests = sa.Table(
-    "requests",
-    metadata,
-    sa.Column("request_id", sa.String(32), primary_key=True),
-    sa.Column("created_at", sa.String(32), nullable=False),
-    sa.Column("requested_by", sa.Text, nullable=False),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("action", sa.String(16), nullable=False),
-    sa.Column("policy", sa.String(16), nullable=False),
-    sa.Column("model_name", sa.String(256), nullable=False),
-    sa.Column("model_before", sa.String(512), nullable=False),
-    sa.Column("sources", sa.JSON, nullable=False),
-)
-
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("event_id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("request_id", sa.String(32), sa.ForeignKey("requests.request_id"), nullable=False, index=True),
-    sa.Column("at", sa.String(32), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("model_after", sa.String(512)),
-    sa.Column("detail", sa.JSON, nullable=False),
-    sa.Column("evidence_digest", sa.String(64)),
-    sa.Column("digest", sa.String(64), nullable=False),
-)
-
-
-def now() -> str:
-    """Return the current time in UTC: ISO 8601, to the millisecond."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def catalog_url(registry_root: Location, configured: str | None = None) -> str | None:
@@ -96,6 +42,8 @@ class Catalog:
 
     Args:
         url: an SQLAlchemy URL, e.g. `sqlite:///catalog.db`, `postgresql+psycopg://user@host/db`.
+        must_exist: raise ServiceError instead of creating the file of an SQLite catalogue. Whoever asks what is
+            revoked must not be answered by an empty catalogue that the question made.
 
     Raises:
         UsageError: the URL is not valid or not supported, or its driver is not installed.
@@ -103,7 +51,7 @@ class Catalog:
         DamagedError: the file is not a database, or was written by a newer release.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, must_exist: bool = False) -> None:
         try:
             self.engine = _make_engine(url)
         except (SQLAlchemyError, ImportError, ValueError) as error:
@@ -112,6 +60,10 @@ class Catalog:
                 f"catalogue {shown!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE "
                 f"({_PASSWORD.sub(':***@', str(error))}); set NULLS_CATALOG"
             ) from None
+        file = self.engine.url.database if self.engine.dialect.name == "sqlite" else None
+        if must_exist and file and file != ":memory:" and not file.startswith("file:") and not Path(file).is_file():
+            self.engine.dispose()
+            raise ServiceError(f"there is no catalogue at {file}; set NULLS_CATALOG to the one of this registry")
         try:
             with self._translated():
                 self._migrate()

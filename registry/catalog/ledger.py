@@ -2,40 +2,30 @@
 
 A request is one row that never changes; its history is one row for each event. The database itself refuses UPDATE and
 DELETE on both (triggers, see the migration), and each event holds the SHA-256 of its content and of the event before
-it, so `verify` finds a row that was altered in spite of the triggers. The state of a request is that of its last event.
+it, so that a row which was altered in spite of the triggers is found. Every read of requests checks the events that it
+returns; `verify` checks all. The state of a request is that of its last event, and `registry.catalog.states` says which
+may follow which. An event that revokes sources changes `registry.catalog.revocations` in the same transaction.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from registry.catalog.database import Catalog, events, lock, now, requests
-from registry.errors import DamagedError, NotFoundError, UsageError
-
-
-class State(enum.StrEnum):
-    """The state of a request."""
-
-    REQUESTED = "requested"  # recorded, nothing done
-    PLANNED = "planned"  # its effects are known and recorded
-    APPLIED = "applied"  # the new model version exists; the evidence is missing or weak
-    VERIFIED = "verified"  # the evidence supports that it worked
-    FAILED = "failed"  # ended with an error; nothing was changed
-    REFUSED = "refused"  # not carried out, for a stated reason
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether no other state can follow."""
-        return self in (State.VERIFIED, State.FAILED, State.REFUSED)
+from registry.catalog import revocations
+from registry.catalog.chain import altered, as_json, check_event, digest_of, evidence_digest
+from registry.catalog.database import Catalog, lock
+from registry.catalog.revocations import Change
+from registry.catalog.states import State, check_transition
+from registry.catalog.tables import events, now, open_requests, requests
+from registry.errors import NotFoundError, UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,12 +67,19 @@ class Ledger:
         policy: str,
         model_name: str,
         model_before: str,
-        sources: list[str],
+        sources: Sequence[str],
+        detail: Mapping[str, Any] | None = None,
     ) -> str:
-        """Record a new request, and return its id (16 hex digits)."""
-        request_id = secrets.token_hex(8)
+        """Record a new request, and return its id (16 hex digits).
+
+        If a request for exactly this is open, return that one's id: identical requests at once become one.
+
+        Args:
+            requested_by, reason, action, policy, model_name, model_before, sources: the request.
+            detail: more to record with it, e.g. the lines of a list.
+        """
         row = {
-            "request_id": request_id,
+            "request_id": secrets.token_hex(8),
             "created_at": now(),
             "requested_by": requested_by,
             "reason": reason,
@@ -93,10 +90,17 @@ class Ledger:
             "sources": sorted(sources),
         }
         _check_text(row)
+        fingerprint = _fingerprint(row)
         with self.catalog.exclusive("ledger") as connection:
+            known = sa.select(open_requests.c.request_id).where(open_requests.c.fingerprint == fingerprint)
+            found = connection.execute(known).scalar()
+            if found is not None:
+                return str(found)
             connection.execute(sa.insert(requests).values(**row))
-            _append(connection, request_id, State.REQUESTED, {"request": row})
-        return request_id
+            opened = {"fingerprint": fingerprint, "request_id": row["request_id"]}
+            connection.execute(sa.insert(open_requests).values(**opened))
+            _append(connection, str(row["request_id"]), State.REQUESTED, dict(detail or {}) | {"request": row})
+        return str(row["request_id"])
 
     def append(
         self,
@@ -106,6 +110,7 @@ class Ledger:
         model_after: str | None = None,
         detail: Mapping[str, Any] | None = None,
         evidence: Mapping[str, Any] | None = None,
+        change: Change | None = None,
         within: sa.Connection | None = None,
     ) -> str | None:
         """Append an event to a request.
@@ -116,91 +121,96 @@ class Ledger:
             model_after: the model version that the request created.
             detail: more to record.
             evidence: the measurements; kept in the event's detail.
+            change: sources that are now revoked, or not any more; written to the table of revocations too.
             within: an open transaction of the same catalogue; by default a new one.
 
         Returns:
             The digest of `evidence`, if given.
+
+        Raises:
+            NotFoundError: there is no such request.
+            TransitionError: `state` cannot follow the request's state.
         """
         with contextlib.nullcontext(within) if within is not None else self.catalog.begin() as connection:
             lock(connection, "ledger")
-            return _append(connection, request_id, state, detail or {}, model_after, evidence)
+            return _append(connection, request_id, state, detail or {}, model_after, evidence, change)
 
-    def request(self, request_id: str) -> Request:
-        """Return one request.
+    def request(self, request_id: str, *, within: sa.Connection | None = None) -> Request:
+        """Return one request, after checking its events.
 
         Raises:
             NotFoundError: there is no request with that id.
+            DamagedError: the request or one of its events was altered.
         """
-        found = [request for request in self.requests() if request.request_id == request_id]
-        if not found:
-            raise NotFoundError(f"no request {request_id!r}; `nulls ledger` lists them")
-        return found[0]
+        with contextlib.nullcontext(within) if within is not None else self.catalog.read() as connection:
+            query = sa.select(requests).where(requests.c.request_id == request_id)
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                raise NotFoundError(f"no request {request_id!r}; `nulls ledger` lists them")
+            trail = _trail(connection, request_id)
+            for event in trail:
+                check_event(_digest_before(connection, event["event_id"]), event)
+        return _current(dict(row), trail)
 
     def requests(self) -> list[Request]:
-        """Return all requests with their current state, the oldest first."""
+        """Return all requests with their current state, the oldest first, after checking the chain.
+
+        Raises:
+            DamagedError: see `verify`.
+        """
         with self.catalog.read() as connection:
-            rows = connection.execute(sa.select(requests).order_by(requests.c.created_at)).mappings().all()
-            history = connection.execute(sa.select(events).order_by(events.c.event_id)).mappings().all()
-        trail: dict[str, list[Mapping[str, Any]]] = {}
-        for entry in history:
-            trail.setdefault(entry["request_id"], []).append(dict(entry))
-        current = [_current(dict(row), trail.get(row["request_id"], [])) for row in rows]
-        return sorted(current, key=lambda request: trail[request.request_id][0]["event_id"])
+            rows = {row["request_id"]: dict(row) for row in connection.execute(sa.select(requests)).mappings()}
+            trail: dict[str, list[Mapping[str, Any]]] = {}
+            for event in _checked(connection):
+                trail.setdefault(event["request_id"], []).append(event)
+        # Events are in the order in which they were written, and so are the requests that they open.
+        ordered = [*trail, *(rows.keys() - trail.keys())]
+        if unknown := [request_id for request_id in ordered if request_id not in rows]:
+            raise altered(unknown[0])
+        return [_current(rows[request_id], trail.get(request_id, [])) for request_id in ordered]
 
     def history(self, request_id: str) -> list[dict[str, Any]]:
         """Return the events of a request, the oldest first."""
-        query = sa.select(events).where(events.c.request_id == request_id).order_by(events.c.event_id)
         with self.catalog.read() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return _trail(connection, request_id)
 
     def verify(self) -> int:
-        """Recompute the chain of digests, compare requests with their first events, and return the number of events.
+        """Check the chain, each request against its first event, and the revocations against all events.
 
         A deletion of the last events, with the requests they opened, can be found only by comparing an earlier copy.
 
+        Returns:
+            The number of events.
+
         Raises:
-            DamagedError: an event or a request was altered or deleted; the message names the first one.
+            DamagedError: an event, a request or a revocation was altered or deleted; the message names the first one.
         """
-        previous, count = "", 0
+        found = self.requests()
         with self.catalog.read() as connection:
-            unopened = {row["request_id"]: dict(row) for row in connection.execute(sa.select(requests)).mappings()}
-            for row in connection.execute(sa.select(events).order_by(events.c.event_id)).mappings():
-                if _digest(previous, dict(row)) != row["digest"]:
-                    raise DamagedError(
-                        f"ledger event {row['event_id']} of request {row['request_id']} was altered, or one before it "
-                        "deleted, after it was written; restore the catalogue from a copy"
-                    )
-                opened = row["detail"].get("request") if row["state"] == State.REQUESTED else None
-                if opened is not None and unopened.pop(row["request_id"], None) != opened:
-                    raise _altered(row["request_id"])
-                previous, count = row["digest"], count + 1
-        if unopened:
-            raise _altered(next(iter(unopened)))
-        return count
+            history = list(_checked(connection))
+            revocations.check_table(connection, history)
+        assert len({event["request_id"] for event in history}) >= len(found)
+        return len(history)
 
 
-def evidence_digest(evidence: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the evidence as canonical JSON.
-
-    Raises:
-        UsageError: it cannot be written as JSON: it holds NaN, infinity or an object of some class.
-    """
-    return hashlib.sha256(_canonical(_as_json(evidence))).hexdigest()
+def _trail(connection: sa.Connection, request_id: str) -> list[dict[str, Any]]:
+    query = sa.select(events).where(events.c.request_id == request_id).order_by(events.c.event_id)
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def _altered(request_id: str) -> DamagedError:
-    return DamagedError(
-        f"ledger request {request_id} was altered after it was written; restore the catalogue from a copy"
-    )
+def _digest_before(connection: sa.Connection, event_id: int | None) -> str:
+    """Return the digest of the event before one; of the last event, for None."""
+    query = sa.select(events.c.digest).order_by(events.c.event_id.desc()).limit(1)
+    return connection.execute(query if event_id is None else query.where(events.c.event_id < event_id)).scalar() or ""
 
 
-def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `value` as the database will return it: lists for tuples, text for keys. Digests are of this form."""
-    try:
-        read: dict[str, Any] = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"a ledger entry must be JSON, without NaN or infinity: {error}") from error
-    return read
+def _checked(connection: sa.Connection) -> Iterable[dict[str, Any]]:
+    previous = ""
+    for row in connection.execute(sa.select(events).order_by(events.c.event_id)).mappings():
+        event = dict(row)
+        check_event(previous, event)
+        previous = event["digest"]
+        yield event
 
 
 def _check_text(row: Mapping[str, Any]) -> None:
@@ -210,6 +220,12 @@ def _check_text(row: Mapping[str, Any]) -> None:
                 raise UsageError(f"{name} {text!r}: expected UTF-8 text without NUL characters")
 
 
+def _fingerprint(row: Mapping[str, Any]) -> str:
+    """Return a digest of what a request asks for; migration 0002 has the same."""
+    wanted = [row["action"], row["policy"], row["model_before"], row["sources"]]
+    return hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+
+
 def _append(
     connection: sa.Connection,
     request_id: str,
@@ -217,48 +233,52 @@ def _append(
     detail: Mapping[str, Any],
     model_after: str | None = None,
     evidence: Mapping[str, Any] | None = None,
+    change: Change | None = None,
 ) -> str | None:
     if connection.execute(sa.select(requests.c.request_id).where(requests.c.request_id == request_id)).first() is None:
         raise NotFoundError(f"no request {request_id!r}; `nulls ledger` lists them")
-    previous = connection.execute(sa.select(events.c.digest).order_by(events.c.event_id.desc()).limit(1)).scalar() or ""
+    last = sa.select(events.c.state).where(events.c.request_id == request_id).order_by(events.c.event_id.desc())
+    before = connection.execute(last.limit(1)).scalar()
+    check_transition(request_id, None if before is None else State(before), state)
     digest = evidence_digest(evidence) if evidence is not None else None
+    more: dict[str, Any] = {"evidence": dict(evidence)} if evidence is not None else {}
+    if change is not None:
+        more["revocations"] = revocations.detail_of(connection, change)
     row: dict[str, Any] = {
         "request_id": request_id,
         "at": now(),
         "state": state.value,
         "model_after": model_after,
-        "detail": _as_json(dict(detail) | ({"evidence": dict(evidence)} if evidence is not None else {})),
+        "detail": as_json(dict(detail) | more),
         "evidence_digest": digest,
     }
-    connection.execute(sa.insert(events).values(**row, digest=_digest(previous, row)))
+    stored = row | {"digest": digest_of(_digest_before(connection, None), row)}
+    stored["weights_id"] = change.weights_id if change is not None else None
+    inserted = connection.execute(sa.insert(events).values(**stored).returning(events.c.event_id))
+    event_id = inserted.scalar_one()
+    if change is not None:
+        revocations.apply(connection, change, event_id)
+    if state.is_terminal or evidence is not None:
+        connection.execute(sa.delete(open_requests).where(open_requests.c.request_id == request_id))
     return digest
 
 
-def _current(row: dict[str, Any], trail: list[Mapping[str, Any]]) -> Request:
-    if not trail:
-        raise _altered(row["request_id"])
+def _current(row: dict[str, Any], trail: Sequence[Mapping[str, Any]]) -> Request:
+    opened = trail[0]["detail"].get("request") if trail and trail[0]["state"] == State.REQUESTED else None
+    if opened != row:
+        raise altered(row["request_id"])
 
     def last(name: str) -> Any:
         return next((entry[name] for entry in reversed(trail) if entry[name] is not None), None)
 
-    detail: dict[str, Any] = {}
+    detail = {name: value for name, value in trail[0]["detail"].items() if name != "request"}
     for entry in trail[1:]:
         detail |= entry["detail"]
-    row["sources"] = tuple(row["sources"])
     return Request(
-        **row,
+        **(row | {"sources": tuple(row["sources"])}),
         state=State(trail[-1]["state"]),
         model_after=last("model_after"),
         evidence_digest=last("evidence_digest"),
         detail=detail,
         updated_at=trail[-1]["at"],
     )
-
-
-def _digest(previous: str, row: Mapping[str, Any]) -> str:
-    fields = ("request_id", "at", "state", "model_after", "detail", "evidence_digest")
-    return hashlib.sha256(previous.encode() + _canonical({name: row[name] for name in fields})).hexdigest()
-
-
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

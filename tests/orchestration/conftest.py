@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from orchestration.settings import Settings
 from registry.snapshot import Registry, Snapshot
 from tests.orchestration.corpus import train_model, write_corpus
+
+if TYPE_CHECKING:
+    from training.serving.served_model import ServedModel
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +44,13 @@ class Deployed:
     settings: Settings
     uri: str
 
+    def load(self, uri: str, **options: Any) -> ServedModel:
+        """Load a version as a command does."""
+        from training.serving import flavor
+
+        stores = {"tracking_uri": self.settings.tracking_uri, "catalog": self.settings.catalog}
+        return flavor.load(uri, **(stores | options))
+
 
 @pytest.fixture(scope="session")
 def mlflow_template(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -68,4 +79,5 @@ def deployed(corpus_root: Path, mlflow_template: Path, tmp_path: Path) -> Deploy
         catalog=f"sqlite:///{tmp_path / 'catalog.db'}",
         tracking=f"sqlite:///{tmp_path / 'mlflow.db'}",
     )
+    settings.open_catalog().engine.dispose()
     return Deployed(settings, "models:/m/1")

@@ -1,4 +1,4 @@
-"""The MLflow flavour: register a model version, derive one with more sources revoked, find, describe and load versions.
+"""The MLflow flavour: register a model version, derive one with more sources revoked, and load versions.
 
 A version is a small pointer to weights, the corpus that they saw, and the sources that are revoked:
 
@@ -6,15 +6,15 @@ A version is a small pointer to weights, the corpus that they saw, and the sourc
     nulls.json     the pointer (`training.serving.version`); weights are in it by reference, with their digest
 
 Unlearning by revocation makes a new version with the same weights and a larger revoked set: a few kilobytes and about
-half a second at any model size. A served model refuses a revoked source's sinks, whoever asks. Registered versions
-have the tags `nulls.snapshot`, `nulls.sinks`, `nulls.weights`, `nulls.revoked` and `nulls.request`.
+half a second at any model size. A served model refuses a revoked source's sinks, whoever asks, in whichever version of
+the weights (`training.serving.in_force`). Registered versions have the tags `nulls.snapshot`, `nulls.sinks`,
+`nulls.weights`, `nulls.weights_id`, `nulls.pointer`, `nulls.revoked` and `nulls.request`.
 
 Run: ``load("models:/wiki/latest", tracking_uri=...).generate("Who founded anarchism?")``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Collection
@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import ids
+from registry.catalog.revocations import set_digest
 from registry.errors import DamagedError
 from registry.snapshot import Registry
-from training.serving.version import POINTER, ROUTER_FILE, ModelVersion, read_pointer
+from training.serving.version import POINTER, ROUTER_FILE, ModelVersion, pointer_digest, read_pointer, weights_id
+from training.serving.versions import describe, made_by, versions
 from training.tracking import store
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ __all__ = [
     "derive",
     "describe",
     "load",
+    "made_by",
     "register",
-    "superseded_by",
     "versions",
 ]
 
@@ -71,6 +73,7 @@ def register(
 
     pointer = read_pointer(weights_dir)
     pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": weights_digest(weights_dir)}
+    pointer["weights_id"] = weights_id(pointer["weights_sha256"], pointer["layout"])
     pointer["revoked"] = [ids.format_id(source_id) for source_id in sorted(revoked)]
     if not (weights_dir / ROUTER_FILE).exists():
         _build_router(weights_dir, pointer)
@@ -86,20 +89,29 @@ def register(
         return _add_version(connection, model_name, pointer, run_id=run_id, experiment_id=experiment_id)
 
 
-def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str) -> str:
+def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str, by_request: Collection[int] = ()) -> str:
     """Add a version with the weights of `base` and this revoked set; only one for each `request_id`.
+
+    Args:
+        base: a version of the weights.
+        revoked: all sources that are revoked in the new version.
+        request_id: the request of the ledger.
+        by_request: those of them that this request revokes.
 
     Returns:
         `models:/NAME/VERSION`.
     """
-    connection = store.client(base.tracking_uri)
-    pointer = base.pointer | {"revoked": [ids.format_id(source_id) for source_id in sorted(revoked)]}
+    made = made_by(request_id, tracking_uri=base.tracking_uri)
+    if made is not None:
+        return made.uri
+    pointer = base.pointer | {
+        "weights_id": base.weights_id,
+        "revoked": [ids.format_id(source_id) for source_id in sorted(revoked)],
+        "revoked_by_request": [ids.format_id(source_id) for source_id in sorted(by_request)],
+    }
     with store.translated(base.tracking_uri):
-        for version in store.all_versions(connection, base.name):
-            if version.tags.get("nulls.request") == request_id:
-                return f"models:/{base.name}/{version.version}"
         return _add_version(
-            connection,
+            store.client(base.tracking_uri),
             base.name,
             pointer,
             run_id=base.run_id,
@@ -108,49 +120,39 @@ def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str) -> 
         )
 
 
-def describe(model_uri: str, *, tracking_uri: str) -> ModelVersion:
-    """Return a version by its URI; loads no weights and imports no torch.
+def load(model_uri: str, *, tracking_uri: str, catalog: str | None = None, offline: bool = False) -> ServedModel:
+    """Load a version for use, with all revocations of its weights in force.
 
-    Raises:
-        NotFoundError, UsageError, ServiceError: see `training.tracking.store.model_version`.
-        DamagedError: it is not a version of this flavour, or its pointer is missing.
-    """
-    connection = store.client(tracking_uri)
-    return _describe(store.model_version(connection, tracking_uri, model_uri), tracking_uri)
-
-
-def versions(name: str, *, tracking_uri: str) -> list[ModelVersion]:
-    """Return all versions of a registered model that are of this flavour, the oldest first."""
-    connection = store.client(tracking_uri)
-    with store.translated(tracking_uri):
-        found = store.all_versions(connection, name)
-    return [_describe(version, tracking_uri) for version in found if "nulls.weights" in version.tags]
-
-
-def superseded_by(version: ModelVersion) -> str | None:
-    """Return the newest version of the same weights that revokes sources which `version` does not; None if none."""
-    for other in reversed(versions(version.name, tracking_uri=version.tracking_uri)):
-        if other.weights_digest == version.weights_digest and other.revoked - version.revoked:
-            return other.uri
-    return None
-
-
-def load(model_uri: str, *, tracking_uri: str) -> ServedModel:
-    """Load a version for use, with its revocations in force.
+    Args:
+        model_uri: `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/NAME@ALIAS`.
+        tracking_uri: the MLflow store.
+        catalog: the catalogue's URL; by default NULLS_CATALOG, else the one in the registry of the model's training.
+        offline: whether the version's own list is enough where the catalogue cannot be asked.
 
     Raises:
         NotFoundError, UsageError, ServiceError: see `describe`.
-        DamagedError: the weights are missing, or are not those that were registered.
+        RefusedError: the catalogue cannot be asked what is revoked.
+        DamagedError: the weights or the pointer are missing, or are not those that were registered.
     """
+    from training.serving.in_force import in_force
     from training.serving.served_model import ServedModel
 
-    return ServedModel.load(describe(model_uri, tracking_uri=tracking_uri))
+    version = describe(model_uri, tracking_uri=tracking_uri)
+    return ServedModel.load(version, in_force(version, catalog=catalog, offline=offline))
 
 
 def _load_pyfunc(path: str) -> Any:
     """Load a version for MLflow's pyfunc, which calls this by name; `path` is the directory that holds the pointer."""
+    from mlflow.models import Model
+
+    from training.serving.in_force import in_force
     from training.serving.served_model import PythonModel, ServedModel
 
+    folder = Path(path)
+    pointer = read_pointer(folder)
+    recorded = Model.load(str(folder / "MLmodel")).flavors.get("nulls", {})
+    if recorded.get("pointer", pointer_digest(pointer)) != pointer_digest(pointer):
+        raise DamagedError(f"{folder / POINTER} was altered after it was registered; restore it from a copy")
     version = ModelVersion(
         uri=path,
         name="",
@@ -159,35 +161,9 @@ def _load_pyfunc(path: str) -> Any:
         request_id=None,
         experiment_id="",
         tracking_uri="",
-        pointer=read_pointer(Path(path)),
-    )
-    return PythonModel(ServedModel.load(version))
-
-
-def _describe(version: Any, tracking_uri: str) -> ModelVersion:
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    uri = f"models:/{version.name}/{version.version}"
-    try:
-        path = mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{version.source}/{POINTER}", tracking_uri=tracking_uri
-        )
-        pointer = read_pointer(Path(path).parent)
-    except (MlflowException, OSError, ValueError) as error:
-        raise DamagedError(
-            f"{uri}: no readable {POINTER} at {version.source}: not a NULLs model, or damaged"
-        ) from error
-    return ModelVersion(
-        uri=uri,
-        name=version.name,
-        version=int(version.version),
-        run_id=version.run_id or None,
-        request_id=version.tags.get("nulls.request"),
-        experiment_id=version.tags["nulls.experiment"],
-        tracking_uri=tracking_uri,
         pointer=pointer,
     )
+    return PythonModel(ServedModel.load(version, in_force(version)))
 
 
 def _add_version(
@@ -201,12 +177,13 @@ def _add_version(
 ) -> str:
     from mlflow.exceptions import MlflowException
 
-    revoked = hashlib.sha256("".join(pointer["revoked"]).encode()).hexdigest()[:16]
     tags = {
         "nulls.snapshot": pointer["snapshot"],
         "nulls.sinks": json.dumps(pointer["layout"], sort_keys=True),
         "nulls.weights": pointer["weights"],
-        "nulls.revoked": f"{len(pointer['revoked'])}:{revoked}",
+        "nulls.weights_id": pointer["weights_id"],
+        "nulls.pointer": pointer_digest(pointer),
+        "nulls.revoked": set_digest(int(text, 16) for text in pointer["revoked"]),
         "nulls.experiment": experiment_id,
         **(tags or {}),
     }
@@ -233,7 +210,8 @@ def _write_model(folder: Path, pointer: dict[str, Any], model_id: str, run_id: s
     (folder / POINTER).write_text(json.dumps(pointer, indent=1))
     model = Model(run_id=run_id, model_id=model_id)
     pyfunc.add_to_model(model, loader_module="training.serving.flavor")
-    model.add_flavor("nulls", weights=pointer["weights"], snapshot=pointer["snapshot"])
+    digest = pointer_digest(pointer)
+    model.add_flavor("nulls", weights=pointer["weights"], snapshot=pointer["snapshot"], pointer=digest)
     model.save(str(folder / "MLmodel"))
 
 

@@ -1,11 +1,11 @@
 """A loaded model version that generates text, and never through the sinks of a revoked source.
 
 The command line, the HTTP service and MLflow's pyfunc reach the weights only through `ServedModel`. It knows which
-sources were trained, which were held out and which are revoked. A request for the sinks of any but a trained source
-that is not revoked is an error before anything is computed.
+sources were trained, which were held out and which are revoked (`training.serving.in_force`). A request for the sinks
+of any but a trained source that is not revoked is an error before anything is computed.
 
-Run: ``ServedModel.load(version).generate("Who founded anarchism?")``. Cost: loading checks the weights' digest, about
-2 s for each GB.
+Run: ``flavor.load(uri, tracking_uri=...).generate("Who founded anarchism?")``. Cost: loading checks the weights'
+digest, about 2 s for each GB.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from registry import ids
-from registry.errors import NotFoundError, RefusedError, UsageError
+from registry.errors import DamagedError, NotFoundError, RefusedError, UsageError
 from registry.ids import MaskId, SourceId
+from training.serving.in_force import InForce
 from training.serving.router import Router
 from training.serving.version import ROUTER_FILE, ModelVersion
 from training.serving.weights import local_weights
@@ -35,10 +36,11 @@ class ServedModel:
     """A loaded model version.
 
     Attributes:
-        version: the version that was loaded, with its revoked sources.
+        version: the version that was loaded.
         model: in evaluation mode, on a GPU if there is one.
         tokenizer: the model's.
         router: chooses a source for a prompt.
+        in_force: what is revoked in it.
         mask_ids: for an imported model, the numbers that it knows its sources by; None for a model trained here.
     """
 
@@ -46,11 +48,16 @@ class ServedModel:
     model: NullsForCausalLM
     tokenizer: Any
     router: Router
+    in_force: InForce
     mask_ids: MaskIds | None = None
 
     @classmethod
-    def load(cls, version: ModelVersion) -> ServedModel:
+    def load(cls, version: ModelVersion, in_force: InForce) -> ServedModel:
         """Load the weights that `version` points to.
+
+        Args:
+            version: the version.
+            in_force: what is revoked in it, from `training.serving.in_force.in_force`.
 
         Raises:
             DamagedError, ServiceError: see `training.serving.weights.local_weights`.
@@ -64,8 +71,14 @@ class ServedModel:
         folder = local_weights(version)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = NullsForCausalLM.from_pretrained(folder).eval().to(device)
+        if model.config.layout.to_dict() != version.layout.to_dict():
+            raise DamagedError(
+                f"{version.uri}: {folder}/config.json draws sinks differently than the version was registered with; "
+                "restore it from a copy"
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(version, model, tokenizer, Router.load(folder / ROUTER_FILE), MaskIds.load(folder))
+        router = Router.load(folder / ROUTER_FILE)
+        return cls(version, model, tokenizer, router, in_force, MaskIds.load(folder))
 
     @property
     def trained(self) -> frozenset[SourceId]:
@@ -75,7 +88,8 @@ class ServedModel:
     @functools.cached_property
     def out_of_force(self) -> frozenset[SourceId]:
         """The sources whose sinks stay off: the revoked ones, and in an imported model those with the same sinks."""
-        return self.version.revoked | self.version.same_sinks(self.version.revoked)
+        revoked = frozenset(self.in_force.revoked)
+        return revoked | self.version.same_sinks(revoked)
 
     def mask_id(self, source_id: int) -> MaskId:
         """Return the id that the source's sinks are drawn from: its own, or its number in an imported model.
@@ -93,8 +107,8 @@ class ServedModel:
             NotFoundError: the source was never trained.
         """
         name = ids.format_id(source_id)
-        if source_id in self.version.revoked:
-            raise RefusedError(f"source {name} is unlearned in {self.version.uri or 'this model'}: its sinks stay off")
+        if (where := self.in_force.revoked.get(SourceId(source_id))) is not None:
+            raise RefusedError(f"source {name} is unlearned in these weights ({where}): its sinks stay off")
         if source_id in self.version.heldout:
             raise RefusedError(f"source {name} was held out of training: it has no trained sinks")
         if source_id in self.out_of_force:

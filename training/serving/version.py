@@ -1,7 +1,8 @@
 """A model version as its pointer describes it: weights, snapshot, sink layout, held-out and revoked sources.
 
 The pointer is the small file `nulls.json`. Training writes it beside the weights; every registered version has its own
-copy, with the digest of the weights and the revoked sources. Reading one loads no weights and imports no torch.
+copy, with the digest of the weights and the sources that were revoked when it was made. What is revoked *now* is more
+than the pointer knows: `training.serving.in_force`. Reading a pointer loads no weights and imports no torch.
 
 Run: ``read_pointer(folder)["snapshot"]``. Cost: one JSON file of a few kilobytes.
 """
@@ -9,8 +10,9 @@ Run: ``read_pointer(folder)["snapshot"]``. Cost: one JSON file of a few kilobyte
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,25 @@ def read_pointer(folder: Path) -> dict[str, Any]:
     """
     pointer: dict[str, Any] = json.loads((folder / POINTER).read_text())
     return pointer
+
+
+def weights_id(tensors: str, layout: Mapping[str, Any]) -> str:
+    """Return the id of weights that revocations belong to: 64 hex digits.
+
+    Args:
+        tensors: SHA-256 of the weight files, mask ids included (`training.checkpoint.export.weights_digest`).
+        layout: `SinkLayout.to_dict()`. Another seed or scheme gives other sources the same rows, and is another model.
+    """
+    return hashlib.sha256(_canonical({"tensors": tensors, "layout": dict(layout)})).hexdigest()
+
+
+def pointer_digest(pointer: Mapping[str, Any]) -> str:
+    """Return the digest of a pointer that its version's tag `nulls.pointer` holds: 32 hex digits of SHA-256."""
+    return hashlib.sha256(_canonical(pointer)).hexdigest()[:32]
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,8 +94,18 @@ class ModelVersion:
 
     @property
     def weights_digest(self) -> str:
-        """SHA-256 of the weights: versions with the same digest have the same weights."""
+        """SHA-256 of the weight files."""
         return str(self.pointer["weights_sha256"])
+
+    @property
+    def weights_id(self) -> str:
+        """The id of the weights: versions with the same id have the same revocations."""
+        return weights_id(self.weights_digest, self.pointer["layout"])
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The ids of the weights that these were made from (by erasing or fine-tuning), the nearest first."""
+        return tuple(self.pointer.get("lineage", ()))
 
     @property
     def layout(self) -> SinkLayout:
@@ -88,7 +119,7 @@ class ModelVersion:
 
     @property
     def revoked(self) -> frozenset[SourceId]:
-        """The sources whose sinks are never switched on again."""
+        """The sources that were revoked when this version was made; more may be by now."""
         return frozenset(SourceId(int(text, 16)) for text in self.pointer["revoked"])
 
     def same_sinks(self, source_ids: Collection[int]) -> frozenset[SourceId]:

@@ -25,6 +25,11 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be
 WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Processes that work at once.")]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL_URI", help="models:/NAME/VERSION or models:/NAME@ALIAS.")]
 
+OfflineOption = Annotated[
+    bool,
+    typer.Option("--offline", help="Accept what the version itself revokes where the catalogue cannot be asked."),
+]
+
 MODEL_PANEL = "Model"
 ModelNameOption = Annotated[
     str, typer.Option("--model", metavar="NAME", help="Name to register the model under.", rich_help_panel=MODEL_PANEL)

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from registry.catalog.database import metadata
+from registry.catalog.tables import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=metadata)

@@ -28,7 +28,8 @@ import yaml
 from orchestration.jobs.address import find_job_server
 from orchestration.jobs.cluster import Cluster, JobState, outcome
 from orchestration.jobs.submission import MODEL_KEY, Submission, interpreter
-from registry.catalog.database import Catalog, models
+from registry.catalog.database import Catalog
+from registry.catalog.tables import models
 from registry.errors import NotFoundError, RefusedError, ServiceError
 from tests.orchestration.cli import commands
 from tests.orchestration.cli.commands import Done, answer, process_environment

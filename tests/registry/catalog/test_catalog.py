@@ -21,8 +21,11 @@ from alembic.script import ScriptDirectory
 
 from registry.catalog import database as catalog_module
 from registry.catalog import ledger as ledger_module
-from registry.catalog.database import HEAD_REVISION, Catalog, catalog_url, metadata
-from registry.catalog.ledger import Ledger, State, evidence_digest
+from registry.catalog import tables
+from registry.catalog.chain import evidence_digest
+from registry.catalog.database import Catalog, catalog_url
+from registry.catalog.ledger import Ledger, State
+from registry.catalog.tables import HEAD_REVISION, metadata
 from registry.errors import DamagedError, NotFoundError, ServiceError, UsageError
 from tests.registry import postgres
 
@@ -78,7 +81,7 @@ def ledger(catalog: Catalog) -> Ledger:
 
 def filled(ledger: Ledger) -> list[str]:
     """Record two requests with interleaved events, and return their ids."""
-    first, second = ledger.open_request(**REQUEST), ledger.open_request(**REQUEST)
+    first, second = (ledger.open_request(**REQUEST | {"sources": [key]}) for key in ("wiki:enwiki:12", "web:a.example"))
     for state in (State.PLANNED, State.APPLIED):
         for request_id in (first, second):
             ledger.append(request_id, state, detail={"step": state.value})
@@ -146,7 +149,7 @@ def test_recording_twice_changes_nothing(catalog: Catalog) -> None:
     for weights in ("first", "second"):
         catalog.record_model("models:/m/1", snapshot_id="ab" * 32, weights=weights, run_id=None)
     with catalog.read() as connection:
-        assert connection.scalars(sa.select(catalog_module.models.c.weights)).all() == ["first"]
+        assert connection.scalars(sa.select(tables.models.c.weights)).all() == ["first"]
 
 
 # the ledger
@@ -173,7 +176,7 @@ def test_a_request_from_its_opening_to_its_last_state(ledger: Ledger) -> None:
 
 def test_requests_are_listed_in_order_with_their_own_events(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "now", lambda: "2026-01-01T00:00:00.000Z")  # all at the same time
-    opened = [ledger.open_request(**REQUEST | {"reason": str(i)}) for i in range(20)]
+    opened = [ledger.open_request(**REQUEST | {"sources": [f"wiki:enwiki:{i}"]}) for i in range(20)]
     ledger.append(opened[3], State.REFUSED)
     assert [request.request_id for request in ledger.requests()] == opened
     states = [request.state for request in ledger.requests()]
@@ -304,7 +307,7 @@ for i in range(6):
     ledger = Ledger(catalog)
     catalog.record_snapshot(f"{i}" * 64, registry="/r", parent=None)
     request = ledger.open_request(requested_by=name, reason=str(i), action="revoke", policy="all-owners",
-                                  model_name="m", model_before="models:/m/1", sources=["web:a.example"])
+                                  model_name="m", model_before="models:/m/1", sources=[f"web:{name}{i}.example"])
     for state in (State.PLANNED, State.APPLIED):
         ledger.append(request, state)
 """
@@ -328,7 +331,7 @@ def test_four_processes_at_once_lose_nothing(url: str, open_catalog: Callable[[s
 def test_a_failed_transaction_writes_nothing(catalog: Catalog) -> None:
     with pytest.raises(RuntimeError), catalog.exclusive("x") as connection:  # noqa: PT012
         row = {"snapshot_id": "ab", "registry": "", "parent": None, "created_at": ""}
-        connection.execute(sa.insert(catalog_module.snapshots).values(**row))
+        connection.execute(sa.insert(tables.snapshots).values(**row))
         raise RuntimeError
     assert catalog.snapshot_times() == {}
 
@@ -342,7 +345,7 @@ def test_a_read_only_database_can_be_read(tmp_path: Path, open_catalog: Callable
     assert ledger.verify() == 6
     assert ledger.request(first).state is State.APPLIED
     with pytest.raises(ServiceError, match="readonly"):
-        ledger.append(first, State.FAILED)
+        ledger.append(first, State.VERIFIED)
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 99, b"SQLite format 3\0" + b"\xff" * 4080])
