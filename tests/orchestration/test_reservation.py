@@ -47,8 +47,8 @@ def test_all_queries_that_name_no_source_are_named_at_once(settings: Settings, t
         with_reserved(CONFIG, settings, ["Article 3", "Article 999", "Article 998"], None)
     with pytest.raises(UsageError, match="cannot be read"):
         with_reserved(CONFIG, settings, [], tmp_path / "nowhere.txt")
+    small = TrainConfig.preset("demo", model={"num_pool": 400})
     with pytest.raises(UsageError, match="set num_pool to"):
-        small = TrainConfig.preset("demo", model={"num_pool": 400})
         with_reserved(small, settings, [key(3), key(7)], None)
 
 

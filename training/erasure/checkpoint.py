@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from registry.errors import DamagedError
@@ -122,7 +122,7 @@ def _read(directory: Path, rows: ErasedRows) -> tuple[dict[str, int], str]:
             digest.update(data)
             continue
         values = tensor.reshape(len(tensor), -1)
-        digest.update(values[torch.from_numpy(~mine)].contiguous().view(torch.uint8).numpy())
+        digest.update(values[torch.from_numpy(~mine)].contiguous().view(torch.uint8).numpy().tobytes())
         kind = index.fqn.rpartition(".")[2]
         left[kind if kind in left else "weights"] += int((values[torch.from_numpy(mine)] != 0).any(1).sum())
     return left, digest.hexdigest()

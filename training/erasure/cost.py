@@ -7,7 +7,7 @@ costs exactly 0.
 
 Cost: 0.1 us a sink, layer and other source (40 s for 100,000 sources of 128 sinks in 32 layers on one core); loading
 the model, and two passes over at most 8,192 tokens of each sampled source.
-Run: ``measure(version, [source_id], snapshot).worst_nats``.
+Run: ``measure(version, [source_id], snapshot, revoked=(), load=load).worst_nats``.
 
 Shapes: N sources.
 """
@@ -17,13 +17,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from registry.ids import format_id
 from registry.lookup import Source, read_sources
 from registry.snapshot import Snapshot
 from training.erasure.erase import rows_of
@@ -75,6 +76,8 @@ def measure(
     source_ids: Collection[int],
     snapshot: Snapshot,
     *,
+    revoked: Collection[int],
+    load: Callable[[], ServedModel],
     progress: Callable[[str], None] = lambda _: None,
 ) -> Cost:
     """Return what erasing these sources would cost the others; nothing is written.
@@ -83,6 +86,8 @@ def measure(
         version: the version to erase from.
         source_ids: the sources to erase, shared ones included.
         snapshot: the one that it was trained on.
+        revoked: sources that are out of force already, and so have nothing to lose.
+        load: loads the version; called if the snapshot has text to measure.
         progress: called with a message at each step.
 
     Raises:
@@ -91,39 +96,45 @@ def measure(
     """
     folder = local_weights(version)
     rows = rows_of(version, folder, source_ids)
-    gone = np.array(sorted({*source_ids, *version.revoked}), dtype=np.int64)
+    gone = np.array(sorted({*source_ids, *revoked}), dtype=np.int64)
     others_N = np.setdiff1d(Router.trained_ids(folder / ROUTER_FILE), gone)
     progress(f"sinks that {len(others_N):,} other sources share")
     share_N = shares(version.layout, MaskIds.load(folder), others_N, rows)
     order_N = np.argsort(-share_N, kind="stable")
-    chosen = _sample(share_N, order_N) if snapshot.shards() else {}
-    named = read_sources(snapshot, [int(others_N[i]) for i in {*order_N[:NUM_WORST].tolist(), *chosen}])
+    worst_N = order_N[:NUM_WORST][share_N[order_N[:NUM_WORST]] > 0]
+    named = read_sources(snapshot, others_N[worst_N].tolist())
     measured = []
-    if chosen:
-        drawn = {int(others_N[index]): how for index, how in chosen.items()}
-        known = {source_id: named[source_id] for source_id in drawn if source_id in named}
-        losses = _losses(ServedModel.load(version), snapshot, list(known.values()), rows, progress)
-        by_id = dict(zip(others_N.tolist(), share_N.tolist(), strict=True))
+    if snapshot.shards() and len(others_N):
+        drawn = {int(others_N[index]): how for index, how in _sample(share_N, order_N).items()}
+        sources = read_sources(snapshot, drawn)
+        losses = _losses(load(), snapshot, list(sources.values()), rows, progress)
+        share_of = dict(zip(others_N.tolist(), share_N.tolist(), strict=True))
         measured = [
-            {"key": known[n].key, "share": by_id[n], "drawn": drawn[n], "loss_before": old, "loss_after": new}
-            for n, (old, new) in zip(known, losses, strict=True)
+            {"key": source.key, "share": share_of[n], "drawn": drawn[n], "loss_before": old, "loss_after": new}
+            for (n, source), (old, new) in zip(sources.items(), losses, strict=True)
         ]
-    rises = [(row["loss_after"] - row["loss_before"], row["drawn"]) for row in measured]
+    mean, worst = rises(measured)
     return Cost(
         num_sources=len(others_N),
         num_losing=int((share_N > 0).sum()),
         share=_quantiles(share_N),
-        worst=[
-            {"key": _key(named, int(others_N[i])), "share": float(share_N[i])}
-            for i in order_N[:NUM_WORST]
-            if share_N[i] > 0
-        ],
+        worst=[{"key": _key(named, int(others_N[i])), "share": float(share_N[i])} for i in worst_N],
         measured=measured,
-        mean_nats=statistics.fmean([rise for rise, how in rises if how == "random"] or [r for r, _ in rises])
-        if rises
-        else None,
-        worst_nats=max(rise for rise, _ in rises) if rises else None,
+        mean_nats=mean,
+        worst_nats=worst,
     )
+
+
+def rises(measured: Sequence[Mapping[str, Any]]) -> tuple[float | None, float | None]:
+    """Return the mean rise of the loss over the random sample, and the largest over all: nats a token, None for none.
+
+    Where there are so few sources that all were drawn as the worst, the mean is over them.
+    """
+    if not measured:
+        return None, None
+    rise = [(row["loss_after"] - row["loss_before"], row["drawn"]) for row in measured]
+    drawn = [value for value, how in rise if how == "random"] or [value for value, _ in rise]
+    return statistics.fmean(drawn), max(value for value, _ in rise)
 
 
 def _sample(share_N: npt.NDArray[np.float32], order_N: npt.NDArray[np.int64]) -> dict[int, str]:
@@ -178,7 +189,5 @@ def zeroed(model: NullsForCausalLM, rows: ErasedRows) -> Iterator[None]:
                 pool_PD[index] = values
 
 
-def _key(named: dict[int, Source], source_id: int) -> str:
-    from registry.ids import format_id
-
+def _key(named: Mapping[int, Source], source_id: int) -> str:
     return named[source_id].key if source_id in named else format_id(source_id)

@@ -117,7 +117,7 @@ def _read(folder: Path, rows: ErasedRows) -> tuple[list[int], str]:
                     continue
                 _add(digest, data_PB[~erased_P])
                 index = np.flatnonzero(erased_P)
-                layer = int(_pool(name)[1])  # type: ignore[index]
+                layer = int(_pool(name)[1])
                 zero_LP[layer, index] &= ~data_PB[index].any(1)
         elif path.name not in (POINTER, ROUTER_FILE):
             digest.update(f"{path.name}:{sha256_of(path)}".encode())

@@ -20,5 +20,5 @@ def test_reserved_sources_of_the_snapshot_are_returned_in_the_order_of_their_ids
 def test_a_reserved_source_without_text_is_an_error_that_names_it(snapshot: Snapshot) -> None:
     with pytest.raises(UsageError, match=r"web:empty\.example have no text"):
         check_reserved(snapshot, [ARTICLE, EMPTY])
-    with pytest.raises(UsageError, match="0000000000000007.* and 2 more are not in"):
+    with pytest.raises(UsageError, match=r"0000000000000007.* and 2 more are not in"):
         check_reserved(snapshot, [ARTICLE, *range(1, 11)])
