@@ -29,7 +29,7 @@ from registry import ids
 from registry.errors import DamagedError, RefusedError
 from training.erasure import weights as erased_weights
 from training.erasure.rows import ErasedRows, erased_rows
-from training.serving.version import ModelVersion
+from training.serving.version import ModelVersion, read_pointer, weights_id
 from training.serving.weights import local_weights
 from training.sinks.mask_ids import MaskIds
 
@@ -125,3 +125,38 @@ def _home(version: ModelVersion, folder: Path) -> Path:
 def _name(version: ModelVersion, source_ids: Collection[int]) -> str:
     names = " ".join(ids.format_id(source_id) for source_id in sorted(source_ids))
     return _PREFIX + hashlib.sha256(f"{version.weights_digest} {names}".encode()).hexdigest()[:16]
+
+
+def erased_pointer(version: ModelVersion, erased: Erased) -> dict[str, Any]:
+    """Return the pointer of a version whose weights are erased ones of `version`.
+
+    Its `lineage` names the weights that they were made from, so that all that is revoked in those stays in force. Where
+    the old weights have a remote copy at s3://, the new ones are uploaded beside it.
+
+    Raises:
+        ServiceError: the remote copy cannot be written.
+    """
+    pointer = {name: value for name, value in version.pointer.items() if name != "weights_copy"}
+    noted = read_pointer(erased.weights)
+    pointer |= {
+        "weights": str(erased.weights),
+        "weights_sha256": erased.weights_sha256,
+        "weights_id": weights_id(erased.weights_sha256, version.pointer["layout"]),
+        "lineage": [version.weights_id, *version.lineage],
+        "erased": noted["erased"],
+        "erased_from": noted["erased_from"],
+    }
+    if version.weights_copy is not None:
+        pointer["weights_copy"] = _put_copy(version.weights_copy, erased)
+    return pointer
+
+
+def _put_copy(copy: str, erased: Erased) -> str:
+    from registry.storage.s3 import S3Path
+    from training.checkpoint.remote_copy import RemoteRun
+
+    weights_prefix = S3Path.parse(copy)
+    run = S3Path(weights_prefix.bucket, weights_prefix.key.rpartition("/")[0])
+    if run.name.startswith(_PREFIX):
+        run = S3Path(run.bucket, run.key.rpartition("/")[0])
+    return RemoteRun(root=run / erased.weights.parent.name).put_weights(erased.weights)
