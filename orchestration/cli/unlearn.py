@@ -10,11 +10,12 @@ import typer
 from orchestration.cli.parameters.options import DryRunOption, JsonOption, ModelArgument, RegistryOption
 from orchestration.output import Output
 from orchestration.settings import Settings
+from orchestration.unlearning.erasure import DEFAULT_MAX_COST_NATS, Budget, cost_lines, proof_lines
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
 from registry.errors import UsageError
 
-_REQUEST, _RUN = "Request", "Order of work"
+_REQUEST, _ERASE, _RUN = "Request", "Erasing", "Order of work"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,28 @@ class UnlearnRequest:
             rich_help_panel=_REQUEST,
         ),
     ] = Policy.ALL_OWNERS
+    erase: Annotated[
+        bool,
+        typer.Option(
+            "--erase",
+            help="Make weights in which the sources' sinks are zero, for weights that leave the house; others lose the "
+            "sinks that they share.",
+            rich_help_panel=_ERASE,
+        ),
+    ] = False
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost",
+            metavar="NATS",
+            help=f"Refuse if another source's loss rises by more, per token; by default {DEFAULT_MAX_COST_NATS}.",
+            rich_help_panel=_ERASE,
+        ),
+    ] = None
+    accept_cost: Annotated[
+        bool,
+        typer.Option("--accept-cost", help="Erase whatever it costs other sources.", rich_help_panel=_ERASE),
+    ] = False
     requested_by: Annotated[
         str | None,
         typer.Option("--requested-by", metavar="WHO", help="Who asked; by default you.", rich_help_panel=_REQUEST),
@@ -62,8 +85,8 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
 
     with output.progress("unlearn") as update:
         if request.resume:
-            if request.queries or request.dry_run:
-                raise UsageError("--resume continues a request as it was made: leave out SOURCE... and --dry-run")
+            if request.queries or request.dry_run or request.erase:
+                raise UsageError("--resume continues a request as it was made: leave out SOURCE..., --erase, --dry-run")
             result = act.resume(settings, request.resume, progress=update)
         else:
             result = act.unlearn(
@@ -72,6 +95,7 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 request.queries or [],
                 reason=request.reason,
                 policy=request.policy,
+                erase=_budget(request),
                 requested_by=request.requested_by,
                 dry_run=request.dry_run,
                 measure=not request.no_evidence,
@@ -82,9 +106,19 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
         raise typer.Exit(1)
 
 
+def _budget(request: UnlearnRequest) -> Budget | None:
+    if not request.erase:
+        if request.max_cost is not None or request.accept_cost:
+            raise UsageError("--max-cost and --accept-cost: revoking costs others nothing; give them with --erase")
+        return None
+    max_cost = DEFAULT_MAX_COST_NATS if request.max_cost is None else request.max_cost
+    return Budget(max_cost_nats=max_cost, accept_cost=request.accept_cost)
+
+
 def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
-    verb = "would revoke" if dry_run else "revoked"
+    erasure = data["erasure"]
+    verb = ("would erase" if erasure else "would revoke") if dry_run else ("erased" if erasure else "revoked")
     text = [f"{verb} {', '.join(data['sources'])}"]
     text += [f"{verb} with it: {', '.join(data['also_removed'])}"] if data["also_removed"] else []
     for kept in data["kept_by_other_owners"]:
@@ -96,8 +130,18 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
     if num_same := data["collateral"]["num_with_the_same_sinks"]:
         text.append(f"lose their sinks too, since they are the very same: {num_same} other sources of this model")
     if dry_run:
-        return text
+        return text + (_estimate_lines(erasure) if erasure else [])
     text.append(
         f"new version {data['model_uri']} in {data['seconds']:.2f} s; request {data['request_id']}: {data['state']}"
     )
-    return text + (evidence_lines(data["evidence"]) if data["evidence"] else [])
+    if data["evidence"]:
+        return text + evidence_lines(data["evidence"])
+    return text + (cost_lines(erasure["cost"]) + proof_lines(erasure["proof"]) if erasure else [])
+
+
+def _estimate_lines(erasure: dict[str, Any]) -> list[str]:
+    """Format the cost that a dry run measured, and whether it is within the budget."""
+    text = cost_lines(erasure["cost"])
+    if erasure["objection"] and not erasure["budget"]["accept_cost"]:
+        text.append(f"would be refused: {erasure['objection']}; --max-cost or --accept-cost allows it")
+    return text

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ERASE = "erase"
 """The action of such a request in the ledger."""
 DEFAULT_MAX_COST_NATS = 0.05
-"""Largest rise of another source's loss, nats a token, that needs no consent: see docs/LOG.md for what it is next to."""
+"""Largest rise of another source's loss, nats a token, that needs no consent; docs/LOG.md has measured ones."""
 _SAME_NATS = 1e-4  # two measurements of one source under the same sinks differ by less
 
 Load = Callable[[], "ServedModel"]
@@ -85,25 +85,38 @@ class Prepared:
     """For the ledger: `cost`, `budget`, `proof`."""
 
 
+def loader(version: ModelVersion, catalog: str | None) -> Load:
+    """Return a function that loads a version for measuring."""
+
+    def load() -> ServedModel:
+        from training.serving import flavor
+
+        return flavor.load(version.uri, tracking_uri=version.tracking_uri, catalog=catalog)
+
+    return load
+
+
 def erased_already(version: ModelVersion, revoked: Mapping[SourceId, str]) -> dict[SourceId, str]:
     """Return those of the revoked sources that the weights of a version were erased of: there is nothing to erase."""
     erased = {int(text, 16) for text in version.pointer.get("erased", ())}
     return {source_id: place for source_id, place in revoked.items() if source_id in erased}
 
 
-def cost_of(
+def estimate(
     version: ModelVersion,
     snapshot: Snapshot,
     source_ids: Collection[int],
+    budget: Budget,
     *,
     revoked: Collection[int],
     load: Load,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Return what erasing these sources would cost the others, for the plan; see `training.erasure.cost.measure`."""
+    """Return what `prepare` would decide, for the dry run: `cost`, `budget`, and `objection`, None if within it."""
     from training.erasure.cost import measure
 
-    return measure(version, source_ids, snapshot, revoked=revoked, load=load, progress=progress).to_dict()
+    cost = measure(version, source_ids, snapshot, revoked=revoked, load=load, progress=progress).to_dict()
+    return {"cost": cost, "budget": budget.to_dict(), "objection": budget.objection(cost)}
 
 
 def prepare(
@@ -133,19 +146,18 @@ def prepare(
     """
     from training.erasure.erase import erase, erased_pointer
 
-    cost = cost_of(version, snapshot, source_ids, revoked=revoked, load=load, progress=progress)
-    objection = budget.objection(cost)
-    if objection is not None and not budget.accept_cost:
+    found = estimate(version, snapshot, source_ids, budget, revoked=revoked, load=load, progress=progress)
+    if found["objection"] is not None and not budget.accept_cost:
         raise RefusedError(
-            f"erasing would cost others too much: {objection}. Revoking (without --erase) costs them nothing; or allow "
-            "it with --max-cost NATS or --accept-cost. Sources that are reserved at training cost nobody anything"
+            f"erasing would cost others too much: {found['objection']}. Revoke without --erase, which costs them "
+            "nothing, or allow it with --max-cost NATS or --accept-cost; sources reserved at training cost nobody anything"
         )
     progress("writing the erased weights")
     erased = erase(version, source_ids)
     return Prepared(
         source_ids=frozenset(source_ids),
         pointer=erased_pointer(version, erased),
-        detail={"cost": cost, "budget": budget.to_dict(), "proof": erased.proof},
+        detail={"cost": found["cost"], "budget": found["budget"], "proof": erased.proof},
     )
 
 
@@ -190,8 +202,8 @@ def cost_lines(cost: Mapping[str, Any]) -> list[str]:
         return ["cost to others: none, no other source shares a sink with these"]
     share = cost["share"]
     text = [
-        f"cost to others: {cost['num_losing']:,} of {cost['num_sources']:,} lose sinks, {share['mean']:.1%} of theirs on "
-        f"average, {share['max']:.1%} at most"
+        f"cost to others: {cost['num_losing']:,} of {cost['num_sources']:,} lose sinks, {share['mean']:.1%} of theirs "
+        f"on average, {share['max']:.1%} at most"
     ]
     if cost["worst_nats"] is None:
         return [*text, "  their loss was not measured, since the registry does not hold the text"]
