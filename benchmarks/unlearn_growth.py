@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unlearn_model import registered
-
 from orchestration.unlearning.unlearn import unlearn
+from tests.many import registered
 
 
 def growth(num_versions: int = 1000, num_revoked: int = 10_000, turns: int = 15) -> dict[str, Any]:

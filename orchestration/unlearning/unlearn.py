@@ -22,15 +22,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
-from orchestration.unlearning import erasure
+from orchestration.unlearning import erasure, intake
 from orchestration.unlearning.erasure import Budget
+from orchestration.unlearning.intake import REINSTATE
 from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan, recorded_plan
+from orchestration.unlearning.request_lines import Line, reason_of
+from orchestration.unlearning.targets import find
+from orchestration.unlearning.wrong import at_lines
+from registry import ids
 from registry.catalog.ledger import Ledger, Request
 from registry.catalog.revocations import Change
 from registry.catalog.states import State, TransitionError
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.ids import SourceId
-from registry.lookup import Source, read_sources, resolve
+from registry.lookup import Source, Unresolved, read_sources, resolve_all
 from registry.snapshot import Registry, Snapshot
 
 if TYPE_CHECKING:
@@ -38,7 +43,6 @@ if TYPE_CHECKING:
 
     from training.serving.flavor import ModelVersion
 
-REVOKE = "revoke"
 Progress = Callable[[str, float | None], None]
 
 
@@ -53,6 +57,8 @@ class Result:
     evidence: Mapping[str, Any] | None
     seconds: float
     evidence_seconds: float | None = None
+    wrong: Sequence[Mapping[str, Any]] = ()
+    """Lines that were left out (`partial`), each with what is wrong with it."""
     erasure: Mapping[str, Any] | None = None
     """Of an erasure: `cost`, `budget`, and unless it is a dry run `proof`."""
 
@@ -68,6 +74,7 @@ class Result:
             "state": self.state.value,
             "model_uri": self.model_uri,
             **self.plan.to_dict(),
+            "wrong": list(self.wrong),
             "erasure": self.erasure,
             "evidence": self.evidence,
             "seconds": round(self.seconds, 3),
@@ -80,10 +87,12 @@ def unlearn(
     model_uri: str,
     queries: Sequence[str],
     *,
-    reason: str,
+    reason: str = "",
+    lines: Sequence[Line] = (),
     policy: Policy = Policy.ALL_OWNERS,
     erase: Budget | None = None,
     requested_by: str | None = None,
+    partial: bool = False,
     dry_run: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
@@ -94,32 +103,39 @@ def unlearn(
         settings: the stores; the snapshot is the one that the model was trained on.
         model_uri: `models:/NAME/VERSION`.
         queries: URLs, titles, ISBNs, keys or ids.
-        reason: why, for the ledger.
+        reason: why, for the ledger; needed if there are queries, or a line without a reason of its own.
+        lines: more sources, from a file (`orchestration.unlearning.request_lines`).
         policy: when text with several owners is removed.
         erase: make weights without the sources' sinks, within this budget; None only revokes.
         requested_by: the requester; by default the login name.
+        partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
         dry_run: decide and return the plan, and write nothing.
         measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
         progress: called with a message, and the share done if known.
 
     Raises:
         NotFoundError: no such model, or a source that its snapshot does not hold.
-        UsageError: an ambiguous title, an empty reason, or no source.
+        UsageError: an ambiguous title, no reason, or no source.
         RefusedError: a source was never trained, or is unlearned already, or erasing costs others more than the budget;
             nothing is changed.
+        NullsError: of several lines that are wrong, see `orchestration.unlearning.wrong`; `facts` have all of them.
     """
     from training.serving import flavor
     from training.serving.in_force import in_force
 
     started = time.monotonic()
-    if not queries or not reason.strip():
+    asked = [*(Line(query=query) for query in queries), *lines]
+    if not asked or (queries and not reason.strip()):
         raise UsageError("an unlearn needs at least one source, and a reason for the ledger (--reason)")
+    reason = reason_of(asked, reason)
     base = flavor.describe(model_uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
-    targets = list({source.source_id: source for source in (resolve(snapshot, q) for q in queries)}.values())
+    found = find(snapshot, asked, progress)
     if dry_run:
         revoked = in_force(base, catalog=settings.catalog_url()).revoked
-        plan = _plan(snapshot, base, targets, policy, revoked, erase=erase is not None)
+        done = erasure.done_already(base, revoked, erase=erase is not None)
+        found = intake.sorted_out(snapshot, base, found, done, partial=partial)
+        plan = _plan(snapshot, base, list(found.targets.values()), policy, revoked, erase=erase is not None)
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -127,6 +143,7 @@ def unlearn(
             plan=plan,
             evidence=None,
             seconds=time.monotonic() - started,
+            wrong=[row.to_dict() for row in found.wrong],
             erasure=erasure.estimate(
                 base,
                 snapshot,
@@ -140,17 +157,23 @@ def unlearn(
             else None,
         )
     ledger = Ledger(settings.open_catalog())
-    request_id = ledger.open_request(
+    order = intake.Order(
         requested_by=requested_by or getpass.getuser(),
         reason=reason,
-        action=erasure.ERASE if erase else REVOKE,
         policy=policy.value,
-        model_name=base.name,
-        model_before=base.uri,
-        sources=[source.key for source in targets],
-        detail={"budget": erase.to_dict()} if erase else None,
+        partial=partial,
+        budget=erase,
     )
-    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    while True:
+        request_id = intake.open_request(ledger, snapshot, base, found, order)
+        try:
+            result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+        except RefusedError as error:
+            # Another request took a source meanwhile: what is right is now less, so this ends.
+            if not (partial and error.facts.get("wrong")):
+                raise
+        else:
+            return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
 
 
 def resume(
@@ -171,13 +194,30 @@ def resume(
     started = time.monotonic()
     ledger = Ledger(settings.open_catalog())
     request = ledger.request(request_id)
+    if request.action == REINSTATE:
+        raise UsageError(f"request {request_id} is a reinstatement: continue it with `nulls reinstate --resume`")
     if request.state.is_terminal or request.evidence_digest:
         raise RefusedError(f"request {request_id} has ended: {request.state.value}")
     # After the act the version before may be gone; what the request made has the same weights.
     uri = request.model_after if request.state is State.APPLIED and request.model_after else request.model_before
     base = flavor.describe(uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
-    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    if request.state is State.APPLIED:
+        _refuse_if_undone(ledger, base, request)
+    result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
+
+
+def _refuse_if_undone(ledger: Ledger, base: ModelVersion, request: Request) -> None:
+    """Raise an error if sources of an applied request were reinstated: there is nothing to measure."""
+    from training.serving import in_force
+
+    with ledger.catalog.read() as connection:
+        revoked = in_force.within(connection, base).revoked
+    back = [key for key in request.sources if ids.source_id(key) not in revoked]
+    if back:
+        others = f" and {len(back) - 1} others" if len(back) > 1 else ""
+        raise RefusedError(f"request {request.request_id} was undone: {back[0]}{others} was reinstated since")
 
 
 def snapshot_of(settings: Settings, version: ModelVersion) -> Snapshot:
@@ -250,7 +290,7 @@ def _act(
         prepared = _prepared(ledger, snapshot, base, request_id, progress)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
-            targets = [resolve(snapshot, key) for key in request.sources]
+            targets = _targets_of(snapshot, request)
             if request.model_after is not None:
                 return recorded_plan(snapshot, request.detail["plan"]), request.model_after
             try:
@@ -258,8 +298,9 @@ def _act(
                     raise prepared
                 plan, uri = _revoke(ledger, snapshot, base, request, targets, prepared, transaction)
             except RefusedError as error:
-                ledger.append(request_id, State.REFUSED, detail={"error": str(error)}, within=transaction)
-                refused = error
+                refused = at_lines(error, request.detail.get("lines", ()))
+                reasons = {"error": str(error), **refused.facts}
+                ledger.append(request_id, State.REFUSED, detail=reasons, within=transaction)
     except ServiceError:
         raise  # a store is down: the request stays open, and the same command continues it
     except (NotFoundError, UsageError, DamagedError) as error:
@@ -284,9 +325,8 @@ def _prepared(
         return None
     with ledger.catalog.read() as connection:
         revoked = in_force.within(connection, base).revoked
-    targets = [resolve(snapshot, key) for key in request.sources]
     try:
-        plan = _plan(snapshot, base, targets, Policy(request.policy), revoked, erase=True)
+        plan = _plan(snapshot, base, _targets_of(snapshot, request), Policy(request.policy), revoked, erase=True)
         return erasure.prepare(
             base,
             snapshot,
@@ -298,6 +338,15 @@ def _prepared(
         )
     except RefusedError as error:
         return error
+
+
+def _targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
+    targets: list[Source] = []
+    for found in resolve_all(snapshot, request.sources):
+        if isinstance(found, Unresolved):
+            raise found.error()
+        targets.append(found)
+    return targets
 
 
 def _revoke(
@@ -347,8 +396,7 @@ def _plan(
     *,
     erase: bool = False,
 ) -> Plan:
-    # What is only revoked can still be erased.
-    done = erasure.erased_already(base, revoked) if erase else revoked
+    done = erasure.done_already(base, revoked, erase=erase)
     plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=done, also_gone=revoked.keys())
     losing = sorted(base.same_sinks(plan.revoked) - base.same_sinks(revoked) - revoked.keys())
     if not losing:

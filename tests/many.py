@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +9,7 @@ import torch
 from orchestration.settings import Settings
 from registry import ids
 from registry.snapshot import Registry, Snapshot
+from tests.builders import alias_rows, commit_rows, text_rows
 from training.checkpoint import export
 from training.config import TrainConfig
 from training.data.tokenizer import sample_texts, train_tokenizer
@@ -18,22 +17,27 @@ from training.run.worker import build_model
 from training.serving import flavor
 from training.tracking import store
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.builders import alias_rows, commit_rows, text_rows  # noqa: E402
-
 NUM_HELDOUT = 12
 
 
-def registered(folder: Path, *, num_sources: int) -> tuple[Settings, list[str]]:
-    """Make the registry, the model and the stores in `folder`; return the stores and the keys that can be unlearned."""
+def registered(
+    folder: Path, *, num_sources: int, catalog: str | None = None, tracking: str | None = None
+) -> tuple[Settings, list[str]]:
+    """Make the registry, the model and the stores; return the stores and the keys that can be unlearned.
+
+    Args:
+        folder: of the registry and the weights.
+        num_sources: trained ones; a dozen are held out besides.
+        catalog, tracking: URLs of the catalogue and of MLflow's store; by default SQLite files in `folder`.
+    """
     keys = [f"wiki:enwiki:{number}" for number in range(1, num_sources + NUM_HELDOUT + 1)]
     snapshot = _snapshot(folder / "registry", keys)
-    _register(folder, snapshot, keys[:NUM_HELDOUT])
     settings = Settings(
         registry=str(folder / "registry"),
-        catalog=f"sqlite:///{folder / 'catalog.db'}",
-        tracking=f"sqlite:///{folder / 'mlflow.db'}",
+        catalog=catalog or f"sqlite:///{folder / 'catalog.db'}",
+        tracking=tracking or f"sqlite:///{folder / 'mlflow.db'}",
     )
+    _register(folder, snapshot, keys[:NUM_HELDOUT], settings.tracking_uri)
     settings.open_catalog().engine.dispose()
     return settings, keys[NUM_HELDOUT:]
 
@@ -50,7 +54,7 @@ def _snapshot(root: Path, keys: list[str]) -> Snapshot:
     )
 
 
-def _register(folder: Path, snapshot: Snapshot, heldout: list[str]) -> None:
+def _register(folder: Path, snapshot: Snapshot, heldout: list[str], uri: str) -> None:
     shape = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "num_backbone": 32}
     config = TrainConfig.preset(
         "demo", model=shape | {"num_pool": 1024, "num_sinks": 64}, context_length=128, vocab_size=300
@@ -66,9 +70,8 @@ def _register(folder: Path, snapshot: Snapshot, heldout: list[str]) -> None:
         "context_length": 128,
         "heldout": [ids.format_id(ids.source_id(key)) for key in heldout],
     }
-    export.export_weights(model, tokenizer, folder / "weights", json.loads(json.dumps(pointer)))
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    export.export_weights(model, tokenizer, folder / "weights", pointer)
     client = store.client(uri)
-    experiment = client.create_experiment("benchmark", artifact_location=str(folder / "artifacts"))
+    experiment = client.create_experiment("many", artifact_location=str(folder / "artifacts"))
     run_id = client.create_run(experiment).info.run_id
     flavor.register(folder / "weights", model_name="m", run_id=run_id, tracking_uri=uri)
