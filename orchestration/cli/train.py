@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.cli import jobs
 from orchestration.cli.train_dry_run import dry_run_lines, estimate_run
 from orchestration.output import Output
+from orchestration.reservation import with_reserved
 from orchestration.retraining import refuse_unlearned
 from orchestration.settings import Settings
 from orchestration.train_request import TrainRequest, resolve_config, step_progress, train_lines
@@ -21,6 +22,7 @@ def run(request: TrainRequest, settings: Settings, output: Output) -> None:
     """Train NULLs on a snapshot with Ray, and register the model with MLflow."""
     config = resolve_config(request.preset, request.overrides or [], request.config_file)
     refuse_unlearned(request, settings, output)
+    config = with_reserved(config, settings, request.reserve or [], request.reserve_from)
     if request.ray_address:
         jobs.train(request, settings, output, config=config, ray_address=request.ray_address)
     elif request.detach:

@@ -13,13 +13,14 @@ import typer
 from orchestration.cli.parameters.options import DryRunOption, JsonOption, ModelArgument, RegistryOption
 from orchestration.output import Output, table
 from orchestration.settings import Settings
+from orchestration.unlearning.erasure import DEFAULT_MAX_COST_NATS, Budget, cost_lines, proof_lines
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
 from orchestration.unlearning.wrong import HEADER, rows_of
 from registry.errors import NullsError, UsageError
 from registry.messages.shown import listed, refuse_controls
 
-_REQUEST, _RUN = "Request", "Order of work"
+_REQUEST, _ERASE, _RUN = "Request", "Erasing", "Order of work"
 
 FromOption = Annotated[
     str | None,
@@ -67,6 +68,28 @@ class UnlearnRequest:
             rich_help_panel=_REQUEST,
         ),
     ] = Policy.ALL_OWNERS
+    erase: Annotated[
+        bool,
+        typer.Option(
+            "--erase",
+            help="Make weights in which the sources' sinks are zero, for weights that leave the house; others lose the "
+            "sinks that they share.",
+            rich_help_panel=_ERASE,
+        ),
+    ] = False
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost",
+            metavar="NATS",
+            help=f"Refuse if another source's loss rises by more, per token; by default {DEFAULT_MAX_COST_NATS}.",
+            rich_help_panel=_ERASE,
+        ),
+    ] = None
+    accept_cost: Annotated[
+        bool,
+        typer.Option("--accept-cost", help="Erase whatever it costs other sources.", rich_help_panel=_ERASE),
+    ] = False
     requested_by: Annotated[
         str | None,
         typer.Option("--requested-by", metavar="WHO", help="Who asked; by default you.", rich_help_panel=_REQUEST),
@@ -112,7 +135,8 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
         raise UsageError("--html writes a page of what was done: leave it out with --dry-run")
     with output.progress("unlearn") as update, wrong_as_table(output):
         if request.resume is not None:
-            if request.queries or request.from_file is not None or request.partial or request.dry_run:
+            named = request.queries or request.from_file is not None
+            if named or request.partial or request.dry_run or request.erase:
                 raise UsageError("--resume continues a request as it was made: leave out SOURCE... and other options")
             result = act.resume(
                 settings,
@@ -129,6 +153,7 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 reason=request.reason,
                 lines=read_file(request.from_file) if request.from_file is not None else (),
                 policy=request.policy,
+                erase=_budget(request),
                 requested_by=request.requested_by,
                 partial=request.partial,
                 move_aliases=request.move_aliases,
@@ -157,11 +182,21 @@ def wrong_as_table(output: Output) -> Iterator[None]:
         raise
 
 
+def _budget(request: UnlearnRequest) -> Budget | None:
+    if not request.erase:
+        if request.max_cost is not None or request.accept_cost:
+            raise UsageError("--max-cost and --accept-cost: revoking costs others nothing; give them with --erase")
+        return None
+    max_cost = DEFAULT_MAX_COST_NATS if request.max_cost is None else request.max_cost
+    return Budget(max_cost_nats=max_cost, accept_cost=request.accept_cost)
+
+
 def unlearn_lines(data: dict[str, Any], dry_run: bool = False, move_aliases: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
     from orchestration.unlearning.elsewhere_lines import alias_lines, elsewhere_lines
 
-    verb = "would revoke" if dry_run else "revoked"
+    erasure = data["erasure"]
+    verb = ("would erase" if erasure else "would revoke") if dry_run else ("erased" if erasure else "revoked")
     text = [f"{verb} {listed(data['sources'])}"]
     text += [f"{verb} with it: {listed(data['also_removed'])}"] if data["also_removed"] else []
     for kept in data["kept_by_other_owners"]:
@@ -178,8 +213,18 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False, move_aliases: boo
     text += elsewhere_lines(data, dry_run)
     text += alias_lines(data, dry_run, move_aliases)
     if dry_run:
-        return text
+        return text + (_estimate_lines(erasure) if erasure else [])
     text.append(
         f"new version {data['model_uri']} in {data['seconds']:.2f} s; request {data['request_id']}: {data['state']}"
     )
-    return text + (evidence_lines(data["evidence"]) if data["evidence"] else [])
+    if data["evidence"]:
+        return text + evidence_lines(data["evidence"])
+    return text + (cost_lines(erasure["cost"]) + proof_lines(erasure["proof"]) if erasure else [])
+
+
+def _estimate_lines(erasure: dict[str, Any]) -> list[str]:
+    """Format the cost that a dry run measured, and whether it is within the budget."""
+    text = cost_lines(erasure["cost"])
+    if erasure["objection"] and not erasure["budget"]["accept_cost"]:
+        text.append(f"would be refused: {erasure['objection']}; --max-cost or --accept-cost allows it")
+    return text

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from orchestration.unlearning.erasure import ERASE, Budget, done_already
 from orchestration.unlearning.targets import Found
 from orchestration.unlearning.wrong import error_of
 from registry.catalog.ledger import Ledger, Request
@@ -35,11 +36,19 @@ class Order:
     policy: str
     partial: bool
     move_aliases: bool = False
+    budget: Budget | None = None
+    """What an erasure may cost others; None for a revocation."""
+
+    @property
+    def action(self) -> str:
+        """The action of the request in the ledger."""
+        return REVOKE if self.budget is None else ERASE
 
     @property
     def recorded(self) -> dict[str, Any]:
         """What a request that is taken up again must know of it."""
-        return {"move_aliases": True} if self.move_aliases else {}
+        moving = {"move_aliases": True} if self.move_aliases else {}
+        return moving | ({} if self.budget is None else {"budget": self.budget.to_dict()})
 
 
 def sorted_out(
@@ -49,7 +58,7 @@ def sorted_out(
 
     Args:
         found: of the request's lines.
-        revoked: what is in force in the weights.
+        revoked: the sources that are unlearned already.
         partial: whether it is enough that one line is right.
 
     Raises:
@@ -73,7 +82,7 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
     fields: dict[str, Any] = {
         "requested_by": order.requested_by,
         "reason": order.reason,
-        "action": REVOKE,
+        "action": order.action,
         "policy": order.policy,
         "model_name": base.name,
         "model_before": base.uri,
@@ -85,12 +94,13 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
     asked, num_asked = found.asked, len(found.named) + len(found.wrong)
     with ledger.catalog.read() as connection:
         revoked = in_force.within(connection, base).revoked
-    found = found.right(snapshot, heldout=base.heldout, revoked=revoked)
+    done = done_already(base, revoked, erase=order.budget is not None)
+    found = found.right(snapshot, heldout=base.heldout, revoked=done)
     if not order.partial:
         raise _error(found, num_asked)
     keys = [source.key for source in found.targets.values()]
     detail: dict[str, Any] = {"lines": found.lines(), **order.recorded}
-    known = {"action": REVOKE, "policy": order.policy, "model_before": base.uri}
+    known = {"action": order.action, "policy": order.policy, "model_before": base.uri}
     with ledger.catalog.exclusive("ledger") as transaction:
         open_already = ledger.open_like(**known, asked=asked, within=transaction)
         if open_already is not None:

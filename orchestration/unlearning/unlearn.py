@@ -2,9 +2,10 @@
 
 The act is a revocation: a new version of the same model with the same weights, and a larger set of sources whose sinks
 are never switched on again. It takes about a second at any model size; the evidence takes a few passes over the
-source's text. Each step is written to the ledger before the next begins, and each can be repeated: a request that was
-interrupted at any point is continued by the same command, with the same outcome, whatever other requests did to the
-model meanwhile: it is taken up where its events end.
+source's text. On request (`erase`) the new version has other weights, in which the sources' sinks are zero
+(`orchestration.unlearning.erasure`). Each step is written to the ledger before the next begins, and each can be
+repeated: a request that was interrupted at any point is continued by the same command, with the same outcome, whatever
+other requests did to the model meanwhile: it is taken up where its events end.
 
 Two requests at once both take effect: the act runs under a lock on the weights, and the new version revokes what is in
 force in them (`training.serving.in_force`).
@@ -21,9 +22,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
-from orchestration.unlearning import intake, where
+from orchestration.unlearning import erasure, intake, where
+from orchestration.unlearning.erasure import Budget
 from orchestration.unlearning.intake import REINSTATE
-from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan
+from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan, recorded_plan
 from orchestration.unlearning.request_lines import Line, reason_of
 from orchestration.unlearning.targets import find
 from orchestration.unlearning.wrong import at_lines
@@ -62,6 +64,8 @@ class Result:
     aliases_moved: Sequence[Mapping[str, str]] = ()
     wrong: Sequence[Mapping[str, Any]] = ()
     """Lines that were left out (`partial`), each with what is wrong with it."""
+    erasure: Mapping[str, Any] | None = None
+    """Of an erasure: `cost`, `budget`, and unless it is a dry run `proof`."""
 
     @property
     def is_weak(self) -> bool:
@@ -79,6 +83,7 @@ class Result:
             "corpus_holds": self.corpus_holds,
             "aliases_moved": list(self.aliases_moved),
             "wrong": list(self.wrong),
+            "erasure": self.erasure,
             "evidence": self.evidence,
             "seconds": round(self.seconds, 3),
             "evidence_seconds": None if self.evidence_seconds is None else round(self.evidence_seconds, 3),
@@ -93,6 +98,7 @@ def unlearn(
     reason: str = "",
     lines: Sequence[Line] = (),
     policy: Policy = Policy.ALL_OWNERS,
+    erase: Budget | None = None,
     requested_by: str | None = None,
     move_aliases: bool = False,
     partial: bool = False,
@@ -109,6 +115,7 @@ def unlearn(
         reason: why, for the ledger; needed if there are queries, or a line without a reason of its own.
         lines: more sources, from a file (`orchestration.unlearning.request_lines`).
         policy: when text with several owners is removed.
+        erase: make weights without the sources' sinks, within this budget; None only revokes.
         requested_by: the requester; by default the login name.
         move_aliases: take the aliases of all earlier versions of the same weights along to the new one.
         partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
@@ -119,7 +126,8 @@ def unlearn(
     Raises:
         NotFoundError: no such model, or a source that its snapshot does not hold.
         UsageError: an ambiguous title, no reason, or no source.
-        RefusedError: a source was never trained, or is unlearned already; nothing is changed.
+        RefusedError: a source was never trained, or is unlearned already, or erasing costs others more than the budget;
+            nothing is changed.
         NullsError: of several lines that are wrong, see `orchestration.unlearning.wrong`; `facts` have all of them.
     """
     from training.serving import flavor
@@ -135,8 +143,9 @@ def unlearn(
     found = find(snapshot, asked, progress)
     if dry_run:
         revoked = in_force(base, catalog=settings.catalog_url()).revoked
-        found = intake.sorted_out(snapshot, base, found, revoked, partial=partial)
-        plan = _plan(snapshot, base, list(found.targets.values()), policy, revoked)
+        done = erasure.done_already(base, revoked, erase=erase is not None)
+        found = intake.sorted_out(snapshot, base, found, done, partial=partial)
+        plan = _plan(snapshot, base, list(found.targets.values()), policy, revoked, erase=erase is not None)
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -146,6 +155,17 @@ def unlearn(
             seconds=time.monotonic() - started,
             **where.surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
             wrong=[row.to_dict() for row in found.wrong],
+            erasure=erasure.estimate(
+                base,
+                snapshot,
+                plan.with_text,
+                erase,
+                revoked=revoked,
+                load=erasure.loader(base, settings.catalog_url()),
+                progress=lambda message: progress(message, None),
+            )
+            if erase
+            else None,
         )
     ledger = Ledger(settings.open_catalog())
     order = intake.Order(
@@ -154,6 +174,7 @@ def unlearn(
         policy=policy.value,
         partial=partial,
         move_aliases=move_aliases,
+        budget=erase,
     )
     steps = {"move_aliases": move_aliases, "measure": measure}
     while True:
@@ -244,10 +265,11 @@ def _carry_out(
     """Do what is left of a request: the act, the aliases, then the evidence."""
     from orchestration.unlearning import aliases
 
-    plan, after_uri = act(ledger, snapshot, base, request_id)
+    plan, after_uri = act(ledger, snapshot, base, request_id, progress=progress)
     seconds = time.monotonic() - started
-    progress(f"revoked in {seconds:.2f} s: {after_uri}", None)
-    recorded = ledger.request(request_id).detail
+    request = ledger.request(request_id)
+    recorded = request.detail
+    progress(f"{request.action}d in {seconds:.2f} s: {after_uri}", None)
     moved = recorded.get(aliases.KEY, [])
     if move_aliases or recorded.get("move_aliases"):
         moved = aliases.move_aliases(ledger, base, after_uri, request_id)
@@ -261,20 +283,42 @@ def _carry_out(
             plan=plan,
             evidence=None,
             seconds=seconds,
+            erasure=recorded.get("erasure"),
         )
     found = {name: recorded[name] for name in ("elsewhere", "corpus_holds") if name in recorded}
     return dataclasses.replace(result, **found, aliases_moved=moved)
 
 
-def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str) -> tuple[Plan, str]:
+class _PlanChangedError(Exception):
+    """The sources that an erasure takes are not those that its weights were made for."""
+
+
+def act(
+    ledger: Ledger,
+    snapshot: Snapshot,
+    base: ModelVersion,
+    request_id: str,
+    *,
+    progress: Progress = lambda _message, _share: None,
+) -> tuple[Plan, str]:
     """Revoke the sources of a request, unless that is done, and return its plan and the new version.
 
     Under the lock of the weights, so that the plan is still valid when the version is made, and so that of several
-    processes with the same request one acts and the others find that it is done.
+    processes with the same request one acts and the others find that it is done. An erasure's weights are made before,
+    without the lock; if another request has changed the plan by then, they are made again.
 
     Raises:
-        RefusedError: a source cannot be unlearned; the request is recorded as refused.
+        RefusedError: a source cannot be unlearned, or erasing costs others too much; the request is recorded as
+            refused.
     """
+    while True:
+        with contextlib.suppress(_PlanChangedError):
+            return _act(ledger, snapshot, base, request_id, progress)
+
+
+def _act(
+    ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str, progress: Progress
+) -> tuple[Plan, str]:
     catalog = ledger.catalog
     refused: RefusedError | None = None
     try:
@@ -284,13 +328,16 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
         if request.model_after is None:
             wanted = [ids.source_id(key) for key in request.sources]
             around = where.surroundings(catalog, snapshot, base, wanted, request_id)
+        prepared = _prepared(ledger, snapshot, base, request_id, progress)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
             targets = targets_of(snapshot, request)
             if request.model_after is not None:
-                return _plan_of(snapshot, request), request.model_after
+                return recorded_plan(snapshot, request.detail["plan"]), request.model_after
             try:
-                plan, uri = _revoke(ledger, snapshot, base, request, targets, around, transaction)
+                if isinstance(prepared, RefusedError):
+                    raise prepared
+                plan, uri = _revoke(ledger, snapshot, base, request, targets, around, prepared, transaction)
             except RefusedError as error:
                 refused = at_lines(error, request.detail.get("lines", ()))
                 reasons = {"error": str(error), **refused.facts}
@@ -303,8 +350,35 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
         raise
     if refused is not None:
         raise refused
-    catalog.record_model(uri, snapshot_id=base.snapshot, weights=str(base.weights), run_id=base.run_id)
+    weights = prepared.pointer["weights"] if isinstance(prepared, erasure.Prepared) else str(base.weights)
+    catalog.record_model(uri, snapshot_id=base.snapshot, weights=weights, run_id=base.run_id)
     return plan, uri
+
+
+def _prepared(
+    ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str, progress: Progress
+) -> erasure.Prepared | RefusedError | None:
+    """Make the weights of an erasure that is not done yet; None for a revocation. A refusal is returned, to record."""
+    from training.serving import in_force
+
+    request = ledger.request(request_id)
+    if request.action != erasure.ERASE or request.model_after is not None:
+        return None
+    with ledger.catalog.read() as connection:
+        revoked = in_force.within(connection, base).revoked
+    try:
+        plan = _plan(snapshot, base, targets_of(snapshot, request), Policy(request.policy), revoked, erase=True)
+        return erasure.prepare(
+            base,
+            snapshot,
+            plan.with_text,
+            Budget(**request.detail["budget"]),
+            revoked=revoked,
+            load=erasure.loader(base, ledger.catalog.engine.url.render_as_string(hide_password=False)),
+            progress=lambda message: progress(message, None),
+        )
+    except RefusedError as error:
+        return error
 
 
 def targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
@@ -328,6 +402,7 @@ def _revoke(
     request: Request,
     targets: Sequence[Source],
     around: Mapping[str, Any],
+    prepared: erasure.Prepared | None,
     transaction: sa.Connection,
 ) -> tuple[Plan, str]:
     from training.serving import flavor, in_force
@@ -337,10 +412,17 @@ def _revoke(
     made = flavor.made_by(request.request_id, tracking_uri=base.tracking_uri)
     own = {int(text, 16) for text in made.pointer.get("revoked_by_request", ())} if made else set()
     before = {source_id: place for source_id, place in revoked.items() if source_id not in own}
-    plan = _plan(snapshot, base, targets, Policy(request.policy), before)
-    ledger.append(request.request_id, State.PLANNED, detail={"plan": plan.to_dict(), **around}, within=transaction)
+    plan = _plan(snapshot, base, targets, Policy(request.policy), before, erase=prepared is not None)
+    detail: dict[str, Any] = {"plan": plan.to_dict(), **around}
+    after = base
+    if prepared is not None:
+        if prepared.source_ids != plan.with_text:
+            raise _PlanChangedError
+        detail["erasure"] = prepared.detail
+        after = dataclasses.replace(base, pointer=dict(prepared.pointer))
+    ledger.append(request.request_id, State.PLANNED, detail=detail, within=transaction)
     uri = flavor.derive(
-        base, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
+        after, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
     )
     ledger.append(
         request.request_id,
@@ -352,32 +434,17 @@ def _revoke(
     return plan, uri
 
 
-def _plan_of(snapshot: Snapshot, request: Request) -> Plan:
-    """Return the plan that a request recorded, with its sources as the snapshot has them."""
-    recorded = request.detail["plan"]
-
-    def sources(keys: Sequence[str]) -> tuple[Source, ...]:
-        known = read_sources(snapshot, [ids.source_id(key) for key in keys])
-        return tuple(known[ids.source_id(key)] for key in keys)
-
-    collateral = recorded["collateral"]
-    return Plan(
-        targets=sources(recorded["sources"]),
-        also_removed=sources(recorded["also_removed"]),
-        kept_by_other_owners=sources([kept["key"] for kept in recorded["kept_by_other_owners"]]),
-        lives_on=collateral["lives_on_as_near_copy"],
-        goes_with=collateral["displaced_by_these_sources"],
-        num_lives_on=collateral["num_lives_on_as_near_copy"],
-        num_goes_with=collateral["num_displaced_by_these_sources"],
-        same_sinks=collateral["with_the_same_sinks"],
-        num_same_sinks=collateral["num_with_the_same_sinks"],
-    )
-
-
 def _plan(
-    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, revoked: Mapping[SourceId, str]
+    snapshot: Snapshot,
+    base: ModelVersion,
+    targets: Sequence[Source],
+    policy: Policy,
+    revoked: Mapping[SourceId, str],
+    *,
+    erase: bool = False,
 ) -> Plan:
-    plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
+    done = erasure.done_already(base, revoked, erase=erase)
+    plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=done, also_gone=revoked.keys())
     losing = sorted(base.same_sinks(plan.revoked) - base.same_sinks(revoked) - revoked.keys())
     if not losing:
         return plan
@@ -399,8 +466,15 @@ def _with_evidence(
 
     started = time.monotonic()
     catalog = ledger.catalog.engine.url.render_as_string(hide_password=False)
+    detail = ledger.request(request_id).detail.get("erasure")
     evidence = gather(
-        snapshot, base, after_uri, plan, catalog=catalog, progress=lambda message: progress(message, None)
+        snapshot,
+        base,
+        after_uri,
+        plan,
+        catalog=catalog,
+        erasure=detail,
+        progress=lambda message: progress(message, None),
     )
     supported = evidence["verdict"] == "supported"
     state = State.VERIFIED if supported else State.APPLIED
@@ -415,6 +489,7 @@ def _with_evidence(
         model_uri=after_uri,
         plan=plan,
         evidence=evidence,
+        erasure=detail,
         seconds=seconds,
         evidence_seconds=time.monotonic() - started,
     )

@@ -16,6 +16,7 @@ Shapes: B rows, T tokens of a row, D model width, P pool neurons.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from registry.errors import UsageError
 from training.model.document_mask import document_mask, document_starts
-from training.sinks.layout import KEYED, NO_SOURCE, SinkLayout
+from training.sinks.layout import KEYED, NO_SOURCE, SinkLayout, parse_reserved
 from training.sinks.mlp import SinkPlan, build_plan, sink_mlp
 
 _DEFAULT = SinkLayout()
@@ -54,6 +55,8 @@ class NullsConfig(LlamaConfig):
     sink_seed: int = _DEFAULT.seed
     sink_scheme: str = KEYED
     sink_probability: float | None = None
+    reserved_sources: list[str] | None = None
+    """Ids, 16 hex digits each, of the sources that share no sink; see `SinkLayout.reserved`."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         num_backbone = kwargs.get("num_backbone", self.intermediate_size)
@@ -71,14 +74,28 @@ class NullsConfig(LlamaConfig):
     @property
     def layout(self) -> SinkLayout:
         """The sink layout, from which this model draws its masks."""
-        return SinkLayout(
+        return _layout(
             num_backbone=self.intermediate_size,
             num_pool=self.num_pool,
             num_sinks=self.num_sinks,
             seed=self.sink_seed,
             scheme=self.sink_scheme,
             probability=self.sink_probability,
+            reserved_sources=tuple(self.reserved_sources or ()),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values; without reserved sources, those that a configuration always had."""
+        fields: dict[str, Any] = super().to_dict()
+        if not fields.get("reserved_sources"):
+            fields.pop("reserved_sources", None)
+        return fields
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(*, reserved_sources: tuple[str, ...], **fields: Any) -> SinkLayout:
+    """Return the layout of a configuration; cached, since every forward asks for it and ids are checked one by one."""
+    return SinkLayout(**fields, reserved=parse_reserved(reserved_sources))
 
 
 class NullsMLP(LlamaMLP):

@@ -42,6 +42,7 @@ from training.checkpoint.remote_copy import RUN_JSON, RemoteRun, RemoteRuns
 from training.config import TrainConfig
 from training.data.heldout import choose_heldout
 from training.data.packing import PackedLoader
+from training.data.reserved import check_reserved
 from training.data.token_cache import TokenCache
 from training.data.tokenizer import load_tokenizer, sample_texts, tokenizer_fingerprint, train_tokenizer
 from training.estimate.token_count import tokenizer_recipe
@@ -115,7 +116,8 @@ def train(
         on_progress: called from a thread for each step, with those of `runs.PROGRESS_FIELDS` that it has.
 
     Raises:
-        UsageError: a bad argument, too few sources, or a loss that stopped being finite.
+        UsageError: a bad argument, too few sources, a reserved source without text, or a loss that stopped being
+            finite.
         ModelExistsError: the name is taken; nothing was trained.
         NotFoundError: no such snapshot, or no run to resume.
         RefusedError: the snapshot holds sources that were unlearned; or the run to resume has another snapshot,
@@ -129,6 +131,7 @@ def train(
     taken = remote_runs.run_names() if remote_runs else []
     registry = Registry.open(registry_uri)
     snapshot = registry.snapshot(snapshot_ref)
+    check_reserved(snapshot, config.model.layout().reserved)
     folder = Path(runs_dir).absolute() / model_name
     run_dir = _newest_run(folder, remote_runs) if resume else None
     if resume and run_dir is None:
@@ -197,6 +200,7 @@ def _prepare_run(
         share=config.heldout_share,
         min_heldout=config.min_heldout,
         min_bytes=config.min_heldout_bytes,
+        never=config.model.layout().reserved,
     )
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer)
