@@ -28,6 +28,7 @@ from orchestration.cli import (
     train,
     unlearn,
 )
+from orchestration.cli.folders import export, register
 from orchestration.cli.parameters.request import GroupedCommand, command
 from orchestration.output import Output
 from registry.errors import NullsError
@@ -67,6 +68,8 @@ for name, function in (
     ("unlearn", command(unlearn.run)),
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
+    ("export", command(export.run)),
+    ("register", command(register.run)),
     ("ledger", command(ledger.run)),
 ):
     app.command(name, cls=GroupedCommand)(function)
