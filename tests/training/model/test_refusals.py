@@ -72,6 +72,7 @@ def test_padding_has_no_source_even_where_its_id_is_revoked() -> None:
         model(IDS_BT, document_ids=documents_BT, source_ids=sources_BT.flip(1))
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @pytest.mark.parametrize("whole", [True, False])
 def test_compiled_models_refuse_too(whole: bool) -> None:
     model = refusing(GONE)
