@@ -67,7 +67,7 @@ class Carried:
         Raises:
             DamagedError: the fields are not what was written.
         """
-        fields = {name: config.get(name) for name in FIELDS}
+        fields: dict[str, Any] = {name: config.get(name) for name in FIELDS}
         if all(value is None for value in fields.values()):
             return None
         stated = fields.pop("nulls_digest")

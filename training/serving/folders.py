@@ -146,11 +146,11 @@ def _masks(folder: Path, revoked: tuple[SourceId, ...], stated: Carried | None) 
     if table is not None:
         known = table.of_sources(revoked)
         return tuple(known.get(source_id, NO_MASK) for source_id in revoked)
-    known = {} if stated is None else dict(zip(stated.revoked, stated.masks or (), strict=False))
-    unknown = [source_id for source_id in revoked if source_id not in known]
+    said = {} if stated is None else dict(zip(stated.revoked, stated.masks or (), strict=False))
+    unknown = [source_id for source_id in revoked if source_id not in said]
     if unknown:
         raise RefusedError(
             f"{folder}: source {ids.format_id(unknown[0])} was unlearned since, and the folder lacks the table of mask "
             "ids that says which sinks are its own; copy mask-ids.safetensors from the folder that it was made from"
         )
-    return tuple(known[source_id] for source_id in revoked)
+    return tuple(said[source_id] for source_id in revoked)
