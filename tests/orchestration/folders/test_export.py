@@ -149,8 +149,8 @@ def test_the_card_says_what_is_revoked_and_what_that_means(
     [
         ("A|B", r"A\|B"),
         ("<script>x</script>", r"\<script\>x\<\/script\>"),
-        ("[x](javascript:1)\n# Head", r"\[x\]\(javascript\:1\)\\u000a\# Head"),
-        ("a\u202eb\x1b[31m", r"a\\u202eb\\u001b\[31m"),
+        ("[x](javascript:1)\n# Head", r"\[x\]\(javascript\:1\)\\n\# Head"),
+        ("a\u202eb\x1b[31m", r"a\\u202eb\\x1b\[31m"),
         ("x" * 500, "x" * 159 + "…"),
     ],
 )

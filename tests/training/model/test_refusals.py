@@ -123,7 +123,8 @@ def test_a_saved_model_refuses_when_it_is_loaded_and_the_digest_covers_each_fiel
 
 def test_weights_of_others_carry_nothing(tmp_path: Path) -> None:
     small_model().save_pretrained(tmp_path)
-    assert not any(name.startswith("nulls_") for name in json.loads((tmp_path / "config.json").read_text()))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {value for name, value in config.items() if name.startswith("nulls_")} <= {None}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.refusals is None
     loaded(IDS_BT, source_ids=torch.tensor([GONE]))

@@ -8,12 +8,13 @@ Run: ``of_version(version, carried, facts, names)``.
 from __future__ import annotations
 
 import string
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from registry import ids
 from registry.lookup import Source
+from registry.messages.shown import escaped as visible
+from registry.messages.shown import shortened
 from training.model.carried import NO_MASK, Carried
 from training.serving.version import ModelVersion
 
@@ -73,20 +74,11 @@ def of_backbone(version: ModelVersion, facts: Mapping[str, Any]) -> str:
 def escaped(text: str) -> str:
     r"""Return text from data as Markdown that shows it literally, on one line, at most 160 characters of it.
 
-    Punctuation gets a backslash, so that neither Markdown nor HTML is read. Line ends, control characters and those
-    that change the direction of text are shown as their code, `\u202e`.
+    Control characters, line ends and invisible ones are shown as their code (`registry.messages.shown`). Punctuation
+    gets a backslash, so that neither Markdown nor HTML is read.
     """
-    shown = text if len(text) <= _VISIBLE else text[: _VISIBLE - 1] + "…"
-    return "".join(_escaped_character(character) for character in shown)
-
-
-def _escaped_character(character: str) -> str:
-    if character in string.punctuation:
-        return "\\" + character
-    if character == " " or unicodedata.category(character)[0] not in "CZ":
-        return character
-    code = ord(character)
-    return f"\\\\u{code:04x}" if code < 1 << 16 else f"\\\\U{code:08x}"
+    shown = visible(shortened(text, _VISIBLE))
+    return "".join("\\" + character if character in string.punctuation else character for character in shown)
 
 
 def _lineage(facts: Mapping[str, Any]) -> list[str]:
