@@ -29,6 +29,7 @@ from orchestration.cli import (
     train,
     unlearn,
 )
+from orchestration.cli.folders import export, register
 from orchestration.cli.parameters.request import GroupedCommand, command
 from orchestration.cli.unlearning import reinstate, where
 from orchestration.output import Output
@@ -72,6 +73,8 @@ for name, function in (
     ("where", command(where.run)),
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
+    ("export", command(export.run)),
+    ("register", command(register.run)),
     ("ledger", command(ledger.run)),
     ("report", command(ledger.report)),
 ):

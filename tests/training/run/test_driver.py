@@ -123,7 +123,7 @@ def test_a_run_leaves_a_model_and_its_facts(undisturbed: tuple[Run, TrainResult]
     keys = {ids.format_id(row["source_id"]): row for row in snapshot.table("sources").to_pylist()}
     assert all(keys[source]["num_bytes"] >= 500 for source in nulls["heldout"])
     assert nulls["num_trained_sources"] == len(keys) - 3 - 1  # one source has no text
-    assert AutoModelForCausalLM.from_pretrained(weights).config.num_pool == 64
+    assert AutoModelForCausalLM.from_pretrained(weights, offline=True).config.num_pool == 64
     assert AutoTokenizer.from_pretrained(weights).eos_token == "<|endoftext|>"
     assert [line["step"] for line in run.progress] == list(range(1, run.progress[-1]["total_steps"] + 1))
 
