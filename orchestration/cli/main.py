@@ -24,6 +24,7 @@ from orchestration.cli import (
     jobs,
     ledger,
     lookup,
+    repoint,
     snapshots,
     train,
     unlearn,
@@ -68,6 +69,7 @@ for name, function in (
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
     ("ledger", command(ledger.run)),
+    ("repoint", command(repoint.run)),
 ):
     app.command(name, cls=GroupedCommand)(function)
 

@@ -9,6 +9,7 @@ Run: ``client(tracking_uri())``. Cost: 5 s for a new SQLite store, which MLflow 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 _MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([\w.-]+))")
+_LOGGED_MODEL_URI = re.compile(r"models:/(m-[0-9a-f]{32})")
+_RUN_URI = re.compile(r"runs:/([0-9a-f]{32})(?:/[^/]*)?")
 
 
 def tracking_uri(configured: str | None = None) -> str:
@@ -40,6 +43,15 @@ def tracking_uri(configured: str | None = None) -> str:
             f"MLFLOW_TRACKING_URI={uri!r}: MLflow 3 has no file store; use sqlite:///mlflow.db or a server"
         )
     return uri
+
+
+def known_tracking_uri() -> str:
+    """Return the store that MLflow uses in this process; "" for a folder, or an SQLite file that is not there."""
+    import mlflow
+
+    configured = mlflow.get_tracking_uri()
+    uri = tracking_uri(configured) if "://" in configured else ""
+    return "" if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file() else uri
 
 
 def client(uri: str) -> MlflowClient:
@@ -109,16 +121,31 @@ def artifact_location(uri: str) -> str | None:
 
 
 def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
-    """Return the MLflow model version of `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/NAME@ALIAS`.
+    """Return the MLflow model version of a URI.
+
+    Args:
+        store: a client of the store.
+        uri: the store's, for messages.
+        model_uri: `models:/NAME/VERSION`, `models:/NAME/latest`, `models:/NAME@ALIAS`, `models:/m-ID` (MLflow's logged
+            model) or `runs:/RUN_ID` (the version that training registered).
 
     Raises:
         UsageError: the URI has another form.
         NotFoundError: there is no such version.
         ServiceError: the store cannot be reached.
     """
+    for form, search in ((_LOGGED_MODEL_URI, _version_of_logged_model), (_RUN_URI, _version_of_run)):
+        if found := form.fullmatch(model_uri):
+            with translated(uri):
+                version_found = search(store, found[1])
+            if version_found is None:
+                raise NotFoundError(f"{model_uri} is not registered as a version in MLflow at {uri}")
+            return version_found
     match = _MODEL_URI.fullmatch(model_uri)
     if not match:
-        raise UsageError(f"model {model_uri!r}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
+        raise UsageError(
+            f"model {model_uri!r}: expected models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS"
+        )
     name, version, alias = match.groups()
     with translated(uri):
         if alias:
@@ -129,6 +156,17 @@ def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
     if not versions:
         raise NotFoundError(f"no model {name!r} in MLflow at {uri}")
     return versions[-1]
+
+
+def _version_of_logged_model(store: MlflowClient, model_id: str) -> Any:
+    known = json.loads(store.get_logged_model(model_id).tags.get("mlflow.modelVersions", "[]"))
+    return store.get_model_version(known[0]["name"], str(known[0]["version"])) if known else None
+
+
+def _version_of_run(store: MlflowClient, run_id: str) -> Any:
+    found = store.search_model_versions(f"run_id = '{run_id}'", max_results=1000)
+    trained = [version for version in found if "nulls.request" not in version.tags]
+    return min(trained, key=lambda version: version.creation_timestamp, default=None)
 
 
 def all_versions(store: MlflowClient, name: str) -> list[Any]:
