@@ -10,16 +10,27 @@
     |- ServiceError          (2)   a server or store cannot be reached or written: retry when it is back
     `- RecordError           (-)   one record of an input is bad: skip it, record `reason` and its position, go on
 
-A message says: got, expected, what to do.
+A message says: got, expected, what to do. Passwords and tokens that it quotes are masked (`registry.masking`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from registry.masking import masked
 
 
 class NullsError(Exception):
     """Base of every deliberate error; `exit_code` is what the command line returns for it."""
 
     exit_code = 2
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """More fields for the JSON document of `--json`, e.g. a row for each line of a request that is wrong."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(masked(value) if isinstance(value, str) else value for value in args))
 
 
 class UsageError(NullsError):

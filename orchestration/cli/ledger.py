@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from orchestration.cli.parameters.options import JsonOption, RegistryOption
-from orchestration.output import Output, table
+from orchestration.output import Output, field, table
 from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
 from registry.errors import NotFoundError
+from registry.shown import listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
             entry.state.value,
             entry.model_before,
             entry.model_after or "-",
-            ", ".join(entry.sources),
+            listed(entry.sources),
             entry.reason,
         )
         for entry in entries
@@ -61,7 +62,7 @@ def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
 
 def _entry_lines(data: dict[str, Any]) -> list[str]:
     names = ("request_id", "requested_by", "reason", "policy", "model_before", "model_after", "evidence_digest")
-    text = [f"{name:<16} {data[name]}" for name in names] + [f"{'sources':<16} {', '.join(data['sources'])}"]
+    text = [line for name in names for line in field(name, data[name])] + field("sources", listed(data["sources"]))
     text += [f"{event['at']}  {event['state']}" for event in data["events"]]
     evidence = data["detail"].get("evidence")
     return text + (evidence_lines(evidence) if evidence else [])

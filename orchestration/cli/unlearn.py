@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
 from registry.errors import UsageError
+from registry.shown import listed, refuse_controls
 
 _REQUEST, _RUN = "Request", "Order of work"
 
@@ -51,6 +53,10 @@ class UnlearnRequest:
         bool,
         typer.Option("--no-evidence", help="Revoke now, measure later (--resume).", rich_help_panel=_RUN),
     ] = False
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page for whoever asked.", rich_help_panel=_REQUEST),
+    ] = None
     registry: RegistryOption = None
     dry_run: DryRunOption = False
     as_json: JsonOption = False
@@ -58,8 +64,15 @@ class UnlearnRequest:
 
 def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
     """Take sources out of a model version: a new version that never switches their sinks on, and the evidence."""
+    refuse_controls("--reason", request.reason)
+    refuse_controls("--requested-by", request.requested_by or "")
     from orchestration.unlearning import unlearn as act
+    from orchestration.unlearning.report.page import check_writable, write_request
+    from orchestration.unlearning.report.request_report import request_report
 
+    check_writable(request.html)
+    if request.html and request.dry_run:
+        raise UsageError("--html writes a page of what was done: leave it out with --dry-run")
     with output.progress("unlearn") as update:
         if request.resume:
             if request.queries or request.dry_run:
@@ -78,6 +91,9 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 progress=update,
             )
     output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run))
+    if request.html and result.request_id:
+        write_request(request.html, request_report(settings, result.request_id))
+        output.note(f"report: {request.html}")
     if result.is_weak:
         raise typer.Exit(1)
 
@@ -85,10 +101,10 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
 def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
     verb = "would revoke" if dry_run else "revoked"
-    text = [f"{verb} {', '.join(data['sources'])}"]
-    text += [f"{verb} with it: {', '.join(data['also_removed'])}"] if data["also_removed"] else []
+    text = [f"{verb} {listed(data['sources'])}"]
+    text += [f"{verb} with it: {listed(data['also_removed'])}"] if data["also_removed"] else []
     for kept in data["kept_by_other_owners"]:
-        text.append(f"stays: {kept['key']}, published by {', '.join(kept['owners'])} (--policy any-owner takes it too)")
+        text.append(f"stays: {kept['key']}, published by {listed(kept['owners'])} (--policy any-owner takes it too)")
     for copy in data["collateral"]["lives_on_as_near_copy"]:
         text.append(f"lives on as a near copy (Jaccard {copy['jaccard']:.2f}) at {copy['at']}: {copy['title']}")
     for copy in data["collateral"]["displaced_by_these_sources"]:

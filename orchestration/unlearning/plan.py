@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestration.unlearning.wrong import Kind, Wrong, error_of
 from registry import ids
-from registry.errors import RefusedError
 from registry.ids import SourceId
 from registry.lookup import Source, read_sources
 from registry.schema import Status
@@ -85,7 +85,7 @@ class Plan:
 
 def refusal(
     source: Source, *, heldout: Collection[int], revoked: Mapping[SourceId, str], owns_shared: bool
-) -> str | None:
+) -> Wrong | None:
     """Say why a source cannot be unlearned, or return None if it can.
 
     Args:
@@ -93,13 +93,39 @@ def refusal(
         revoked: for each source id, the model version in which it is unlearned already.
         owns_shared: whether it owns text together with others.
     """
+    key = source.key
     if source.source_id in revoked:
-        return f"{source.key} is unlearned already, in {revoked[source.source_id]}"
-    if source.source_id in heldout:
-        return f"{source.key} was held out of training: the model never saw it, so there is nothing to unlearn"
-    if source.num_documents == 0 and not owns_shared:
-        return f"nothing of {source.key} was trained: `nulls explain` shows what happened to it"
-    return None
+        kind, why = Kind.GONE, f"{key} is unlearned already, in {revoked[source.source_id]}"
+    elif source.source_id in heldout:
+        kind = Kind.HELD_OUT
+        why = f"{key} was held out of training: the model never saw it, so there is nothing to unlearn"
+    elif source.num_documents == 0 and not owns_shared:
+        kind, why = Kind.NEVER_TRAINED, f"nothing of {key} was trained: `nulls explain` shows what happened to it"
+    else:
+        return None
+    return Wrong(query=key, key=key, kind=kind, message=why)
+
+
+def refusals(
+    snapshot: Snapshot, targets: Sequence[Source], *, heldout: Collection[int], revoked: Mapping[SourceId, str]
+) -> dict[SourceId, Wrong]:
+    """Return why sources cannot be unlearned, by source id, for those that cannot."""
+    shared = _shared_of(snapshot, [source.source_id for source in targets])
+    return _refusals(shared, targets, heldout, revoked)
+
+
+def _refusals(
+    shared: Mapping[int, Collection[int]],
+    targets: Sequence[Source],
+    heldout: Collection[int],
+    revoked: Mapping[SourceId, str],
+) -> dict[SourceId, Wrong]:
+    owning = {owner for owners in shared.values() for owner in owners}
+    reasons = {
+        source.source_id: refusal(source, heldout=heldout, revoked=revoked, owns_shared=source.source_id in owning)
+        for source in targets
+    }
+    return {source_id: wrong for source_id, wrong in reasons.items() if wrong is not None}
 
 
 def make_plan(
@@ -113,15 +139,12 @@ def make_plan(
     """Decide what unlearning `targets` revokes.
 
     Raises:
-        RefusedError: a target cannot be unlearned; none of them is then.
+        RefusedError: a target cannot be unlearned; none of them is then. Its `facts` name all that cannot.
     """
     shared = _shared_of(snapshot, [source.source_id for source in targets])
-    owning = {owner for owners in shared.values() for owner in owners}
-    reasons = [
-        refusal(source, heldout=heldout, revoked=revoked, owns_shared=source.source_id in owning) for source in targets
-    ]
-    if any(reasons):
-        raise RefusedError("; ".join(reason for reason in reasons if reason))
+    refused = _refusals(shared, targets, heldout, revoked)
+    if refused:
+        raise error_of(list(refused.values()), len(targets))
     gone = {source.source_id for source in targets} | set(revoked)
     removed, kept = split_shared(shared, gone=gone, policy=policy)
     known = read_sources(snapshot, [*removed, *kept])

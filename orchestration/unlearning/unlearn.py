@@ -21,14 +21,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
+from orchestration.unlearning import intake
+from orchestration.unlearning.intake import REINSTATE
 from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan
+from orchestration.unlearning.request_lines import Line, reason_of
+from orchestration.unlearning.targets import find
+from orchestration.unlearning.wrong import at_lines
 from registry import ids
 from registry.catalog.ledger import Ledger, Request
 from registry.catalog.revocations import Change
 from registry.catalog.states import State, TransitionError
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.ids import SourceId
-from registry.lookup import Source, read_sources, resolve
+from registry.lookup import Source, Unresolved, read_sources, resolve_all
 from registry.snapshot import Registry, Snapshot
 
 if TYPE_CHECKING:
@@ -36,7 +41,6 @@ if TYPE_CHECKING:
 
     from training.serving.flavor import ModelVersion
 
-REVOKE = "revoke"
 Progress = Callable[[str, float | None], None]
 
 
@@ -51,6 +55,8 @@ class Result:
     evidence: Mapping[str, Any] | None
     seconds: float
     evidence_seconds: float | None = None
+    wrong: Sequence[Mapping[str, Any]] = ()
+    """Lines that were left out (`partial`), each with what is wrong with it."""
 
     @property
     def is_weak(self) -> bool:
@@ -64,6 +70,7 @@ class Result:
             "state": self.state.value,
             "model_uri": self.model_uri,
             **self.plan.to_dict(),
+            "wrong": list(self.wrong),
             "evidence": self.evidence,
             "seconds": round(self.seconds, 3),
             "evidence_seconds": None if self.evidence_seconds is None else round(self.evidence_seconds, 3),
@@ -75,9 +82,11 @@ def unlearn(
     model_uri: str,
     queries: Sequence[str],
     *,
-    reason: str,
+    reason: str = "",
+    lines: Sequence[Line] = (),
     policy: Policy = Policy.ALL_OWNERS,
     requested_by: str | None = None,
+    partial: bool = False,
     dry_run: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
@@ -88,30 +97,36 @@ def unlearn(
         settings: the stores; the snapshot is the one that the model was trained on.
         model_uri: `models:/NAME/VERSION`.
         queries: URLs, titles, ISBNs, keys or ids.
-        reason: why, for the ledger.
+        reason: why, for the ledger; needed if there are queries, or a line without a reason of its own.
+        lines: more sources, from a file (`orchestration.unlearning.request_lines`).
         policy: when text with several owners is removed.
         requested_by: the requester; by default the login name.
+        partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
         dry_run: decide and return the plan, and write nothing.
         measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
         progress: called with a message, and the share done if known.
 
     Raises:
         NotFoundError: no such model, or a source that its snapshot does not hold.
-        UsageError: an ambiguous title, an empty reason, or no source.
+        UsageError: an ambiguous title, no reason, or no source.
         RefusedError: a source was never trained, or is unlearned already; nothing is changed.
+        NullsError: of several lines that are wrong, see `orchestration.unlearning.wrong`; `facts` have all of them.
     """
     from training.serving import flavor
     from training.serving.in_force import in_force
 
     started = time.monotonic()
-    if not queries or not reason.strip():
+    asked = [*(Line(query=query) for query in queries), *lines]
+    if not asked or (queries and not reason.strip()):
         raise UsageError("an unlearn needs at least one source, and a reason for the ledger (--reason)")
+    reason = reason_of(asked, reason)
     base = flavor.describe(model_uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
-    targets = list({source.source_id: source for source in (resolve(snapshot, q) for q in queries)}.values())
+    found = find(snapshot, asked, progress)
     if dry_run:
         revoked = in_force(base, catalog=settings.catalog_url()).revoked
-        plan = _plan(snapshot, base, targets, policy, revoked)
+        found = intake.sorted_out(snapshot, base, found, revoked, partial=partial)
+        plan = _plan(snapshot, base, list(found.targets.values()), policy, revoked)
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -119,18 +134,22 @@ def unlearn(
             plan=plan,
             evidence=None,
             seconds=time.monotonic() - started,
+            wrong=[row.to_dict() for row in found.wrong],
         )
     ledger = Ledger(settings.open_catalog())
-    request_id = ledger.open_request(
-        requested_by=requested_by or getpass.getuser(),
-        reason=reason,
-        action=REVOKE,
-        policy=policy.value,
-        model_name=base.name,
-        model_before=base.uri,
-        sources=[source.key for source in targets],
+    order = intake.Order(
+        requested_by=requested_by or getpass.getuser(), reason=reason, policy=policy.value, partial=partial
     )
-    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    while True:
+        request_id = intake.open_request(ledger, snapshot, base, found, order)
+        try:
+            result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+        except RefusedError as error:
+            # Another request took a source meanwhile: what is right is now less, so this ends.
+            if not (partial and error.facts.get("wrong")):
+                raise
+        else:
+            return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
 
 
 def resume(
@@ -151,13 +170,30 @@ def resume(
     started = time.monotonic()
     ledger = Ledger(settings.open_catalog())
     request = ledger.request(request_id)
+    if request.action == REINSTATE:
+        raise UsageError(f"request {request_id} is a reinstatement: continue it with `nulls reinstate --resume`")
     if request.state.is_terminal or request.evidence_digest:
         raise RefusedError(f"request {request_id} has ended: {request.state.value}")
     # After the act the version before may be gone; what the request made has the same weights.
     uri = request.model_after if request.state is State.APPLIED and request.model_after else request.model_before
     base = flavor.describe(uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
-    return _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    if request.state is State.APPLIED:
+        _refuse_if_undone(ledger, base, request)
+    result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
+
+
+def _refuse_if_undone(ledger: Ledger, base: ModelVersion, request: Request) -> None:
+    """Raise an error if sources of an applied request were reinstated: there is nothing to measure."""
+    from training.serving import in_force
+
+    with ledger.catalog.read() as connection:
+        revoked = in_force.within(connection, base).revoked
+    back = [key for key in request.sources if ids.source_id(key) not in revoked]
+    if back:
+        others = f" and {len(back) - 1} others" if len(back) > 1 else ""
+        raise RefusedError(f"request {request.request_id} was undone: {back[0]}{others} was reinstated since")
 
 
 def snapshot_of(settings: Settings, version: ModelVersion) -> Snapshot:
@@ -206,14 +242,15 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
     try:
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
-            targets = [resolve(snapshot, key) for key in request.sources]
+            targets = _targets_of(snapshot, request)
             if request.model_after is not None:
                 return _plan_of(snapshot, request), request.model_after
             try:
                 plan, uri = _revoke(ledger, snapshot, base, request, targets, transaction)
             except RefusedError as error:
-                ledger.append(request_id, State.REFUSED, detail={"error": str(error)}, within=transaction)
-                refused = error
+                refused = at_lines(error, request.detail.get("lines", ()))
+                reasons = {"error": str(error), **refused.facts}
+                ledger.append(request_id, State.REFUSED, detail=reasons, within=transaction)
     except ServiceError:
         raise  # a store is down: the request stays open, and the same command continues it
     except (NotFoundError, UsageError, DamagedError) as error:
@@ -224,6 +261,15 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
         raise refused
     catalog.record_model(uri, snapshot_id=base.snapshot, weights=str(base.weights), run_id=base.run_id)
     return plan, uri
+
+
+def _targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
+    targets: list[Source] = []
+    for found in resolve_all(snapshot, request.sources):
+        if isinstance(found, Unresolved):
+            raise found.error()
+        targets.append(found)
+    return targets
 
 
 def _revoke(

@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -69,6 +69,8 @@ class Ledger:
         model_before: str,
         sources: Sequence[str],
         detail: Mapping[str, Any] | None = None,
+        asked: Sequence[str] | None = None,
+        within: sa.Connection | None = None,
     ) -> str:
         """Record a new request, and return its id (16 hex digits).
 
@@ -77,29 +79,45 @@ class Ledger:
         Args:
             requested_by, reason, action, policy, model_name, model_before, sources: the request.
             detail: more to record with it, e.g. the lines of a list.
+            asked: what makes requests identical, if that is more than `sources`: all that was asked for.
+            within: an open transaction of the same catalogue; by default a new one.
         """
-        row = {
-            "request_id": secrets.token_hex(8),
-            "created_at": now(),
-            "requested_by": requested_by,
-            "reason": reason,
-            "action": action,
-            "policy": policy,
-            "model_name": model_name,
-            "model_before": model_before,
-            "sources": sorted(sources),
-        }
-        _check_text(row)
-        fingerprint = _fingerprint(row)
-        with self.catalog.exclusive("ledger") as connection:
-            known = sa.select(open_requests.c.request_id).where(open_requests.c.fingerprint == fingerprint)
-            found = connection.execute(known).scalar()
+        row = _new_row(requested_by, reason, action, policy, model_name, model_before, sources)
+        fingerprint = _fingerprint(row | {"sources": sorted(asked if asked is not None else sources)})
+        with self._writing(within) as connection:
+            found = _open_with(connection, fingerprint)
             if found is not None:
-                return str(found)
-            connection.execute(sa.insert(requests).values(**row))
+                return found
+            _record(connection, row, detail)
             opened = {"fingerprint": fingerprint, "request_id": row["request_id"]}
             connection.execute(sa.insert(open_requests).values(**opened))
-            _append(connection, str(row["request_id"]), State.REQUESTED, dict(detail or {}) | {"request": row})
+        return str(row["request_id"])
+
+    def open_like(
+        self, *, action: str, policy: str, model_before: str, asked: Sequence[str], within: sa.Connection
+    ) -> str | None:
+        """Return the id of the open request that `open_request` would return instead of a new one."""
+        wanted = {"action": action, "policy": policy, "model_before": model_before, "sources": sorted(asked)}
+        return _open_with(within, _fingerprint(wanted))
+
+    def refuse(
+        self,
+        *,
+        requested_by: str,
+        reason: str,
+        action: str,
+        policy: str,
+        model_name: str,
+        model_before: str,
+        sources: Sequence[str],
+        detail: Mapping[str, Any],
+        within: sa.Connection | None = None,
+    ) -> str:
+        """Record a request that is refused at once, with the reasons in `detail`, and return its id."""
+        row = _new_row(requested_by, reason, action, policy, model_name, model_before, sources)
+        with self._writing(within) as connection:
+            _record(connection, row, None)
+            _append(connection, str(row["request_id"]), State.REFUSED, detail)
         return str(row["request_id"])
 
     def append(
@@ -131,8 +149,7 @@ class Ledger:
             NotFoundError: there is no such request.
             TransitionError: `state` cannot follow the request's state.
         """
-        with contextlib.nullcontext(within) if within is not None else self.catalog.begin() as connection:
-            lock(connection, "ledger")
+        with self._writing(within) as connection:
             return _append(connection, request_id, state, detail or {}, model_after, evidence, change)
 
     def request(self, request_id: str, *, within: sa.Connection | None = None) -> Request:
@@ -192,6 +209,12 @@ class Ledger:
         assert len({event["request_id"] for event in history}) >= len(found)
         return len(history)
 
+    @contextlib.contextmanager
+    def _writing(self, within: sa.Connection | None) -> Iterator[sa.Connection]:
+        with contextlib.nullcontext(within) if within is not None else self.catalog.begin() as connection:
+            lock(connection, "ledger")
+            yield connection
+
 
 def _trail(connection: sa.Connection, request_id: str) -> list[dict[str, Any]]:
     query = sa.select(events).where(events.c.request_id == request_id).order_by(events.c.event_id)
@@ -211,6 +234,41 @@ def _checked(connection: sa.Connection) -> Iterable[dict[str, Any]]:
         check_event(previous, event)
         previous = event["digest"]
         yield event
+
+
+def _new_row(
+    requested_by: str,
+    reason: str,
+    action: str,
+    policy: str,
+    model_name: str,
+    model_before: str,
+    sources: Sequence[str],
+) -> dict[str, Any]:
+    row = {
+        "request_id": secrets.token_hex(8),
+        "created_at": now(),
+        "requested_by": requested_by,
+        "reason": reason,
+        "action": action,
+        "policy": policy,
+        "model_name": model_name,
+        "model_before": model_before,
+        "sources": sorted(sources),
+    }
+    _check_text(row)
+    return row
+
+
+def _open_with(connection: sa.Connection, fingerprint: str) -> str | None:
+    known = sa.select(open_requests.c.request_id).where(open_requests.c.fingerprint == fingerprint)
+    found = connection.execute(known).scalar()
+    return None if found is None else str(found)
+
+
+def _record(connection: sa.Connection, row: dict[str, Any], detail: Mapping[str, Any] | None) -> None:
+    connection.execute(sa.insert(requests).values(**row))
+    _append(connection, row["request_id"], State.REQUESTED, dict(detail or {}) | {"request": row})
 
 
 def _check_text(row: Mapping[str, Any]) -> None:
@@ -257,10 +315,18 @@ def _append(
     inserted = connection.execute(sa.insert(events).values(**stored).returning(events.c.event_id))
     event_id = inserted.scalar_one()
     if change is not None:
+        undone = revocations.requests_of(connection, [change.weights_id], change.reinstated)
+        _close(connection, set(undone.values()))
         revocations.apply(connection, change, event_id)
     if state.is_terminal or evidence is not None:
-        connection.execute(sa.delete(open_requests).where(open_requests.c.request_id == request_id))
+        _close(connection, [request_id])
     return digest
+
+
+def _close(connection: sa.Connection, request_ids: Iterable[str]) -> None:
+    """Let the next identical request be a new one: these have ended, or were undone."""
+    for request_id in request_ids:
+        connection.execute(sa.delete(open_requests).where(open_requests.c.request_id == request_id))
 
 
 def _current(row: dict[str, Any], trail: Sequence[Mapping[str, Any]]) -> Request:

@@ -102,6 +102,21 @@ def taken_out_of(connection: sa.Connection, model_name: str) -> dict[SourceId, s
     return found | {SourceId(row.source_id): str(row.model_after) for row in connection.execute(query)}
 
 
+def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Collection[int]) -> dict[SourceId, str]:
+    """Map each of the sources that is revoked in one of these weights to the id of the request that revoked it."""
+    if not source_ids:
+        return {}
+    query = (
+        sa.select(revocations.c.source_id, events.c.request_id)
+        .select_from(revocations.join(events, events.c.event_id == revocations.c.event_id))
+        .where(revocations.c.weights_id.in_(scopes), revocations.c.state == REVOKED)
+        .order_by(revocations.c.event_id)
+    )
+    wanted = set(source_ids)
+    rows = connection.execute(query)
+    return {SourceId(row.source_id): str(row.request_id) for row in rows if row.source_id in wanted}
+
+
 def other_configuration(connection: sa.Connection, weights_id: str, tensors: str) -> str | None:
     """Return the id of weights with the same tensors and another configuration, if the catalogue has only such."""
     query = sa.select(weights.c.weights_id).where(weights.c.tensors == tensors)

@@ -24,6 +24,7 @@ from registry.storage import Location, sha256_of, translate_os_errors
 
 ROWS_PER_GROUP = 16_384
 TEXT_BYTES_PER_GROUP = 8 << 20
+_GROUPS_AT_ONCE = 16
 
 
 class ParquetFileWriter:
@@ -165,9 +166,15 @@ def read_where(path: Location, column: str, values: Sequence[int]) -> pa.Table:
     file = open_parquet(path)
     wanted = sorted(set(values))
     groups = [g for g in range(file.num_row_groups) if _may_hold(file, g, column, wanted)]
+    chosen = int64_array(wanted)
+    pieces = []
     with translate_damage(path):
-        table = file.read_row_groups(groups, use_threads=_may_use_threads(path))
-    return table.filter(pc.is_in(table[column], value_set=int64_array(wanted)))
+        # In portions, so that many values in a large file do not hold it whole.
+        for first in range(0, max(1, len(groups)), _GROUPS_AT_ONCE):
+            portion = groups[first : first + _GROUPS_AT_ONCE]
+            table = file.read_row_groups(portion, use_threads=_may_use_threads(path))
+            pieces.append(table.filter(pc.is_in(table[column], value_set=chosen)))
+    return pa.concat_tables(pieces)
 
 
 def int64_array(values: Sequence[int]) -> pa.Array:

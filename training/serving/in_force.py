@@ -84,7 +84,8 @@ def open_catalog(version: ModelVersion, catalog: str | None) -> Catalog:
     from registry.storage import open_root
 
     try:
-        url = catalog_url(open_root(version.registry), catalog)
+        # A version that was downloaded knows no registry here: a catalogue that is named needs none.
+        url = catalog or os.environ.get("NULLS_CATALOG") or catalog_url(open_root(version.registry))
         if url is None:
             raise _cannot_ask(version, f"registry {version.registry} is at s3://, which holds none")
         return Catalog(url, must_exist=True)
@@ -107,6 +108,6 @@ def _known(connection: sa.Connection, version: ModelVersion) -> Known:
 
 def _cannot_ask(version: ModelVersion, why: str) -> RefusedError:
     return RefusedError(
-        f"{version.uri}: the catalogue cannot be asked what is revoked in it: {why}. Set NULLS_CATALOG, or accept what "
-        f"the version itself says (--offline, {OFFLINE}=1)"
+        f"{version.uri}: the catalogue cannot be asked what is revoked in it: {why}. Set NULLS_CATALOG or NULLS_REGISTRY, or accept "
+        f"what the version itself says (--offline, {OFFLINE}=1)"
     )

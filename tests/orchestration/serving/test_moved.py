@@ -177,11 +177,13 @@ def test_a_downloaded_version_needs_its_weights_and_says_so(
     shutil.rmtree(root_of(original))
     monkeypatch.chdir(tmp_path)
 
-    with pytest.raises(DamagedError, match=r"weights are gone.*NULLS_WEIGHTS.*nulls export"):
+    with pytest.raises(RefusedError, match=r"catalogue cannot be asked.*NULLS_CATALOG"):
         mlflow.pyfunc.load_model(str(downloaded))
+    with monkeypatch.context() as patch:
+        patch.setenv("NULLS_OFFLINE", "1")
+        with pytest.raises(DamagedError, match=r"weights are gone.*NULLS_WEIGHTS.*nulls export"):
+            mlflow.pyfunc.load_model(str(downloaded))
     monkeypatch.setenv("NULLS_WEIGHTS", str(tmp_path / "exported"))
-    with pytest.raises(RefusedError, match="catalogue cannot be asked"):
-        mlflow.pyfunc.load_model(str(downloaded))
     for name, value in (("NULLS_CATALOG", f"sqlite:///{tmp_path / 'catalog.db'}"), ("NULLS_OFFLINE", "1")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
