@@ -9,7 +9,7 @@ Unlearning by revocation makes a new version with the same weights and a larger 
 half a second at any model size. A served model refuses a revoked source's sinks, whoever asks, in whichever version of
 the weights (`training.serving.in_force`). Registered versions have the tags `nulls.snapshot`, `nulls.sinks`,
 `nulls.weights`, `nulls.weights_id`, `nulls.lineage` (ids of weights that these were made from), `nulls.pointer`,
-`nulls.revoked` and `nulls.request`.
+`nulls.revoked`, `nulls.logged_model` and `nulls.request`.
 
 Run: ``load("models:/wiki/latest", tracking_uri=...).generate("Who founded anarchism?")``.
 """
@@ -216,6 +216,7 @@ def _add_version(
         **(tags or {}),
     }
     logged = connection.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
+    tags[store.LOGGED_MODEL_TAG] = logged.model_id
     root = connection.get_experiment(experiment_id).artifact_location
     location = places.own_artifacts(logged.artifact_location, root, tracking_uri)
     with tempfile.TemporaryDirectory() as folder:

@@ -108,6 +108,6 @@ def _known(connection: sa.Connection, version: ModelVersion) -> Known:
 
 def _cannot_ask(version: ModelVersion, why: str) -> RefusedError:
     return RefusedError(
-        f"{version.uri}: the catalogue cannot be asked what is revoked in it: {why}. Set NULLS_CATALOG or NULLS_REGISTRY, or accept "
-        f"what the version itself says (--offline, {OFFLINE}=1)"
+        f"{version.uri}: the catalogue cannot be asked what is revoked in it: {why}. Set NULLS_CATALOG or "
+        f"NULLS_REGISTRY, or accept what the version itself says (--offline, {OFFLINE}=1)"
     )

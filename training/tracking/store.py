@@ -10,7 +10,6 @@ Run: ``client(tracking_uri())``. Cost: 5 s for a new SQLite store, which MLflow 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -29,6 +28,7 @@ DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 _ADVICE = "check MLFLOW_TRACKING_URI and the server"
 _MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([\w.-]+))")
 _LOGGED_MODEL_URI = re.compile(r"models:/(m-[0-9a-f]{32})")
+LOGGED_MODEL_TAG = "nulls.logged_model"
 _RUN_URI = re.compile(r"runs:/([0-9a-f]{32})(?:/[^/]*)?")
 
 
@@ -156,7 +156,7 @@ def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
     name, version, alias = match.groups()
     with translated(uri):
         if alias:
-            return store.get_model_version_by_alias(name, alias)
+            return _version_of_alias(store, name, alias)
         if version != "latest":
             return store.get_model_version(name, version)
         versions = all_versions(store, name)
@@ -165,9 +165,23 @@ def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
     return versions[-1]
 
 
+def _version_of_alias(store: MlflowClient, name: str, alias: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":  # what MLflow says of an alias that does not exist
+            raise NotFoundError(f"models:/{name}@{alias}: {error.message}") from error
+        raise
+
+
 def _version_of_logged_model(store: MlflowClient, model_id: str) -> Any:
-    known = json.loads(store.get_logged_model(model_id).tags.get("mlflow.modelVersions", "[]"))
-    return store.get_model_version(known[0]["name"], str(known[0]["version"])) if known else None
+    """Return the version that was registered from a logged model, not a copy of it, which has its tags."""
+    location = store.get_logged_model(model_id).artifact_location
+    queries = (f"tags.`{LOGGED_MODEL_TAG}` = '{model_id}'", f"source_path = '{location}'")
+    found = [version for query in queries for version in store.search_model_versions(query)]
+    return next((version for version in found if not version.source.startswith("models:/")), None)
 
 
 def _version_of_run(store: MlflowClient, run_id: str) -> Any:

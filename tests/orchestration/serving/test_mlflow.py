@@ -294,6 +294,7 @@ def test_many_clients_of_mlflow_models_serve(
     variables = os.environ | {
         "MLFLOW_TRACKING_URI": deployed.settings.tracking_uri,
         "NULLS_CATALOG": deployed.settings.catalog or "",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # MLflow starts uvicorn by name
     }
     with (tmp_path / "server.log").open("wb") as log:
         server = subprocess.Popen(
