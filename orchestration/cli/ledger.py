@@ -12,7 +12,7 @@ from orchestration.output import Output, field, table
 from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
 from registry.errors import NotFoundError
-from registry.shown import listed
+from registry.messages.shown import listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
 from registry.errors import UsageError
-from registry.shown import listed, refuse_controls
+from registry.messages.shown import listed, refuse_controls
 
 _REQUEST, _RUN = "Request", "Order of work"
 

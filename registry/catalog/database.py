@@ -22,7 +22,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from registry.catalog.tables import HEAD_REVISION, models, now, snapshots
 from registry.connectivity import check_listening, within
 from registry.errors import DamagedError, ServiceError, UsageError
-from registry.masking import masked_url, secrets_of_url, without
+from registry.messages.masking import masked_url, secrets_of_url, without
 from registry.storage import Location, file_lock
 
 _BACKENDS = ("sqlite", "postgresql")
