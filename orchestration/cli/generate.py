@@ -23,6 +23,10 @@ class GenerateRequest:
     no_source: Annotated[bool, typer.Option("--no-source", help="Use no sinks, only the backbone.")] = False
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 64
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.0
+    top_p: Annotated[
+        float,
+        typer.Option("--top-p", max=1.0, help="Below 1: sample from the likeliest tokens with this much probability."),
+    ] = 1.0
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0
     offline: OfflineOption = False
     registry: RegistryOption = None
@@ -48,6 +52,7 @@ def run(request: GenerateRequest, settings: Settings, output: Output) -> None:
     options: dict[str, Any] = {
         "max_new_tokens": request.max_new_tokens,
         "temperature": request.temperature,
+        "top_p": request.top_p,
         "seed": request.seed,
     }
     snapshot = snapshot_of(settings, served.version)

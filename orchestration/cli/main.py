@@ -29,7 +29,7 @@ from orchestration.cli import (
     train,
     unlearn,
 )
-from orchestration.cli.folders import export, register
+from orchestration.cli.folders import export, register, repoint
 from orchestration.cli.parameters.request import GroupedCommand, command
 from orchestration.cli.unlearning import reinstate, where
 from orchestration.output import Output
@@ -76,6 +76,7 @@ for name, function in (
     ("export", command(export.run)),
     ("register", command(register.run)),
     ("ledger", command(ledger.run)),
+    ("repoint", command(repoint.run)),
     ("report", command(ledger.report)),
 ):
     app.command(name, cls=GroupedCommand)(function)

@@ -2,14 +2,14 @@
 
 A version is a small pointer to weights, the corpus that they saw, and the sources that are revoked:
 
-    MLmodel        for MLflow, so that `mlflow.pyfunc.load_model("models:/NAME/VERSION")` works
+    MLmodel ...    for MLflow, so that `mlflow models serve -m models:/NAME/VERSION` works (`training.serving.mlmodel`)
     nulls.json     the pointer (`training.serving.version`); weights are in it by reference, with their digest
 
 Unlearning by revocation makes a new version with the same weights and a larger revoked set: a few kilobytes and about
 half a second at any model size. A served model refuses a revoked source's sinks, whoever asks, in whichever version of
 the weights (`training.serving.in_force`). Registered versions have the tags `nulls.snapshot`, `nulls.sinks`,
 `nulls.weights`, `nulls.weights_id`, `nulls.lineage` (ids of weights that these were made from), `nulls.pointer`,
-`nulls.revoked` and `nulls.request`.
+`nulls.revoked`, `nulls.logged_model` and `nulls.request`.
 
 Run: ``load("models:/wiki/latest", tracking_uri=...).generate("Who founded anarchism?")``.
 """
@@ -17,15 +17,18 @@ Run: ``load("models:/wiki/latest", tracking_uri=...).generate("Who founded anarc
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from registry import ids
 from registry.catalog.revocations import set_digest
 from registry.errors import DamagedError
 from registry.snapshot import Registry
+from training.serving import places
 from training.serving.version import (
     DIGEST,
     EXPORTED,
@@ -85,7 +88,8 @@ def register(
         `models:/NAME/VERSION`.
     """
     pointer = {key: value for key, value in read_pointer(weights_dir).items() if key not in (DIGEST, EXPORTED)}
-    pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": weights_digest(weights_dir)}
+    weights_at = places.relative(str(weights_dir.absolute()), tracking_uri)
+    pointer |= {"weights": weights_at, "weights_sha256": weights_digest(weights_dir)}
     pointer["weights_id"] = weights_id(pointer["weights_sha256"], pointer["layout"])
     pointer["revoked"] = [ids.format_id(source_id) for source_id in sorted(revoked)]
     ancestors = [ancestor for ancestor in lineage if ancestor != pointer["weights_id"]]
@@ -97,6 +101,7 @@ def register(
         _build_router(weights_dir, pointer)
     if keep_copy is not None:
         pointer["weights_copy"] = keep_copy(weights_dir)
+    pointer["registry"] = places.relative(pointer["registry"], tracking_uri)
     connection = store.client(tracking_uri)
     for version in versions(model_name, tracking_uri=tracking_uri):
         # A run that was cut off after it registered, and is now resumed, has its version already.
@@ -104,7 +109,7 @@ def register(
             return version.uri
     with store.translated(tracking_uri):
         experiment_id = connection.get_run(run_id).info.experiment_id
-        return _add_version(connection, model_name, pointer, run_id=run_id, experiment_id=experiment_id)
+        return _add_version(connection, tracking_uri, model_name, pointer, run_id=run_id, experiment_id=experiment_id)
 
 
 def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str, by_request: Collection[int] = ()) -> str:
@@ -130,6 +135,7 @@ def derive(base: ModelVersion, *, revoked: Collection[int], request_id: str, by_
     with store.translated(base.tracking_uri):
         return _add_version(
             store.client(base.tracking_uri),
+            base.tracking_uri,
             base.name,
             pointer,
             run_id=base.run_id,
@@ -164,28 +170,46 @@ def _load_pyfunc(path: str) -> Any:
     from mlflow.models import Model
 
     from training.serving.in_force import in_force
-    from training.serving.served_model import PythonModel, ServedModel
+    from training.serving.pyfunc import PythonModel, guard
+    from training.serving.served_model import ServedModel
 
     folder = Path(path)
     pointer = read_pointer(folder)
-    recorded = Model.load(str(folder / "MLmodel")).flavors.get("nulls", {})
+    model = Model.load(str(folder / "MLmodel"))
+    recorded = model.flavors.get("nulls", {})
     if recorded.get("pointer", pointer_digest(pointer)) != pointer_digest(pointer):
         raise DamagedError(f"{folder / POINTER} was altered after it was registered; restore it from a copy")
+    name, number = _registered_as(folder)
     version = ModelVersion(
-        uri=path,
-        name="",
-        version=0,
+        uri=f"models:/{name}/{number}" if name else path,
+        name=name,
+        version=number,
         run_id=None,
         request_id=None,
         experiment_id="",
-        tracking_uri="",
+        tracking_uri=store.known_tracking_uri() if name else "",
         pointer=pointer,
+        folder=folder,
     )
-    return PythonModel(ServedModel.load(version, in_force(version)))
+    guard()
+    served = ServedModel.load(version, in_force(version))
+    return PythonModel(served, version.uri if name or not model.model_id else f"models:/{model.model_id}")
+
+
+def _registered_as(folder: Path) -> tuple[str, int]:
+    """Return the name and number of a version, which MLflow writes beside what it loads or downloads; else "" and 0."""
+    import yaml
+
+    try:
+        found = yaml.safe_load((folder / "registered_model_meta").read_text())
+        return str(found["model_name"] or ""), int(found["model_version"])
+    except (OSError, TypeError, ValueError, KeyError, yaml.YAMLError):
+        return "", 0
 
 
 def _add_version(
     connection: MlflowClient,
+    tracking_uri: str,
     name: str,
     pointer: dict[str, Any],
     *,
@@ -194,6 +218,8 @@ def _add_version(
     tags: dict[str, str] | None = None,
 ) -> str:
     from mlflow.exceptions import MlflowException
+
+    from training.serving import mlmodel
 
     tags = {
         "nulls.snapshot": pointer["snapshot"],
@@ -207,31 +233,23 @@ def _add_version(
         **(tags or {}),
     }
     logged = connection.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)
+    tags[store.LOGGED_MODEL_TAG] = logged.model_id
+    root = connection.get_experiment(experiment_id).artifact_location
+    location = places.own_artifacts(logged.artifact_location, root, tracking_uri)
     with tempfile.TemporaryDirectory() as folder:
-        _write_model(Path(folder), pointer, logged.model_id, run_id)
-        connection.log_model_artifacts(logged.model_id, folder)
+        mlmodel.write(Path(folder), pointer, logged.model_id, run_id)
+        if location == logged.artifact_location:
+            connection.log_model_artifacts(logged.model_id, folder)
+        else:
+            shutil.copytree(folder, unquote(urlsplit(location).path))
     connection.finalize_logged_model(logged.model_id, "READY")
     try:
         connection.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = connection.create_model_version(
-        name, source=logged.artifact_location, run_id=run_id, model_id=logged.model_id, tags=tags
-    )
+    version = connection.create_model_version(name, source=location, run_id=run_id, model_id=logged.model_id, tags=tags)
     return f"models:/{name}/{version.version}"
-
-
-def _write_model(folder: Path, pointer: dict[str, Any], model_id: str, run_id: str | None) -> None:
-    from mlflow import pyfunc
-    from mlflow.models import Model
-
-    (folder / POINTER).write_text(json.dumps(pointer, indent=1))
-    model = Model(run_id=run_id, model_id=model_id)
-    pyfunc.add_to_model(model, loader_module="training.serving.flavor")
-    digest = pointer_digest(pointer)
-    model.add_flavor("nulls", weights=pointer["weights"], snapshot=pointer["snapshot"], pointer=digest)
-    model.save(str(folder / "MLmodel"))
 
 
 def _build_router(weights_dir: Path, pointer: dict[str, Any]) -> None:

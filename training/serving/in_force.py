@@ -85,6 +85,7 @@ def open_catalog(version: ModelVersion, catalog: str | None) -> Catalog:
     from registry.storage import open_root
 
     try:
+        # A version that was downloaded knows no registry here: a catalogue that is named needs none.
         configured = catalog or os.environ.get("NULLS_CATALOG")
         if not version.registry and not configured:
             raise _cannot_ask(version, "it names no registry")
@@ -108,6 +109,6 @@ def _known(connection: sa.Connection, version: ModelVersion) -> Known:
 
 def _cannot_ask(version: ModelVersion, why: str) -> RefusedError:
     return RefusedError(
-        f"{version.uri}: the catalogue cannot be asked what is revoked in it: {why}. Set NULLS_CATALOG, or accept what "
-        f"the version itself says (--offline, {OFFLINE}=1)"
+        f"{version.uri}: the catalogue cannot be asked what is revoked in it: {why}. Set NULLS_CATALOG or "
+        f"NULLS_REGISTRY, or accept what the version itself says (--offline, {OFFLINE}=1)"
     )

@@ -69,9 +69,14 @@ class Router:
         row = int(np.searchsorted(self.source_ids_N, source_id))
         return row < len(self.source_ids_N) and int(self.source_ids_N[row]) == source_id
 
-    def closest(self, text: str, *, exclude: Collection[int] = ()) -> SourceId | None:
-        """Return the source whose words are most like those of `text`, or None if no source shares one."""
-        return self._pick(self._similarity(text), exclude, farthest=False)
+    def closest(
+        self, text: str, *, exclude: Collection[int] = (), among: Collection[int] | None = None
+    ) -> SourceId | None:
+        """Return the source (of `among`) whose words are most like those of `text`, or None if none shares one."""
+        similarity_N = self._similarity(text)
+        if among is not None:
+            similarity_N[~np.isin(self.source_ids_N, np.fromiter(among, np.int64, len(among)))] = 0
+        return self._pick(similarity_N, exclude, farthest=False)
 
     def closest_to(self, source_id: int, text: str, *, exclude: Collection[int] = ()) -> SourceId | None:
         """Return the other source that is most like the source with this id and text."""

@@ -10,14 +10,17 @@ digest, about 2 s for each GB.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import threading
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from registry import ids
-from registry.errors import DamagedError, NotFoundError, RefusedError, UsageError
+from registry.errors import DamagedError, NotFoundError, NullsError, RefusedError, UsageError
 from registry.ids import MaskId, SourceId
 from training.serving.in_force import InForce
 from training.serving.router import Router
@@ -26,9 +29,23 @@ from training.serving.weights import local_weights
 from training.sinks.mask_ids import MaskIds
 
 if TYPE_CHECKING:
+    from registry.lookup import Source
     from training.model.modeling_nulls import NullsForCausalLM
 
 _ROUTE = object()
+_GENERATING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators for the block, which no other thread is in; they are as before after it.
+
+    transformers samples from the generator of the process, which threads share.
+    """
+    cuda = [device] if device.type == "cuda" else []
+    with _GENERATING, torch.random.fork_rng(devices=cuda), torch.inference_mode():
+        torch.manual_seed(seed)
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +134,20 @@ class ServedModel:
             raise NotFoundError(f"source {name} was not trained in {self.version.uri}")
         return SourceId(source_id)
 
-    def route(self, prompt: str) -> SourceId | None:
-        """Return the closest source that is not revoked; None means the backbone only."""
-        return self.router.closest(prompt, exclude=self.out_of_force)
+    def source(self, source_id: SourceId) -> Source | None:
+        """Return the source's key and title, if the registry of the model's training can be read from here."""
+        from registry.lookup import read_sources
+        from registry.snapshot import Registry
+
+        try:
+            snapshot = Registry.open(self.version.registry).snapshot(self.version.snapshot)
+            return read_sources(snapshot, [source_id]).get(source_id)
+        except (NullsError, OSError):
+            return None
+
+    def route(self, prompt: str, among: Collection[int] | None = None) -> SourceId | None:
+        """Return the closest source (of `among`) that is not revoked; None means the backbone only."""
+        return self.router.closest(prompt, exclude=self.out_of_force, among=among)
 
     def generate(
         self,
@@ -128,7 +156,9 @@ class ServedModel:
         source_id: int | object | None = _ROUTE,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
+        among: Collection[int] | None = None,
     ) -> tuple[str, SourceId | None]:
         """Continue `prompt`.
 
@@ -137,7 +167,11 @@ class ServedModel:
             source_id: the source whose sinks are on; None for the backbone only; by default, see `route`.
             max_new_tokens: the length of the continuation, at most.
             temperature: 0 takes the likeliest token; above 0, tokens are sampled.
-            seed: for sampling.
+            top_p: below 1, tokens are sampled from the likeliest ones that have this much probability together; at 1,
+                from the 50 likeliest. Only used with a temperature.
+            seed: for sampling; the same seed gives the same text, also of several threads at once.
+            among: the sources that the prompt may be routed to; by default all. One source's sinks are on at a time:
+                sinks of several at once were never trained.
 
         Returns:
             The continuation, and the source whose sinks were used.
@@ -146,13 +180,18 @@ class ServedModel:
             RefusedError, NotFoundError: see `check`.
             UsageError: the prompt and the new tokens do not fit the model's context.
         """
-        used = self.route(prompt) if source_id is _ROUTE else source_id
+        for allowed in among or ():
+            self.check(allowed)
+        used = self.route(prompt, among) if source_id is _ROUTE else source_id
         assert used is None or isinstance(used, int)
         chosen = None if used is None else self.check(used)
+        if not 0 < top_p <= 1:
+            raise UsageError(f"top_p {top_p}: expected a number above 0, at most 1")
         prompt_ids_BT = self._encode(prompt, max_new_tokens)
-        torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-        with torch.inference_mode():
+        sampling: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            sampling |= {"temperature": temperature} | ({"top_p": top_p, "top_k": 0} if top_p < 1 else {})
+        with _one_at_a_time(self.model.device, seed):
             output_BT = self.model.generate(
                 prompt_ids_BT,
                 attention_mask=torch.ones_like(prompt_ids_BT),
@@ -174,38 +213,3 @@ class ServedModel:
                 "shorten the prompt or lower --max-new-tokens"
             )
         return torch.tensor([token_ids], device=self.model.device)
-
-
-class PythonModel:
-    """The object that `mlflow.pyfunc.load_model` wraps. It takes rows with `prompt` and optionally `source`, an id."""
-
-    def __init__(self, served: ServedModel) -> None:
-        self.served = served
-
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """Continue each prompt.
-
-        Args:
-            model_input: a DataFrame, a list of dicts, or a list of prompts. A row with `source` uses that source's
-                sinks, or the backbone only where it is null; a row without it is routed.
-            params: keyword arguments of `ServedModel.generate`.
-
-        Raises:
-            UsageError: a row lacks its prompt, or its source is not an id.
-            RefusedError: a row asks for a revoked source.
-        """
-        rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
-        return [self._continued({"prompt": row} if isinstance(row, str) else row, params or {}) for row in rows]
-
-    def _continued(self, row: dict[str, Any], params: dict[str, Any]) -> str:
-        if not isinstance(row.get("prompt"), str):
-            raise UsageError(f"expected a row with a text in `prompt`, got {sorted(row)}")
-        if "source" not in row:
-            return self.served.generate(row["prompt"], **params)[0]
-        source = row["source"]
-        if source is None or source != source:  # a DataFrame has NaN for null
-            return self.served.generate(row["prompt"], source_id=None, **params)[0]
-        source_id = ids.parse_id(str(source))
-        if source_id is None:
-            raise UsageError(f"source {source!r}: expected 16 hex digits, as `nulls lookup` prints them")
-        return self.served.generate(row["prompt"], source_id=source_id, **params)[0]

@@ -12,11 +12,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from registry.ids import SourceId
+from training.serving import places
 from training.sinks.layout import KEYED, SinkLayout
 from training.sinks.mask_ids import MaskIds
 
@@ -38,6 +40,11 @@ def read_pointer(folder: Path) -> dict[str, Any]:
     """
     pointer: dict[str, Any] = json.loads((folder / POINTER).read_text())
     return pointer
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether a directory holds weights."""
+    return any(folder.glob("*.safetensors"))
 
 
 def weights_id(tensors: str, layout: Mapping[str, Any]) -> str:
@@ -85,6 +92,14 @@ class ModelVersion:
     tracking_uri: str
     pointer: dict[str, Any]
     """The content of `nulls.json`."""
+    folder: Path | None = None
+    """The directory that the pointer was read from, where the store is not known."""
+
+    @property
+    def bases(self) -> list[Path]:
+        """The folders that paths of the pointer may be under, the likeliest first."""
+        store = places.folder_of(self.tracking_uri)
+        return ([store] if store else []) + (list(self.folder.absolute().parents) if self.folder else [])
 
     @property
     def snapshot(self) -> str:
@@ -93,13 +108,28 @@ class ModelVersion:
 
     @property
     def registry(self) -> str:
-        """The URI that the snapshot's registry had at training; empty in an exported folder, which names none."""
-        return str(self.pointer.get("registry", ""))
+        """The URI of the snapshot's registry: where it is now, if it moved with the store; else as at training.
+
+        Empty in an exported folder, which names none.
+        """
+        recorded = str(self.pointer.get("registry", ""))
+        if not recorded:
+            return recorded
+        at = places.find(recorded, self.bases, lambda path: (path / "snapshots" / self.snapshot).is_dir())
+        if at is None and places.local_path(recorded) is not None:
+            return os.environ.get("NULLS_REGISTRY") or recorded
+        return recorded if at is None else str(at)
 
     @property
     def weights(self) -> Path:
-        """The directory that its weights were exported to."""
-        return Path(self.pointer["weights"])
+        """The directory of its weights where the store is now; if they are nowhere, where they should be."""
+        recorded = str(self.pointer["weights"])
+        elsewhere = os.environ.get(places.WEIGHTS)
+        given = [Path(elsewhere).absolute()] if elsewhere else []
+        found = places.find(recorded, [*self.bases, *given], has_weights)
+        if found is None and given and has_weights(given[0]):
+            found = given[0]
+        return found or (self.bases[0] / recorded if self.bases else Path(recorded))
 
     @property
     def weights_copy(self) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 from registry.catalog.revocations import set_digest
 from registry.errors import DamagedError
 from registry.ids import SourceId
+from training.serving import places
 from training.serving.version import POINTER, ModelVersion, pointer_digest, read_pointer
 from training.tracking import store
 
@@ -112,7 +113,6 @@ def _is_copy(version: Any) -> bool:
 
 
 def _described(connection: Any, version: Any, tracking_uri: str) -> ModelVersion:
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     uri = f"models:/{version.name}/{version.version}"
@@ -120,11 +120,11 @@ def _described(connection: Any, version: Any, tracking_uri: str) -> ModelVersion
         source = version.source
         if _is_copy(version):  # the original may be gone; its artifacts are not
             source = connection.get_model_version_download_uri(version.name, version.version)
-        path = mlflow.artifacts.download_artifacts(artifact_uri=f"{source}/{POINTER}", tracking_uri=tracking_uri)
-        pointer = read_pointer(Path(path).parent)
+        pointer = read_pointer(_folder_of(str(source), tracking_uri))
     except (MlflowException, OSError, ValueError) as error:
         raise DamagedError(
-            f"{uri}: no readable {POINTER} at {version.source}: not a NULLs model, or damaged"
+            f"{uri}: no readable {POINTER} at {version.source}, nor under the same path beside the database "
+            "of the store: not a NULLs model, or damaged; where artifacts were moved, see `nulls repoint`"
         ) from error
     _check(uri, pointer, version.tags)
     return ModelVersion(
@@ -137,6 +137,19 @@ def _described(connection: Any, version: Any, tracking_uri: str) -> ModelVersion
         tracking_uri=tracking_uri,
         pointer=pointer,
     )
+
+
+def _folder_of(source: str, tracking_uri: str) -> Path:
+    """Return the directory of a version's artifacts: the store's own where it was moved or copied, or a download."""
+    import mlflow
+
+    base = places.folder_of(tracking_uri)
+    own = places.find(source, [base], lambda path: (path / POINTER).is_file()) if base else None
+    if own is not None:
+        return own
+    return Path(
+        mlflow.artifacts.download_artifacts(artifact_uri=f"{source}/{POINTER}", tracking_uri=tracking_uri)
+    ).parent
 
 
 def _check(uri: str, pointer: dict[str, Any], tags: dict[str, str]) -> None:

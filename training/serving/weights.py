@@ -1,6 +1,7 @@
 """The weights of a model version on this machine: the folder that was exported, or a copy downloaded from s3://.
 
-A version refers to its weights by the path that they were exported to. A run with remote copies
+A version refers to its weights by the path that they were exported to, relative to the store where they lie under its
+folder (`training.serving.places`). A run with remote copies
 (`training.checkpoint.remote_copy`) keeps one of the weights too, and the pointer names both. So a machine that does
 not see that path, or has lost it, can still load, audit and serve the version. Downloads are kept in this machine's
 cache (`registry.storage.work_directory`: NULLS_WORK, else the user's). Every load compares the digest, wherever the
@@ -16,7 +17,8 @@ from pathlib import Path
 from registry.errors import DamagedError
 from registry.storage import copy_verified, new_directory, work_directory
 from registry.storage.s3 import S3Path
-from training.serving.version import ModelVersion, weights_digest
+from training.serving.places import WEIGHTS
+from training.serving.version import ModelVersion, has_weights, weights_digest
 
 
 def local_weights(version: ModelVersion) -> Path:
@@ -28,9 +30,12 @@ def local_weights(version: ModelVersion) -> Path:
     """
     folder = version.weights
     copy = version.weights_copy
-    if not _is_there(folder):
+    if not has_weights(folder):
         if copy is None:
-            raise DamagedError(f"{version.uri}: its weights are gone from {folder}; restore them, or train again")
+            raise DamagedError(
+                f"{version.uri}: its weights are gone from {folder}; restore them, name their folder with {WEIGHTS}, "
+                "or take them along with `nulls export`"
+            )
         folder = _downloaded(S3Path.parse(copy), version)
     if weights_digest(folder) != version.weights_digest:
         at = f" at {copy}" if copy and folder == version.weights else ""
@@ -38,19 +43,15 @@ def local_weights(version: ModelVersion) -> Path:
     return folder
 
 
-def _is_there(folder: Path) -> bool:
-    return any(folder.glob("*.safetensors"))
-
-
 def _downloaded(copy: S3Path, version: ModelVersion) -> Path:
     """Return the copy's folder in this machine's cache; download it, whole or not at all, if it is not there."""
     folder = work_directory(copy) / f"weights-{version.weights_digest[:16]}"
-    if _is_there(folder):
+    if has_weights(folder):
         return folder
     names = [path.key.removeprefix(f"{copy.key}/") for path, _ in copy.walk()]
     if not names:
         raise DamagedError(f"{version.uri}: its weights are gone, from {version.weights} and from {copy}; train again")
-    with new_directory(folder, keep=_is_there) as staging:
+    with new_directory(folder, keep=has_weights) as staging:
         for name in names:
             copy_verified(copy / name, staging / name)
     return folder

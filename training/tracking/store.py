@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 _ADVICE = "check MLFLOW_TRACKING_URI and the server"
 _MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([\w.-]+))")
+_LOGGED_MODEL_URI = re.compile(r"models:/(m-[0-9a-f]{32})")
+LOGGED_MODEL_TAG = "nulls.logged_model"
+_RUN_URI = re.compile(r"runs:/([0-9a-f]{32})(?:/[^/]*)?")
 
 
 def tracking_uri(configured: str | None = None) -> str:
@@ -44,6 +47,15 @@ def tracking_uri(configured: str | None = None) -> str:
             f"MLFLOW_TRACKING_URI={uri!r}: MLflow 3 has no file store; use sqlite:///mlflow.db or a server"
         )
     return uri
+
+
+def known_tracking_uri() -> str:
+    """Return the store that MLflow uses in this process; "" for a folder, or an SQLite file that is not there."""
+    import mlflow
+
+    configured = mlflow.get_tracking_uri()
+    uri = tracking_uri(configured) if "://" in configured else ""
+    return "" if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file() else uri
 
 
 def client(uri: str) -> MlflowClient:
@@ -116,26 +128,66 @@ def artifact_location(uri: str) -> str | None:
 
 
 def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
-    """Return the MLflow model version of `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/NAME@ALIAS`.
+    """Return the MLflow model version of a URI.
+
+    Args:
+        store: a client of the store.
+        uri: the store's, for messages.
+        model_uri: `models:/NAME/VERSION`, `models:/NAME/latest`, `models:/NAME@ALIAS`, `models:/m-ID` (MLflow's logged
+            model) or `runs:/RUN_ID` (the version that training registered).
 
     Raises:
         UsageError: the URI has another form.
         NotFoundError: there is no such version.
         ServiceError: the store cannot be reached.
     """
+    for form, search in ((_LOGGED_MODEL_URI, _version_of_logged_model), (_RUN_URI, _version_of_run)):
+        if found := form.fullmatch(model_uri):
+            with translated(uri):
+                version_found = search(store, found[1])
+            if version_found is None:
+                raise NotFoundError(f"{model_uri} is not registered as a version in MLflow at {uri}")
+            return version_found
     match = _MODEL_URI.fullmatch(model_uri)
     if not match:
-        raise UsageError(f"model {model_uri!r}: expected models:/NAME/VERSION or models:/NAME@ALIAS")
+        raise UsageError(
+            f"model {model_uri!r}: expected models:/NAME/VERSION, models:/NAME/latest or models:/NAME@ALIAS"
+        )
     name, version, alias = match.groups()
     with translated(uri):
         if alias:
-            return store.get_model_version_by_alias(name, alias)
+            return _version_of_alias(store, name, alias)
         if version != "latest":
             return store.get_model_version(name, version)
         versions = all_versions(store, name)
     if not versions:
         raise NotFoundError(f"no model {name!r} in MLflow at {masked_url(uri)}")
     return versions[-1]
+
+
+def _version_of_alias(store: MlflowClient, name: str, alias: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code == "INVALID_PARAMETER_VALUE":  # what MLflow says of an alias that does not exist
+            raise NotFoundError(f"models:/{name}@{alias}: {error.message}") from error
+        raise
+
+
+def _version_of_logged_model(store: MlflowClient, model_id: str) -> Any:
+    """Return the version that was registered from a logged model, not a copy of it, which has its tags."""
+    location = store.get_logged_model(model_id).artifact_location
+    queries = (f"tags.`{LOGGED_MODEL_TAG}` = '{model_id}'", f"source_path = '{location}'")
+    found = [version for query in queries for version in store.search_model_versions(query)]
+    return next((version for version in found if not version.source.startswith("models:/")), None)
+
+
+def _version_of_run(store: MlflowClient, run_id: str) -> Any:
+    found = store.search_model_versions(f"run_id = '{run_id}'", max_results=1000)
+    trained = [version for version in found if "nulls.request" not in version.tags]
+    return min(trained, key=lambda version: version.creation_timestamp, default=None)
 
 
 def all_versions(store: MlflowClient, name: str) -> list[Any]:

@@ -17,7 +17,7 @@ from training.checkpoint import export
 from training.config import TrainConfig
 from training.data.tokenizer import train_tokenizer
 from training.run.worker import build_model
-from training.serving import flavor
+from training.serving import flavor, mlmodel
 from training.serving.router import Router
 
 TEXTS = {7: "the orchard gives apples and pears", 9: "the engine of the ship burns coal"}
@@ -45,7 +45,7 @@ def pointer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_module_that_loads_a_version_is_named_by_its_place_today(tmp_path: Path, pointer: dict[str, Any]) -> None:
-    flavor._write_model(tmp_path, pointer, "m-1", None)
+    mlmodel.write(tmp_path, pointer, "m-1", None)
     fields = yaml.safe_load((tmp_path / "MLmodel").read_text())
     assert fields["flavors"]["python_function"]["loader_module"] == flavor.__name__ == "training.serving.flavor"
     assert json.loads((tmp_path / "nulls.json").read_text()) == pointer
@@ -53,21 +53,22 @@ def test_the_module_that_loads_a_version_is_named_by_its_place_today(tmp_path: P
 
 @pytest.mark.parametrize("loader_module", ["training.serving.flavor", "training.flavor"])
 def test_pyfunc_loads_a_version_by_the_module_it_names(
-    tmp_path: Path, pointer: dict[str, Any], loader_module: str
+    tmp_path: Path, pointer: dict[str, Any], loader_module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flavor._write_model(tmp_path, pointer, "m-1", None)
+    monkeypatch.setenv("NULLS_OFFLINE", "1")  # this version has no registry, so no catalogue
+    mlmodel.write(tmp_path, pointer, "m-1", None)
     fields = yaml.safe_load((tmp_path / "MLmodel").read_text())
     fields["flavors"]["python_function"]["loader_module"] = loader_module
     (tmp_path / "MLmodel").write_text(yaml.safe_dump(fields))
     loaded = mlflow.pyfunc.load_model(str(tmp_path))
     asked = {"prompt": "the orchard", "source": ids.format_id(7)}
     expected, _ = flavor._load_pyfunc(str(tmp_path)).served.generate("the orchard", source_id=7)
-    assert loaded.predict([asked]) == [expected]
+    assert loaded.predict([asked]) == [{"text": expected, "source": ids.format_id(7), "model_uri": "models:/m-1"}]
     with pytest.raises(RefusedError, match="unlearned"):
         loaded.predict([asked | {"source": ids.format_id(REVOKED)}])
 
 
 def test_what_the_flavour_made_public_before_is_still_there() -> None:
-    names = {"describe", "load", "register", "derive", "versions", "superseded_by", "ModelVersion", "POINTER"}
+    names = {"describe", "load", "register", "derive", "versions", "ModelVersion", "POINTER"}
     assert names <= set(flavor.__all__)
     assert all(hasattr(flavor, name) for name in flavor.__all__)
