@@ -19,6 +19,7 @@ Shapes: B rows, T tokens of a row, D model width, P pool neurons.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ from registry.errors import UsageError
 from training.model.carried import FIELDS, Carried
 from training.model.document_mask import document_mask, document_starts
 from training.model.refusals import Refusals
-from training.sinks.layout import KEYED, NO_SOURCE, SinkLayout
+from training.sinks.layout import KEYED, NO_SOURCE, SinkLayout, parse_reserved
 from training.sinks.mlp import SinkPlan, build_plan, sink_mlp
 
 _DEFAULT = SinkLayout()
@@ -61,6 +62,8 @@ class NullsConfig(LlamaConfig):
     sink_seed: int = _DEFAULT.seed
     sink_scheme: str = KEYED
     sink_probability: float | None = None
+    reserved_sources: list[str] | None = None
+    """Ids, 16 hex digits each, of the sources that share no sink; see `SinkLayout.reserved`."""
     # What travels with the weights, see `carried.py`.
     nulls_weights_id: str | None = None
     nulls_lineage: list[str] | None = None
@@ -85,14 +88,22 @@ class NullsConfig(LlamaConfig):
     @property
     def layout(self) -> SinkLayout:
         """The sink layout, from which this model draws its masks."""
-        return SinkLayout(
+        return _layout(
             num_backbone=self.intermediate_size,
             num_pool=self.num_pool,
             num_sinks=self.num_sinks,
             seed=self.sink_seed,
             scheme=self.sink_scheme,
             probability=self.sink_probability,
+            reserved_sources=tuple(self.reserved_sources or ()),
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values; without reserved sources, those that a configuration always had."""
+        fields: dict[str, Any] = super().to_dict()
+        if not fields.get("reserved_sources"):
+            fields.pop("reserved_sources", None)
+        return fields
 
     @property
     def carried(self) -> Carried | None:
@@ -102,6 +113,12 @@ class NullsConfig(LlamaConfig):
             DamagedError: it was altered after it was written.
         """
         return Carried.of_config({name: getattr(self, name) for name in FIELDS})
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(*, reserved_sources: tuple[str, ...], **fields: Any) -> SinkLayout:
+    """Return the layout of a configuration; cached, since every forward asks for it and ids are checked one by one."""
+    return SinkLayout(**fields, reserved=parse_reserved(reserved_sources))
 
 
 class NullsMLP(LlamaMLP):
