@@ -44,7 +44,7 @@ def of_version(version: ModelVersion, carried: Carried, facts: Mapping[str, Any]
         "A language model with NULLs: each source of its training text has its own sink neurons, which are switched on "
         "by the source's id and can be revoked. Without a source it is a plain Llama.\n",
         *_lineage(facts),
-        *_revoked(carried, names),
+        *_revoked(carried, names, is_checked=facts["revocations"] == "checked"),
         *_limits(),
         *_use(version, carried),
     ]
@@ -92,8 +92,10 @@ def _lineage(facts: Mapping[str, Any]) -> list[str]:
     return ["## Lineage\n", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), ""]
 
 
-def _revoked(carried: Carried, names: Mapping[int, Source]) -> list[str]:
+def _revoked(carried: Carried, names: Mapping[int, Source], *, is_checked: bool) -> list[str]:
     text = ["## Revoked sources\n"]
+    if not is_checked:
+        text.append("Exported without asking the catalogue (`--offline`): more may have been revoked by then.\n")
     if not carried.revoked:
         return [*text, "None when this folder was exported.\n"]
     text.append(f"{len(carried.revoked)} when this folder was exported; all ids are in `config.json`.\n")
