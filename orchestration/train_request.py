@@ -70,6 +70,25 @@ class TrainRequest:
             rich_help_panel=_CONFIGURATION,
         ),
     ] = None
+    reserve: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reserve",
+            metavar="QUERY",
+            help="Give this source sinks that no other has: erasing it costs nobody anything. Repeatable; a URL, "
+            "title, ISBN, key or id.",
+            rich_help_panel=_CONFIGURATION,
+        ),
+    ] = None
+    reserve_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--reserve-from",
+            metavar="FILE",
+            help="The same for each line of a file.",
+            rich_help_panel=_CONFIGURATION,
+        ),
+    ] = None
     workers: Annotated[
         Workers,
         typer.Option(
@@ -89,6 +108,14 @@ class TrainRequest:
         ),
     ] = False
     new_version: NewVersionOption = False
+    allow_unlearned: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unlearned",
+            help="Train on sources, too, that were unlearned in a model of this name.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = False
     runs: RunsOption = DEFAULT_RUNS
     remote_uri: Annotated[
         str | None,

@@ -27,7 +27,7 @@ import yaml
 
 from registry.errors import UsageError
 from training.presets import PRESETS
-from training.sinks.layout import SinkLayout
+from training.sinks.layout import SinkLayout, parse_reserved
 
 DTYPES = ("auto", "float32", "bfloat16")
 PARALLEL = ("auto", "ddp", "fsdp")
@@ -125,6 +125,9 @@ class ModelConfig:
     """Key of the masks: a pure function of it and the source's id."""
     sink_scheme: str = "keyed-v1"
     """How sinks are drawn; the reference schemes are for released checkpoints only."""
+    reserved_sources: tuple[str, ...] = ()
+    """Ids, 16 hex digits each, of the sources that get `num_sinks` sinks of their own at the end of the pool, so that
+    erasing them costs no other source anything; `nulls train --reserve` fills it."""
     norm_eps: float = 1e-6
     """Added to the mean square in RMSNorm."""
     rope_theta: float = 10000.0
@@ -160,6 +163,7 @@ class ModelConfig:
             num_sinks=self.num_sinks,
             seed=self.sink_seed,
             scheme=self.sink_scheme,
+            reserved=parse_reserved(self.reserved_sources),
         )
 
     @property
@@ -194,7 +198,7 @@ class ModelConfig:
 
     def dense_flops_per_token(self, vocab_size: int, context_length: int, *, attended: float | None = None) -> float:
         """Return `flops_per_token` of the same model with every pool neuron computed, as the reference does."""
-        dense = dataclasses.replace(self, num_sinks=self.num_pool)
+        dense = dataclasses.replace(self, num_sinks=self.num_pool, reserved_sources=())
         return dense.flops_per_token(vocab_size, context_length, attended=attended)
 
 
@@ -329,8 +333,13 @@ class TrainConfig:
         return cls.preset(preset, **merged) if preset else cls.from_dict(merged)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON and YAML have them: mappings, lists, numbers, strings."""
+        """Return all fields as JSON and YAML have them: mappings, lists, numbers, strings.
+
+        `reserved_sources` is left out where there are none, so that older runs keep their fingerprints.
+        """
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if not plain["model"]["reserved_sources"]:
+            del plain["model"]["reserved_sources"]
         return plain
 
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestration.output import size
+from orchestration.reservation import reservation, reservation_lines
 from orchestration.settings import DEFAULT_REGISTRY, Settings
 from registry.errors import UsageError
 
@@ -34,7 +35,8 @@ def estimate_run(request: TrainRequest, settings: Settings, config: TrainConfig)
     """Return what `nulls train` would do: model, snapshot (None before there is a registry), workers, config, estimate.
 
     Raises:
-        UsageError: no such GPU, an impossible speed, or too few sources to hold some out.
+        UsageError: no such GPU, an impossible speed, a reserved source without text, or too few sources to hold some
+            out.
         NotFoundError: no such snapshot.
     """
     snapshot = _snapshot(settings)
@@ -44,7 +46,7 @@ def estimate_run(request: TrainRequest, settings: Settings, config: TrainConfig)
         "snapshot": snapshot.id if snapshot else None,
         "workers": request.workers.most,
         "config": config.to_dict(),
-        "estimate": found | {"sharing": _sharing(config, snapshot)},
+        "estimate": found | {"sharing": _sharing(config, snapshot), "reserved": reservation(config, snapshot)},
     }
 
 
@@ -185,6 +187,7 @@ def estimate_lines(found: dict[str, Any], config: dict[str, Any], workers: int) 
         f"{_count(parameters['active'])}",
         *_memory_lines(found["memory"], config, found["speed"]["gpu"], workers),
         *_sharing_lines(found.get("sharing"), config),
+        *reservation_lines(found.get("reserved")),
         *_token_lines(found, config),
         f"FLOPs       {flops['per_token']:.3g} a token (dense-equivalent {flops['per_token_dense_equivalent']:.3g}, "
         f"{flops['per_token_dense_equivalent'] / flops['per_token']:.1f} times as many)"
@@ -229,9 +232,10 @@ def _sharing_lines(sharing: dict[str, float] | None, config: dict[str, Any]) -> 
     if sharing is None:
         return []
     model, share = config["model"], sharing["sources_per_sink"]
+    taken = len(model.get("reserved_sources", ())) * model["num_sinks"]
     text = [
         f"sinks       {share:,.1f} of {sharing['num_sources']:,} sources share each: {model['num_sinks']:,} of "
-        f"{model['num_pool']:,} a source"
+        f"{model['num_pool'] - taken:,} a source"
     ]
     if share > CROWDED:
         text.append(

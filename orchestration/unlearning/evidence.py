@@ -6,10 +6,11 @@ used as an argument. The evidence is plain JSON, for the ledger, the requester a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.unlearning.code_versions import code_versions
+from orchestration.unlearning.erasure import evidence_part
 from orchestration.unlearning.plan import Plan
 from registry.errors import RefusedError
 from registry.lookup import Source, read_sources
@@ -31,9 +32,12 @@ def gather(
     plan: Plan,
     *,
     catalog: str,
+    erasure: Mapping[str, Any] | None = None,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Measure the sources of a plan, five others and the held-out ones, and return the evidence.
+
+    An erasure (`orchestration.unlearning.erasure.Prepared.detail`) may change other sources as far as its plan said.
 
     The examiner switches the sinks of an unlearned source on, to measure them: it is the only door that does, and
     nothing that serves imports it.
@@ -60,7 +64,8 @@ def gather(
         for source, old in zip(others, loss_before, strict=True)
     ]
     refused = all(_is_refused(after, source) for source in (*plan.targets, *plan.also_removed))
-    reasons = _without_text(plan) + _reasons(measured, other_rows, refused)
+    erased, differing = evidence_part(examiner, snapshot, erasure) if erasure else (None, [])
+    reasons = _without_text(plan) + _reasons(measured, [] if erasure else other_rows, refused) + differing
     return {
         "verdict": "weak" if reasons else "supported",
         "reasons": reasons,
@@ -72,6 +77,7 @@ def gather(
         "heldout": examiner.heldout_baseline().to_dict(),
         "others": other_rows,
         "masks_refused": refused,
+        **({"erasure": erased} if erased else {}),
         "code": code_versions(),
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestration.output import table
+from orchestration.unlearning.erasure import cost_lines, proof_lines
 
 _ABLATIONS = ("closest", "placebo", "backbone")
 _MAX_REASONS = 5  # in one line
@@ -29,6 +30,8 @@ def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     changes = [abs(other["loss_after"] - other["loss_before"]) for other in evidence["others"]]
     if changes:
         text.append(f"{len(changes)} other sources: loss changed by at most {max(changes):.1e}")
+    if erasure := evidence.get("erasure"):
+        text += cost_lines(erasure["cost_before"] | erasure["cost_after"]) + proof_lines(erasure["proof"])
     reasons = evidence["reasons"]
     text.append(f"evidence: {evidence['verdict']}" + "".join(f"; {reason}" for reason in reasons[:_MAX_REASONS]))
     more = len(reasons) - _MAX_REASONS

@@ -60,6 +60,11 @@ class Plan:
     num_same_sinks: int = 0
 
     @property
+    def with_text(self) -> frozenset[int]:
+        """Those of the source ids that the model has text of, and so trained sinks."""
+        return frozenset(source.source_id for source in (*self.targets, *self.also_removed) if source.num_documents)
+
+    @property
     def revoked(self) -> frozenset[int]:
         """The source ids that this plan adds to the revoked ones."""
         return frozenset(source.source_id for source in (*self.targets, *self.also_removed))
@@ -110,7 +115,7 @@ def refusals(
     snapshot: Snapshot, targets: Sequence[Source], *, heldout: Collection[int], revoked: Mapping[SourceId, str]
 ) -> dict[SourceId, Wrong]:
     """Return why sources cannot be unlearned, by source id, for those that cannot."""
-    shared = _shared_of(snapshot, [source.source_id for source in targets])
+    shared = shared_of(snapshot, [source.source_id for source in targets])
     return _refusals(shared, targets, heldout, revoked)
 
 
@@ -135,17 +140,26 @@ def make_plan(
     policy: Policy,
     heldout: Collection[int],
     revoked: Mapping[SourceId, str],
+    also_gone: Collection[int] = (),
 ) -> Plan:
     """Decide what unlearning `targets` revokes.
+
+    Args:
+        snapshot: the one that the model was trained on.
+        targets: the requested sources.
+        policy: when text with several owners is removed.
+        heldout: sources that were never trained.
+        revoked: for each source that is unlearned already, the model version in which it is.
+        also_gone: sources that are out of force, and that the request may still name: an erasure takes revoked ones.
 
     Raises:
         RefusedError: a target cannot be unlearned; none of them is then. Its `facts` name all that cannot.
     """
-    shared = _shared_of(snapshot, [source.source_id for source in targets])
+    shared = shared_of(snapshot, [source.source_id for source in targets])
     refused = _refusals(shared, targets, heldout, revoked)
     if refused:
         raise error_of(list(refused.values()), len(targets))
-    gone = {source.source_id for source in targets} | set(revoked)
+    gone = {source.source_id for source in targets} | set(revoked) | (set(also_gone) - shared.keys())
     removed, kept = split_shared(shared, gone=gone, policy=policy)
     known = read_sources(snapshot, [*removed, *kept])
     lives_on, goes_with = _near_copies(snapshot, {source.source_id for source in targets} | set(removed))
@@ -157,6 +171,27 @@ def make_plan(
         goes_with=_named(snapshot, goes_with),
         num_lives_on=lives_on.num_rows,
         num_goes_with=goes_with.num_rows,
+    )
+
+
+def recorded_plan(snapshot: Snapshot, recorded: Mapping[str, Any]) -> Plan:
+    """Return the plan that `Plan.to_dict` described, with its sources as the snapshot has them."""
+
+    def sources(keys: Sequence[str]) -> tuple[Source, ...]:
+        known = read_sources(snapshot, [ids.source_id(key) for key in keys])
+        return tuple(known[ids.source_id(key)] for key in keys)
+
+    collateral = recorded["collateral"]
+    return Plan(
+        targets=sources(recorded["sources"]),
+        also_removed=sources(recorded["also_removed"]),
+        kept_by_other_owners=sources([kept["key"] for kept in recorded["kept_by_other_owners"]]),
+        lives_on=collateral["lives_on_as_near_copy"],
+        goes_with=collateral["displaced_by_these_sources"],
+        num_lives_on=collateral["num_lives_on_as_near_copy"],
+        num_goes_with=collateral["num_displaced_by_these_sources"],
+        same_sinks=collateral["with_the_same_sinks"],
+        num_same_sinks=collateral["num_with_the_same_sinks"],
     )
 
 
@@ -174,7 +209,7 @@ def split_shared(
     return removed, kept
 
 
-def _shared_of(snapshot: Snapshot, source_ids: Collection[int]) -> dict[int, list[int]]:
+def shared_of(snapshot: Snapshot, source_ids: Collection[int]) -> dict[int, list[int]]:
     """Return the shared sources that one of these sources owns, each with all its owners."""
     owners = snapshot.table("owners")
     wanted = pa.array(sorted(source_ids), pa.int64())

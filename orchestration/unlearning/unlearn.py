@@ -2,9 +2,10 @@
 
 The act is a revocation: a new version of the same model with the same weights, and a larger set of sources whose sinks
 are never switched on again. It takes about a second at any model size; the evidence takes a few passes over the
-source's text. Each step is written to the ledger before the next begins, and each can be repeated: a request that was
-interrupted at any point is continued by the same command, with the same outcome, whatever other requests did to the
-model meanwhile: it is taken up where its events end.
+source's text. On request (`erase`) the new version has other weights, in which the sources' sinks are zero
+(`orchestration.unlearning.erasure`). Each step is written to the ledger before the next begins, and each can be
+repeated: a request that was interrupted at any point is continued by the same command, with the same outcome, whatever
+other requests did to the model meanwhile: it is taken up where its events end.
 
 Two requests at once both take effect: the act runs under a lock on the weights, and the new version revokes what is in
 force in them (`training.serving.in_force`).
@@ -21,9 +22,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
-from orchestration.unlearning import intake
+from orchestration.unlearning import erasure, intake, where
+from orchestration.unlearning.erasure import Budget
 from orchestration.unlearning.intake import REINSTATE
-from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan
+from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan, recorded_plan
 from orchestration.unlearning.request_lines import Line, reason_of
 from orchestration.unlearning.targets import find
 from orchestration.unlearning.wrong import at_lines
@@ -55,8 +57,15 @@ class Result:
     evidence: Mapping[str, Any] | None
     seconds: float
     evidence_seconds: float | None = None
+    elsewhere: Sequence[Mapping[str, Any]] = ()
+    """Where else the sources were in force before (`orchestration.unlearning.where.elsewhere`)."""
+    corpus_holds: Mapping[str, Any] | None = None
+    """What the newest snapshot still holds of them (`orchestration.unlearning.where.corpus_holds`)."""
+    aliases_moved: Sequence[Mapping[str, str]] = ()
     wrong: Sequence[Mapping[str, Any]] = ()
     """Lines that were left out (`partial`), each with what is wrong with it."""
+    erasure: Mapping[str, Any] | None = None
+    """Of an erasure: `cost`, `budget`, and unless it is a dry run `proof`."""
 
     @property
     def is_weak(self) -> bool:
@@ -70,7 +79,11 @@ class Result:
             "state": self.state.value,
             "model_uri": self.model_uri,
             **self.plan.to_dict(),
+            "elsewhere": list(self.elsewhere),
+            "corpus_holds": self.corpus_holds,
+            "aliases_moved": list(self.aliases_moved),
             "wrong": list(self.wrong),
+            "erasure": self.erasure,
             "evidence": self.evidence,
             "seconds": round(self.seconds, 3),
             "evidence_seconds": None if self.evidence_seconds is None else round(self.evidence_seconds, 3),
@@ -85,7 +98,9 @@ def unlearn(
     reason: str = "",
     lines: Sequence[Line] = (),
     policy: Policy = Policy.ALL_OWNERS,
+    erase: Budget | None = None,
     requested_by: str | None = None,
+    move_aliases: bool = False,
     partial: bool = False,
     dry_run: bool = False,
     measure: bool = True,
@@ -100,7 +115,9 @@ def unlearn(
         reason: why, for the ledger; needed if there are queries, or a line without a reason of its own.
         lines: more sources, from a file (`orchestration.unlearning.request_lines`).
         policy: when text with several owners is removed.
+        erase: make weights without the sources' sinks, within this budget; None only revokes.
         requested_by: the requester; by default the login name.
+        move_aliases: take the aliases of all earlier versions of the same weights along to the new one.
         partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
         dry_run: decide and return the plan, and write nothing.
         measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
@@ -109,11 +126,12 @@ def unlearn(
     Raises:
         NotFoundError: no such model, or a source that its snapshot does not hold.
         UsageError: an ambiguous title, no reason, or no source.
-        RefusedError: a source was never trained, or is unlearned already; nothing is changed.
+        RefusedError: a source was never trained, or is unlearned already, or erasing costs others more than the budget;
+            nothing is changed.
         NullsError: of several lines that are wrong, see `orchestration.unlearning.wrong`; `facts` have all of them.
     """
     from training.serving import flavor
-    from training.serving.in_force import in_force
+    from training.serving.in_force import in_force, open_catalog
 
     started = time.monotonic()
     asked = [*(Line(query=query) for query in queries), *lines]
@@ -125,8 +143,9 @@ def unlearn(
     found = find(snapshot, asked, progress)
     if dry_run:
         revoked = in_force(base, catalog=settings.catalog_url()).revoked
-        found = intake.sorted_out(snapshot, base, found, revoked, partial=partial)
-        plan = _plan(snapshot, base, list(found.targets.values()), policy, revoked)
+        done = erasure.done_already(base, revoked, erase=erase is not None)
+        found = intake.sorted_out(snapshot, base, found, done, partial=partial)
+        plan = _plan(snapshot, base, list(found.targets.values()), policy, revoked, erase=erase is not None)
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -134,16 +153,34 @@ def unlearn(
             plan=plan,
             evidence=None,
             seconds=time.monotonic() - started,
+            **where.surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
             wrong=[row.to_dict() for row in found.wrong],
+            erasure=erasure.estimate(
+                base,
+                snapshot,
+                plan.with_text,
+                erase,
+                revoked=revoked,
+                load=erasure.loader(base, settings.catalog_url()),
+                progress=lambda message: progress(message, None),
+            )
+            if erase
+            else None,
         )
     ledger = Ledger(settings.open_catalog())
     order = intake.Order(
-        requested_by=requested_by or getpass.getuser(), reason=reason, policy=policy.value, partial=partial
+        requested_by=requested_by or getpass.getuser(),
+        reason=reason,
+        policy=policy.value,
+        partial=partial,
+        move_aliases=move_aliases,
+        budget=erase,
     )
+    steps = {"move_aliases": move_aliases, "measure": measure}
     while True:
         request_id = intake.open_request(ledger, snapshot, base, found, order)
         try:
-            result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+            result = _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
         except RefusedError as error:
             # Another request took a source meanwhile: what is right is now less, so this ends.
             if not (partial and error.facts.get("wrong")):
@@ -156,20 +193,31 @@ def resume(
     settings: Settings,
     request_id: str,
     *,
+    model_uri: str | None = None,
+    move_aliases: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
 ) -> Result:
-    """Continue a request of the ledger where its events end.
+    """Continue a request of the ledger where its events end; never begin a new one.
+
+    Args:
+        settings: the stores.
+        request_id: the request.
+        model_uri: its model, if that is to be checked.
+        measure: whether to gather the evidence.
+        progress: called with a message, and the share done if known.
 
     Raises:
         NotFoundError: there is no such request.
-        RefusedError: the request has ended.
+        UsageError: it is for another model, or no unlearn.
+        RefusedError: the request has ended, or was undone.
     """
     from training.serving import flavor
 
     started = time.monotonic()
     ledger = Ledger(settings.open_catalog())
     request = ledger.request(request_id)
+    intake.refuse_other_model(request, model_uri)
     if request.action == REINSTATE:
         raise UsageError(f"request {request_id} is a reinstatement: continue it with `nulls reinstate --resume`")
     if request.state.is_terminal or request.evidence_digest:
@@ -178,9 +226,10 @@ def resume(
     uri = request.model_after if request.state is State.APPLIED and request.model_after else request.model_before
     base = flavor.describe(uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
+    steps = {"move_aliases": move_aliases, "measure": measure}
     if request.state is State.APPLIED:
         _refuse_if_undone(ledger, base, request)
-    result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    result = _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
     return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
 
 
@@ -209,44 +258,86 @@ def _carry_out(
     request_id: str,
     started: float,
     *,
+    move_aliases: bool,
     measure: bool,
     progress: Progress,
 ) -> Result:
-    """Do what is left of a request: the act, then the evidence."""
-    plan, after_uri = act(ledger, snapshot, base, request_id)
+    """Do what is left of a request: the act, the aliases, then the evidence."""
+    from orchestration.unlearning import aliases
+
+    plan, after_uri = act(ledger, snapshot, base, request_id, progress=progress)
     seconds = time.monotonic() - started
-    progress(f"revoked in {seconds:.2f} s: {after_uri}", None)
+    request = ledger.request(request_id)
+    recorded = request.detail
+    progress(f"{request.action}d in {seconds:.2f} s: {after_uri}", None)
+    moved = recorded.get(aliases.KEY, [])
+    if move_aliases or recorded.get("move_aliases"):
+        moved = aliases.move_aliases(ledger, base, after_uri, request_id)
     if measure:
-        return _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
-    return Result(
-        request_id=request_id,
-        state=State.APPLIED,
-        model_uri=after_uri,
-        plan=plan,
-        evidence=None,
-        seconds=seconds,
-    )
+        result = _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
+    else:
+        result = Result(
+            request_id=request_id,
+            state=State.APPLIED,
+            model_uri=after_uri,
+            plan=plan,
+            evidence=None,
+            seconds=seconds,
+            erasure=recorded.get("erasure"),
+        )
+    found = {name: recorded[name] for name in ("elsewhere", "corpus_holds") if name in recorded}
+    return dataclasses.replace(result, **found, aliases_moved=moved)
 
 
-def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str) -> tuple[Plan, str]:
+class _PlanChangedError(Exception):
+    """The sources that an erasure takes are not those that its weights were made for."""
+
+
+def act(
+    ledger: Ledger,
+    snapshot: Snapshot,
+    base: ModelVersion,
+    request_id: str,
+    *,
+    progress: Progress = lambda _message, _share: None,
+) -> tuple[Plan, str]:
     """Revoke the sources of a request, unless that is done, and return its plan and the new version.
 
     Under the lock of the weights, so that the plan is still valid when the version is made, and so that of several
-    processes with the same request one acts and the others find that it is done.
+    processes with the same request one acts and the others find that it is done. An erasure's weights are made before,
+    without the lock; if another request has changed the plan by then, they are made again.
 
     Raises:
-        RefusedError: a source cannot be unlearned; the request is recorded as refused.
+        RefusedError: a source cannot be unlearned, or erasing costs others too much; the request is recorded as
+            refused.
     """
+    while True:
+        with contextlib.suppress(_PlanChangedError):
+            return _act(ledger, snapshot, base, request_id, progress)
+
+
+def _act(
+    ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str, progress: Progress
+) -> tuple[Plan, str]:
     catalog = ledger.catalog
     refused: RefusedError | None = None
     try:
+        # Before the lock: this asks about other weights too, and other requests need not wait for it.
+        request = ledger.request(request_id)
+        around: dict[str, Any] = {}
+        if request.model_after is None:
+            wanted = [ids.source_id(key) for key in request.sources]
+            around = where.surroundings(catalog, snapshot, base, wanted, request_id)
+        prepared = _prepared(ledger, snapshot, base, request_id, progress)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
-            targets = _targets_of(snapshot, request)
+            targets = targets_of(snapshot, request)
             if request.model_after is not None:
-                return _plan_of(snapshot, request), request.model_after
+                return recorded_plan(snapshot, request.detail["plan"]), request.model_after
             try:
-                plan, uri = _revoke(ledger, snapshot, base, request, targets, transaction)
+                if isinstance(prepared, RefusedError):
+                    raise prepared
+                plan, uri = _revoke(ledger, snapshot, base, request, targets, around, prepared, transaction)
             except RefusedError as error:
                 refused = at_lines(error, request.detail.get("lines", ()))
                 reasons = {"error": str(error), **refused.facts}
@@ -259,11 +350,43 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
         raise
     if refused is not None:
         raise refused
-    catalog.record_model(uri, snapshot_id=base.snapshot, weights=str(base.weights), run_id=base.run_id)
+    weights = prepared.pointer["weights"] if isinstance(prepared, erasure.Prepared) else str(base.weights)
+    catalog.record_model(uri, snapshot_id=base.snapshot, weights=weights, run_id=base.run_id)
     return plan, uri
 
 
-def _targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
+def _prepared(
+    ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str, progress: Progress
+) -> erasure.Prepared | RefusedError | None:
+    """Make the weights of an erasure that is not done yet; None for a revocation. A refusal is returned, to record."""
+    from training.serving import in_force
+
+    request = ledger.request(request_id)
+    if request.action != erasure.ERASE or request.model_after is not None:
+        return None
+    with ledger.catalog.read() as connection:
+        revoked = in_force.within(connection, base).revoked
+    try:
+        plan = _plan(snapshot, base, targets_of(snapshot, request), Policy(request.policy), revoked, erase=True)
+        return erasure.prepare(
+            base,
+            snapshot,
+            plan.with_text,
+            Budget(**request.detail["budget"]),
+            revoked=revoked,
+            load=erasure.loader(base, ledger.catalog.engine.url.render_as_string(hide_password=False)),
+            progress=lambda message: progress(message, None),
+        )
+    except RefusedError as error:
+        return error
+
+
+def targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
+    """Return the sources of a request.
+
+    Raises:
+        NotFoundError: the snapshot does not hold one of them.
+    """
     targets: list[Source] = []
     for found in resolve_all(snapshot, request.sources):
         if isinstance(found, Unresolved):
@@ -278,6 +401,8 @@ def _revoke(
     base: ModelVersion,
     request: Request,
     targets: Sequence[Source],
+    around: Mapping[str, Any],
+    prepared: erasure.Prepared | None,
     transaction: sa.Connection,
 ) -> tuple[Plan, str]:
     from training.serving import flavor, in_force
@@ -287,10 +412,17 @@ def _revoke(
     made = flavor.made_by(request.request_id, tracking_uri=base.tracking_uri)
     own = {int(text, 16) for text in made.pointer.get("revoked_by_request", ())} if made else set()
     before = {source_id: place for source_id, place in revoked.items() if source_id not in own}
-    plan = _plan(snapshot, base, targets, Policy(request.policy), before)
-    ledger.append(request.request_id, State.PLANNED, detail={"plan": plan.to_dict()}, within=transaction)
+    plan = _plan(snapshot, base, targets, Policy(request.policy), before, erase=prepared is not None)
+    detail: dict[str, Any] = {"plan": plan.to_dict(), **around}
+    after = base
+    if prepared is not None:
+        if prepared.source_ids != plan.with_text:
+            raise _PlanChangedError
+        detail["erasure"] = prepared.detail
+        after = dataclasses.replace(base, pointer=dict(prepared.pointer))
+    ledger.append(request.request_id, State.PLANNED, detail=detail, within=transaction)
     uri = flavor.derive(
-        base, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
+        after, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
     )
     ledger.append(
         request.request_id,
@@ -302,32 +434,17 @@ def _revoke(
     return plan, uri
 
 
-def _plan_of(snapshot: Snapshot, request: Request) -> Plan:
-    """Return the plan that a request recorded, with its sources as the snapshot has them."""
-    recorded = request.detail["plan"]
-
-    def sources(keys: Sequence[str]) -> tuple[Source, ...]:
-        known = read_sources(snapshot, [ids.source_id(key) for key in keys])
-        return tuple(known[ids.source_id(key)] for key in keys)
-
-    collateral = recorded["collateral"]
-    return Plan(
-        targets=sources(recorded["sources"]),
-        also_removed=sources(recorded["also_removed"]),
-        kept_by_other_owners=sources([kept["key"] for kept in recorded["kept_by_other_owners"]]),
-        lives_on=collateral["lives_on_as_near_copy"],
-        goes_with=collateral["displaced_by_these_sources"],
-        num_lives_on=collateral["num_lives_on_as_near_copy"],
-        num_goes_with=collateral["num_displaced_by_these_sources"],
-        same_sinks=collateral["with_the_same_sinks"],
-        num_same_sinks=collateral["num_with_the_same_sinks"],
-    )
-
-
 def _plan(
-    snapshot: Snapshot, base: ModelVersion, targets: Sequence[Source], policy: Policy, revoked: Mapping[SourceId, str]
+    snapshot: Snapshot,
+    base: ModelVersion,
+    targets: Sequence[Source],
+    policy: Policy,
+    revoked: Mapping[SourceId, str],
+    *,
+    erase: bool = False,
 ) -> Plan:
-    plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=revoked)
+    done = erasure.done_already(base, revoked, erase=erase)
+    plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=done, also_gone=revoked.keys())
     losing = sorted(base.same_sinks(plan.revoked) - base.same_sinks(revoked) - revoked.keys())
     if not losing:
         return plan
@@ -349,8 +466,15 @@ def _with_evidence(
 
     started = time.monotonic()
     catalog = ledger.catalog.engine.url.render_as_string(hide_password=False)
+    detail = ledger.request(request_id).detail.get("erasure")
     evidence = gather(
-        snapshot, base, after_uri, plan, catalog=catalog, progress=lambda message: progress(message, None)
+        snapshot,
+        base,
+        after_uri,
+        plan,
+        catalog=catalog,
+        erasure=detail,
+        progress=lambda message: progress(message, None),
     )
     supported = evidence["verdict"] == "supported"
     state = State.VERIFIED if supported else State.APPLIED
@@ -365,6 +489,7 @@ def _with_evidence(
         model_uri=after_uri,
         plan=plan,
         evidence=evidence,
+        erasure=detail,
         seconds=seconds,
         evidence_seconds=time.monotonic() - started,
     )

@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
     IN_FORCE = "in-force"  # for a reinstate: it is not revoked
     ERASED = "erased"  # for a reinstate: its sinks are zero
     OWNERS_REVOKED = "owners-revoked"  # for a reinstate: those that published the text are revoked
+    SAME_SINKS = "same-sinks"  # for a reinstate, in an imported model: a source with the same sinks is revoked
 
 
 _ERRORS: Mapping[Kind, type[NullsError]] = {
@@ -85,10 +86,10 @@ def error_of(wrong: Sequence[Wrong], num_asked: int, *, undone: str = "nothing w
     first = min((row.kind for row in wrong), key=order.index)
     named = [_sentence(row) for row in wrong[:_NUM_NAMED]]
     message = "; ".join(named)
-    if len(wrong) > 1:
+    if num_asked > 1:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(row.kind.value for row in wrong).items())
-        others = f"; and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
-        message = f"{undone}: {len(wrong)} of {num_asked} cannot be carried out ({counts}): {message}{others}"
+        others = f"; and {len(wrong) - len(named):,} more" if len(wrong) > len(named) else ""
+        message = f"{undone}: {len(wrong):,} of {num_asked:,} cannot be carried out ({counts}): {message}{others}"
     error = _ERRORS.get(first, RefusedError)(message)
     error.facts = {"wrong": [row.to_dict() for row in wrong]}
     return error
@@ -101,13 +102,12 @@ def at_lines(error: RefusedError, lines: Sequence[Mapping[str, Any]]) -> Refused
         error: its rows have keys; those of an error without rows are left as they are.
         lines: `{"line", "query", "key", ...}` each, as the ledger has them.
     """
-    asked: dict[str, Mapping[str, Any]] = {}
-    for line in lines:
-        asked.setdefault(line["key"], line)
-    rows = [
-        row | {name: asked[row["key"]][name] for name in ("line", "query") if row["key"] in asked}
-        for row in error.facts.get("wrong", ())
-    ]
+    asked: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for place, line in enumerate(lines):
+        asked.setdefault(line["key"], (place, {"line": line["line"], "query": line["query"]}))
+    unknown: tuple[int, Mapping[str, Any]] = (len(lines), {})
+    found_at = [(*asked.get(row["key"], unknown), row) for row in error.facts.get("wrong", ())]
+    rows = [row | said for _, said, row in sorted(found_at, key=lambda found: found[0])]
     found = RefusedError(str(error))
     found.facts = {"wrong": rows} if rows else {}
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,12 @@ def write_corpus(root: Path) -> Snapshot:
     )
 
 
-def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
-    """Train a small model on the corpus in this process, as a worker would, and export it to `folder`."""
-    from training.checkpoint import export
+def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30, reserved: Sequence[str] = ()) -> Path:
+    """Train a small model on the corpus in this process, as a worker would, and export it to `folder`.
+
+    Its last checkpoint is in the directory of the run, beside `folder`; `reserved` are keys of sources.
+    """
+    from training.checkpoint import dcp, export
     from training.config import TrainConfig
     from training.data.heldout import choose_heldout
     from training.data.packing import PackedLoader
@@ -85,6 +89,7 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
             "num_backbone": 32,
             "num_pool": 1024,
             "num_sinks": 64,
+            "reserved_sources": [ids.format_id(ids.source_id(source_key)) for source_key in reserved],
         },
         optim={"learning_rate": 3e-3},
         epochs=epochs,
@@ -94,7 +99,13 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
         min_heldout_bytes=100,
     )
     heldout = choose_heldout(
-        snapshot.table("sources"), snapshot.table("owners"), seed=0, share=0.01, min_heldout=8, min_bytes=100
+        snapshot.table("sources"),
+        snapshot.table("owners"),
+        seed=0,
+        share=0.01,
+        min_heldout=8,
+        min_bytes=100,
+        never=config.model.layout().reserved,
     )
     tokenizer = train_tokenizer(sample_texts(snapshot, excluded=heldout, max_bytes=10**7), config.vocab_size)
     cache = TokenCache.of(snapshot, tokenizer, folder.parent / "cache")
@@ -116,6 +127,8 @@ def train_model(snapshot: Snapshot, folder: Path, *, epochs: int = 30) -> Path:
         clip_gradients(model.parameters(), config.optim.grad_clip)
         optimizer.set_learning_rate(learning_rate_at(step, loader.total_steps, config.optim))
         optimizer.step()
+    state = dcp.RunState(step=loader.total_steps, loader=loader.state, config="", tokenizer="")
+    dcp.save(dcp.directory_of(folder.parent / "attempt-001", state.step), model, optimizer, state)
     pointer = {
         "schema": 1,
         "snapshot": snapshot.id,

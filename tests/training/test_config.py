@@ -103,6 +103,8 @@ def test_yaml_over_a_preset(tmp_path: Path) -> None:
         ({"optim": {"learning_rate": "fast"}}, r"optim\.learning_rate='fast'.*wrong type"),
         ({"optim": {"betas": ["a", "b"]}}, "wrong type"),
         ({"model": 3}, "mapping"),
+        ({"model": {"reserved_sources": [7]}}, "reserved source 7: expected 16 hex digits in quotes"),
+        ({"model": {"reserved_sources": [f"{n:016x}" for n in range(25)]}}, "reserved: 25 sources of 160 sinks"),
     ],
 )
 def test_mistakes_are_named(change: dict[str, Any], message: str) -> None:
@@ -130,6 +132,17 @@ def test_the_fingerprint_covers_what_shapes_the_weights() -> None:
         assert (fingerprint == config.fingerprint()) == (field.name in without_effect), field.name
         seen.add(fingerprint)
     assert len(seen) == 1 + len(dataclasses.fields(config)) - len(without_effect)
+
+
+def test_a_run_without_reserved_sources_keeps_the_fingerprint_that_it_had_before_there_were_any() -> None:
+    config = TrainConfig.preset("demo")
+    assert config.fingerprint() == "7ef7688ade7c9f94"
+    assert "reserved_sources" not in config.to_dict()["model"]
+    reserved = TrainConfig.preset("demo", model={"reserved_sources": ["0000000000000007"]})
+    assert reserved.fingerprint() != config.fingerprint()
+    assert TrainConfig.from_dict(yaml.safe_load(yaml.safe_dump(reserved.to_dict()))) == reserved
+    assert reserved.model.layout().reserved == (7,)
+    assert reserved.model.dense_flops_per_token(300, 64) == config.model.dense_flops_per_token(300, 64)
 
 
 def _other(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +27,7 @@ def choose_heldout(
     share: float = 0.01,
     min_heldout: int = 8,
     min_bytes: int = 2000,
+    never: Collection[int] = (),
 ) -> list[SourceId]:
     """Return the ids of the sources to hold out, ascending.
 
@@ -39,6 +41,7 @@ def choose_heldout(
         share: share of the sources with documents to hold out; rounded up.
         min_heldout: least number of sources to hold out.
         min_bytes: text needed to measure a source's loss.
+        never: sources to train in any case, such as those with reserved sinks.
 
     Raises:
         UsageError: fewer than twice as many sources as are to be held out.
@@ -47,11 +50,12 @@ def choose_heldout(
     num_wanted = max(min_heldout, math.ceil(share * trained.num_rows))
     if num_wanted == 0:
         return []
+    kept = frozenset(never)
     owner_ids = set(owners["owner_id"].to_pylist()) if owners is not None else set()
     num_bytes: dict[SourceId, int] = {
         row["source_id"]: row["num_bytes"]
         for row in trained.select(["source_id", "kind", "num_bytes"]).to_pylist()
-        if row["kind"] != Kind.SHARED and row["source_id"] not in owner_ids
+        if row["kind"] != Kind.SHARED and row["source_id"] not in owner_ids and row["source_id"] not in kept
     }
     if len(num_bytes) < 2 * num_wanted:
         raise UsageError(

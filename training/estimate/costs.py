@@ -289,8 +289,12 @@ def weights_bytes(model: ModelConfig, vocab_size: int) -> int:
 
 
 def sources_per_sink(model: ModelConfig, num_sources: int) -> float:
-    """Return how many sources share a sink on average; isolation depends on it most (`benchmarks/RESULTS.md`)."""
-    return num_sources * model.num_sinks / model.num_pool
+    """Return how many sources share a sink on average; isolation depends on it most (`benchmarks/RESULTS.md`).
+
+    Reserved sources and their sinks do not count: those are not shared.
+    """
+    layout = model.layout()
+    return max(0, num_sources - len(layout.reserved)) * model.num_sinks / layout.num_open
 
 
 def sink_share(config: TrainConfig) -> float:

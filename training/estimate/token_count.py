@@ -114,6 +114,7 @@ def count_tokens(config: TrainConfig, snapshot: Snapshot, runs: Path) -> TokenCo
         share=config.heldout_share,
         min_heldout=config.min_heldout,
         min_bytes=config.min_heldout_bytes,
+        never=config.model.layout().reserved,
     )
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
     found = _given(tokenizer, snapshot, runs) if tokenizer else _trained(config, heldout, snapshot, runs)

@@ -346,6 +346,7 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Null
             num_sinks=shape.num_sinks,
             sink_seed=shape.sink_seed,
             sink_scheme=shape.sink_scheme,
+            reserved_sources=list(shape.reserved_sources) or None,
             max_position_embeddings=config.context_length,
             rope_theta=shape.rope_theta,
             tie_word_embeddings=shape.tie_embeddings,

@@ -108,6 +108,20 @@ class Router:
             parts = (saved["data"], saved["indices"], saved["indptr"])
             return cls(ids, sparse.csr_matrix(parts, shape=(len(ids), _NUM_FEATURES)), saved["idf"])
 
+    @staticmethod
+    def trained_ids(path: Path) -> npt.NDArray[np.int64]:
+        """Read only the sources of an index that `save` wrote: int64 [N], ascending."""
+        with np.load(path, allow_pickle=False) as saved:
+            source_ids_N: npt.NDArray[np.int64] = saved["source_ids"]
+            return source_ids_N
+
+    def without_words_of(self, source_ids: Collection[int]) -> Router:
+        """Return an index that knows these sources still, and none of their words."""
+        kept_N = ~np.isin(self.source_ids_N, np.fromiter(source_ids, np.int64, len(source_ids)))
+        vectors = self.vectors.multiply(kept_N[:, None].astype(self.vectors.dtype)).tocsr()
+        vectors.eliminate_zeros()
+        return Router(self.source_ids_N, vectors, self.idf_F)
+
     def _similarity(self, text: str) -> npt.NDArray[np.float64]:
         """Return the cosine of `text` and each source: [N]."""
         vector = _unit_rows(_transformer(self.idf_F).transform(_counts([text])))

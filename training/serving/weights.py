@@ -17,9 +17,8 @@ from pathlib import Path
 from registry.errors import DamagedError
 from registry.storage import copy_verified, new_directory, work_directory
 from registry.storage.s3 import S3Path
-from training.checkpoint.export import weights_digest
 from training.serving.places import WEIGHTS
-from training.serving.version import ModelVersion, has_weights
+from training.serving.version import ModelVersion, has_weights, weights_digest
 
 
 def local_weights(version: ModelVersion) -> Path:

@@ -4,17 +4,21 @@
 permutation of the pool: sink j is the image of j. The permutation is a Feistel network over a grid of
 `left * right >= num_pool` cells, and an image outside the pool is permuted again until it falls inside (cycle-walking;
 at most a few cells in a thousand are outside). A larger `num_sinks` therefore adds to a source's sinks and keeps the
-others. `reference-int32` and `reference-int64` reproduce the masks of the released NULLs checkpoints bit for bit, with
-their flaws (variable counts, one mask for all layers, collisions in int32); they are only for loading those.
+others. **Reserved** sources have sinks that no other source has: the last rows of the pool, `num_sinks` for each, the
+same in every layer. All others draw from the rows before, so erasing a reserved source costs them nothing; without
+reserved sources nothing changes. `reference-int32` and `reference-int64` reproduce the masks of the released NULLs
+checkpoints bit for bit, with their flaws (variable counts, one mask for all layers, collisions in int32); they are only
+for loading those.
 
 The same code runs on NumPy arrays and on torch tensors (CPU, CUDA) and gives the same bits: every product stays under
 2**63, so no result depends on how a platform overflows. torch is imported only when a tensor is given.
 
 Cost: O(num_sinks) a source and layer, whatever the pool; in NumPy on one core 0.05 to 0.1 us a sink, and 0.5 ms for any
-small call (16 sources of 128 sinks, one layer); torch on a CPU takes three times as long.
+small call (16 sources of 128 sinks, one layer); torch on a CPU takes three times as long. Of R reserved sources one is
+found in O(log R).
 Run: ``SinkLayout(seed=1).sinks(np.array([7]), layer=0)``.
 
-Shapes: N sources, L layers, K sinks of a source, P pool neurons.
+Shapes: N sources, L layers, K sinks of a source, P pool neurons, R reserved sources.
 """
 
 from __future__ import annotations
@@ -24,11 +28,13 @@ import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from registry import ids
 from registry.errors import UsageError
 
 Array: TypeAlias = Any
@@ -48,6 +54,23 @@ _LOW32 = 0xFFFFFFFF
 # constant for a 32-bit avalanche with two multiplications.
 _MIX = 0x45D9F3B
 _REFERENCE_BASE, _REFERENCE_MODULUS = 1588635695, 4294967291
+
+
+def parse_reserved(texts: Iterable[object]) -> tuple[int, ...]:
+    """Return the source ids that 16 hex digits each spell, ascending.
+
+    Raises:
+        UsageError: one is not 16 hex digits; YAML reads digits without quotes as a number.
+    """
+    found = []
+    for text in texts:
+        source_id = ids.parse_id(text) if isinstance(text, str) else None
+        if source_id is None:
+            raise UsageError(
+                f"reserved source {text!r}: expected 16 hex digits in quotes, as `nulls lookup` prints ids"
+            )
+        found.append(int(source_id))
+    return tuple(sorted(found))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +93,9 @@ class SinkLayout:
     """`keyed-v1`, `reference-int32` or `reference-int64`."""
     probability: float | None = None
     """Reference schemes only: the probability that a sink is on; by default `num_sinks / num_pool`."""
+    reserved: tuple[int, ...] = ()
+    """`keyed-v1` only: ids, ascending, of the sources that share no sink; source i of them has the i-th block of
+    `num_sinks` rows after the first `num_open` of the pool, in every layer."""
 
     def __post_init__(self) -> None:
         if self.scheme != KEYED and self.scheme not in REFERENCE_BITS:
@@ -86,25 +112,54 @@ class SinkLayout:
             raise UsageError(f"probability: got {self.probability}, but {KEYED} draws exactly num_sinks; leave it out")
         if self.probability is not None and not 0 < self.probability <= 1:
             raise UsageError(f"probability: got {self.probability}, expected more than 0 and at most 1")
+        if self.reserved:
+            self._check_reserved()
+
+    def _check_reserved(self) -> None:
+        if self.scheme != KEYED:
+            raise UsageError(f"reserved: {self.scheme} draws all sources from one pool; only {KEYED} can reserve")
+        in_range = min(self.reserved) >= 0 and max(self.reserved) < 2**63
+        if not in_range or (np.diff(self._sorted_reserved) <= 0).any():
+            raise UsageError("reserved: expected ids of 0 to 2**63 - 1, ascending, each once")
+        if self.num_open < self.num_sinks:
+            count, taken = len(self.reserved), len(self.reserved) * self.num_sinks
+            raise UsageError(
+                f"reserved: {count} sources of {self.num_sinks} sinks take {taken} of {self.num_pool} and leave fewer "
+                f"than one other source needs; reserve fewer, or set num_pool to {taken + self.num_sinks} or more"
+            )
+
+    @property
+    def num_open(self) -> int:
+        """Rows of the pool, from the first, that sources without reserved sinks draw from."""
+        return self.num_pool - len(self.reserved) * self.num_sinks
+
+    @functools.cached_property
+    def _sorted_reserved(self) -> npt.NDArray[np.int64]:
+        return np.array(self.reserved, dtype=np.int64)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """Return the fields as plain values, for JSON; reserved ids as 16 hex digits, left out where there are none.
+
+        A layout without reserved sources is described as it was before there were any, so that digests stay.
+        """
+        fields = dataclasses.asdict(self)
+        reserved = [ids.format_id(source_id) for source_id in fields.pop("reserved")]
+        return fields | ({"reserved": reserved} if reserved else {})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> SinkLayout:
         """Return the layout that `to_dict` described.
 
         Raises:
-            UsageError: a field is unknown; masks may depend on it.
+            UsageError: a field is unknown (masks may depend on it), or a reserved id is not 16 hex digits.
         """
         unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise UsageError(f"sink layout: got unknown fields {sorted(unknown)}; was it written by a newer version?")
-        return cls(**fields)
+        return cls(**fields | {"reserved": parse_reserved(fields.get("reserved", ()))})
 
     def sinks(self, source_ids_N: Array, layer: int) -> Array:
-        """Return the sinks of each source in one layer, in the order drawn.
+        """Return the sinks of each source in one layer, in the order drawn; those of a reserved source ascend.
 
         Returns:
             int64 [N, num_sinks], distinct within a row.
@@ -150,15 +205,24 @@ class SinkLayout:
         return _namespace(ids_N).broadcast_to(indices_NK, (num_layers, *indices_NK.shape)), valid_NK
 
     def _draw(self, ids_N: Array, layers: range | list[int]) -> Array:
-        """Return the images of 0 .. num_sinks - 1 under the keyed permutations: int64 [L, N, num_sinks]."""
-        left, right = _grid(self.num_pool)
+        """Return the images of 0 .. num_sinks - 1 under the keyed permutations: int64 [L, N, num_sinks].
+
+        They are permutations of the open rows; a reserved source has its own block instead.
+        """
+        left, right = _grid(self.num_open)
         words_LW = _like(ids_N, np.stack([_key_words(self.seed, layer) for layer in layers]))
         keys = _round_keys(ids_N, words_LW)
         sinks_LNK = _permute(_like(ids_N, np.arange(self.num_sinks)), keys, left, right)
         broadcast_to = _namespace(ids_N).broadcast_to
-        while bool((outside := sinks_LNK >= self.num_pool).any()):
+        while bool((outside := sinks_LNK >= self.num_open).any()):
             their_keys = [broadcast_to(key_LN1, sinks_LNK.shape)[outside] for key_LN1 in keys]
             sinks_LNK[outside] = _permute(sinks_LNK[outside], their_keys, left, right)
+        if self.reserved:
+            reserved_R = _like(ids_N, self._sorted_reserved)
+            index_N = _namespace(ids_N).searchsorted(reserved_R, ids_N).clip(0, len(self.reserved) - 1)
+            is_reserved_N = reserved_R[index_N] == ids_N
+            first_N = self.num_open + index_N[is_reserved_N] * self.num_sinks
+            sinks_LNK[:, is_reserved_N] = first_N[:, None] + _like(ids_N, np.arange(self.num_sinks))
         return sinks_LNK
 
     def _reference_mask(self, ids_N: Array) -> Array:

@@ -58,6 +58,15 @@ def test_short_sources_are_a_last_resort() -> None:
     assert set(range(10)) < set(choose_heldout(sources(sizes), seed=0, min_heldout=12))
 
 
+def test_a_reserved_source_is_trained_in_any_case() -> None:
+    table = sources({number * 7919: 5000 for number in range(50)})
+    without = choose_heldout(table, seed=0, min_heldout=5)
+    again = choose_heldout(table, seed=0, min_heldout=5, never=without[:2])
+    assert not set(again) & set(without[:2])
+    assert set(without[2:]) < set(again)
+    assert len(again) == 5
+
+
 def test_share_is_rounded_up_and_too_few_sources_are_refused() -> None:
     assert len(choose_heldout(sources(dict.fromkeys(range(1001), 5000)), seed=0, share=0.01)) == 11
     assert choose_heldout(sources({1: 10}), seed=0, share=0, min_heldout=0) == []

@@ -310,9 +310,21 @@ def test_the_layout_follows_the_config() -> None:
     assert NullsConfig().layout == SinkLayout()
 
 
+def test_reserved_sources_are_in_config_json_only_if_there_are_any(tmp_path: Path) -> None:
+    small_model().config.save_pretrained(tmp_path / "without")
+    assert "reserved" not in (tmp_path / "without" / "config.json").read_text()
+    model = small_model(reserved_sources=["0000000000000007"])
+    model.save_pretrained(tmp_path / "with")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "with")
+    assert loaded.config.layout == model.config.layout
+    assert loaded.config.layout.reserved == (7,)
+    assert loaded.config.layout.num_open == 32
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"reserved_sources": ["seven"]}, "16 hex digits"),
         ({"num_backbone": 5, "intermediate_size": 6}, "num_backbone"),
         ({"num_sinks": 9000}, "num_sinks"),
         ({"hidden_act": "gelu"}, "hidden_act"),

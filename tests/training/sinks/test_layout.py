@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -117,11 +118,58 @@ def test_torch_gives_the_same_bits(num_pool: int) -> None:
     assert len(np.unique(layout.sinks(ids, 7), axis=0)) == len(ids)
 
 
+RESERVED = (3, 77, 2**40, MAX_ID)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("layout", [SinkLayout(num_pool=8191), reference_layout(32), reference_layout(64)])
+@pytest.mark.parametrize(
+    "layout", [SinkLayout(num_pool=8191), SinkLayout(reserved=(5, 2**60)), reference_layout(32), reference_layout(64)]
+)
 def test_cuda_gives_the_same_bits(layout: SinkLayout) -> None:
-    ids = torch.randint(0, MAX_ID, (200,))
+    ids = torch.cat([torch.randint(0, MAX_ID, (200,)), torch.tensor([5, 2**60])])
     assert torch.equal(layout.mask(ids.cuda(), 7).cpu(), layout.mask(ids, 7))
+
+
+def test_a_reserved_source_has_its_own_block_in_every_layer() -> None:
+    layout = SinkLayout(num_pool=2048, num_sinks=64, reserved=RESERVED)
+    assert layout.num_open == 2048 - 4 * 64
+    ids = np.array([77, 5, MAX_ID, 3, 2**40, 78])
+    for array in (ids, torch.from_numpy(ids)):
+        sinks_LNK, valid = layout.select_layers(array, 3)
+        assert valid is None
+        for index, block in ((0, 1), (2, 3), (3, 0), (4, 2)):
+            first = layout.num_open + 64 * block
+            assert (np.asarray(sinks_LNK[:, index]) == np.arange(first, first + 64)).all()
+        assert int(sinks_LNK[:, [1, 5]].max()) < layout.num_open
+        assert np.array_equal(np.asarray(layout.mask(array, 1)).sum(1), [64] * 6)
+        assert np.array_equal(np.asarray(layout.sinks(array, 2)), np.asarray(sinks_LNK[2]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(source_ids, min_size=1, max_size=12), st.lists(source_ids, min_size=1, max_size=6), st.integers(1, 9))
+def test_no_other_source_has_a_reserved_sink(reserved: set[int], others: list[int], num_sinks: int) -> None:
+    others = [source_id for source_id in others if source_id not in reserved] or [min(set(range(13)) - reserved)]
+    num_open = num_sinks * 3
+    layout = SinkLayout(
+        num_pool=num_open + num_sinks * len(reserved), num_sinks=num_sinks, reserved=tuple(sorted(reserved))
+    )
+    own_NK = layout.sinks(np.array(layout.reserved), 4)
+    assert len(np.unique(own_NK)) == own_NK.size
+    assert own_NK.min() == num_open
+    theirs_NK = layout.sinks(np.array(others), 4)
+    assert theirs_NK.max() < num_open
+    # Theirs are those of a pool that never had the reserved rows.
+    assert np.array_equal(theirs_NK, SinkLayout(num_pool=num_open, num_sinks=num_sinks).sinks(np.array(others), 4))
+
+
+def test_a_layout_says_what_is_reserved_only_if_something_is() -> None:
+    assert "reserved" not in SinkLayout().to_dict()
+    layout = SinkLayout(reserved=RESERVED)
+    fields = layout.to_dict()
+    assert fields["reserved"][0] == "0000000000000003"
+    assert SinkLayout.from_dict(json.loads(json.dumps(fields))) == layout
+    with pytest.raises(UsageError, match="16 hex digits"):
+        SinkLayout.from_dict(fields | {"reserved": [3]})
 
 
 def test_sources_overlap_as_independent_draws_do() -> None:
@@ -272,6 +320,12 @@ def test_round_trip_through_a_dict() -> None:
         ({"seed": -1}, "seed"),
         ({"probability": 0.5}, "probability"),
         ({"scheme": "reference-int32", "probability": 0.0}, "probability"),
+        ({"scheme": "reference-int32", "reserved": (1,)}, "only keyed-v1 can reserve"),
+        ({"reserved": (2, 1)}, "ascending"),
+        ({"reserved": (2, 2)}, "each once"),
+        ({"reserved": (2, 2**63)}, "ascending"),
+        ({"reserved": (-1, 2)}, "ascending"),
+        ({"num_pool": 300, "num_sinks": 128, "reserved": (1, 2)}, "num_pool to 384"),
     ],
 )
 def test_a_bad_layout_names_its_field(fields: dict[str, object], message: str) -> None:
