@@ -29,6 +29,7 @@ from registry import ids
 from registry.errors import DamagedError, RefusedError
 from training.erasure import weights as erased_weights
 from training.erasure.rows import ErasedRows, erased_rows
+from training.serving import places
 from training.serving.version import ModelVersion, read_pointer, weights_id
 from training.serving.weights import local_weights
 from training.sinks.mask_ids import MaskIds
@@ -139,7 +140,7 @@ def erased_pointer(version: ModelVersion, erased: Erased) -> dict[str, Any]:
     pointer = {name: value for name, value in version.pointer.items() if name != "weights_copy"}
     noted = read_pointer(erased.weights)
     pointer |= {
-        "weights": str(erased.weights),
+        "weights": places.relative(str(erased.weights), version.tracking_uri),
         "weights_sha256": erased.weights_sha256,
         "weights_id": weights_id(erased.weights_sha256, version.pointer["layout"]),
         "lineage": [version.weights_id, *version.lineage],

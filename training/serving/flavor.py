@@ -101,7 +101,7 @@ def register(
         _build_router(weights_dir, pointer)
     if keep_copy is not None:
         pointer["weights_copy"] = keep_copy(weights_dir)
-    pointer["registry"] = places.relative(pointer["registry"], tracking_uri)
+    pointer["registry"] = places.relative(pointer.get("registry", ""), tracking_uri)
     connection = store.client(tracking_uri)
     for version in versions(model_name, tracking_uri=tracking_uri):
         # A run that was cut off after it registered, and is now resumed, has its version already.

@@ -1,1 +1,1 @@
-"""Commands for weights outside of the stores: folders that leave, and folders that come back."""
+"""Commands for folders: weights that leave the stores, weights that come back, and stores that were moved."""

@@ -299,9 +299,9 @@ def test_pyfunc_predicts_and_refuses(deployed: Deployed, weights: Path, monkeypa
         mlflow.pyfunc.load_model(result.model_uri)
     monkeypatch.setenv("NULLS_CATALOG", str(deployed.settings.catalog))
     model = mlflow.pyfunc.load_model(result.model_uri)
-    texts = model.predict(pandas.DataFrame({"prompt": ["abc", "def"]}))
-    assert len(texts) == 2
-    assert all(isinstance(text, str) for text in texts)
+    answers = model.predict(pandas.DataFrame({"prompt": ["abc", "def"]}))
+    assert [answer["model_uri"] for answer in answers] == [result.model_uri] * 2
+    assert all(isinstance(answer["text"], str) for answer in answers)
     with pytest.raises(RefusedError):
         model.predict(pandas.DataFrame({"prompt": ["a"], "source": [ids.format_id(ids.source_id(target))]}))
 
