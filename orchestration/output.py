@@ -4,9 +4,9 @@ Every command reports through `Output`, so that nothing else mixes with the JSON
 closes early ends the command quietly. It is also where text from data is made safe, so that no command can forget it:
 
 - An item of `lines()`, a note and an error are each one line. A newline in them is shown as `\n`, as are all characters
-  that act on a terminal or cannot be seen (`registry.shown`); a command that means two lines returns two items.
+  that act on a terminal or cannot be seen (`messages.shown`); a command that means two lines returns two items.
 - JSON is exact, and has those characters as `\u` escapes.
-- Passwords in URLs are masked everywhere, other secrets in notes and errors (`registry.masking`); the query of a page's
+- Passwords in URLs are masked everywhere, other secrets in notes and errors (`messages.masking`); the query of a page's
   URL is part of its address, so results keep it.
 - `table` has the width of the terminal, else `PIPE_COLUMNS`.
 """
@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 from registry.errors import NullsError
-from registry.masking import masked, secrets, without, without_login
-from registry.shown import escaped, json_text, shortened, width
+from registry.messages.masking import masked, secrets, without, without_login
+from registry.messages.shown import escaped, json_text, shortened, width
 
 ProgressUpdate = Callable[[str, float | None], None]
 """Called with a message, and the share done (0 to 1) if known."""

@@ -1,8 +1,8 @@
 """Make what other code prints while a command runs as safe as the command's own output: log records and warnings.
 
 Libraries log to stderr with handlers of their own (MLflow, Ray, datatrove), and quote titles, URLs and passwords. The
-record itself is made safe here, whichever handler prints it: one line, escaped (`registry.shown`), without secrets
-(`registry.masking`).
+record itself is made safe here, whichever handler prints it: one line, escaped (`registry.messages`), without secrets
+(`messages.masking`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from orchestration.output import Output, safe_message, traceback_lines
-from registry.shown import escaped
+from registry.messages.shown import escaped
 
 
 class SafeRecord(logging.LogRecord):

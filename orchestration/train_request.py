@@ -24,7 +24,7 @@ from orchestration.cli.parameters.options import (
 )
 from orchestration.output import ProgressUpdate
 from registry.errors import UsageError
-from registry.masking import masked_url
+from registry.messages.masking import masked_url
 from training.run.worker_range import Workers
 
 _TWO = Workers(least=2, most=2)

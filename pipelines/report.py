@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from registry.shown import listed
+from registry.messages.shown import listed
 
 MAX_NAMED = 1000  # failures and wipeouts that are named one by one
 

@@ -56,7 +56,7 @@ def check_listening(address: str, *, service: str, advice: str, grpc: bool = Fal
         raise ServiceError(f"no {service} at {address}: {error}; {advice}") from error
 
 
-def check_answers(url: str, path: str, *, service: str, advice: str, seconds: float = ANSWER_S) -> None:
+def check_answers(url: str, path: str, *, service: str, advice: str, seconds: float | None = None) -> None:
     """Return if an HTTP server answers at `url` + `path`, whatever its answer; the environment's proxies are used.
 
     Args:
@@ -64,7 +64,7 @@ def check_answers(url: str, path: str, *, service: str, advice: str, seconds: fl
         path: what is asked for, e.g. `/health`.
         service: the name of the server expected there, for the message.
         advice: what to do if there is none, for the message.
-        seconds: the limit.
+        seconds: the limit; by default `ANSWER_S`.
 
     Raises:
         ServiceError: nothing answered in time.
@@ -72,11 +72,14 @@ def check_answers(url: str, path: str, *, service: str, advice: str, seconds: fl
     if not url.lower().startswith(("http://", "https://")):
         return
     scheme, _, rest = url.partition("://")
+    seconds = seconds or ANSWER_S
     # Without the login: a server that asks for one answers, too.
     request = f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}{path}"
     try:
         within(seconds, lambda: urllib.request.urlopen(request, timeout=seconds).close())
-    except (urllib.error.HTTPError, ssl.SSLError):
+    except urllib.error.HTTPError as error:
+        error.close()
+    except ssl.SSLError:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLError):

@@ -10,7 +10,7 @@
     |- ServiceError          (2)   a server or store cannot be reached or written: retry when it is back
     `- RecordError           (-)   one record of an input is bad: skip it, record `reason` and its position, go on
 
-A message says: got, expected, what to do. Passwords and tokens that it quotes are masked (`registry.masking`).
+A message says: got, expected, what to do. Passwords and tokens that it quotes are masked (`registry.messages.masking`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from registry.masking import masked
+from registry.messages.masking import masked
 
 
 class NullsError(Exception):

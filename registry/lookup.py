@@ -25,8 +25,8 @@ from registry import ids
 from registry.errors import NotFoundError, NullsError, UsageError
 from registry.identity import Candidate, WebSource, candidates, canonical_title, fold_title
 from registry.ids import SourceId
+from registry.messages.shown import listed
 from registry.schema import AliasKind, Kind
-from registry.shown import listed
 from registry.snapshot import Snapshot
 from registry.storage.parquet import int64_array
 

@@ -11,8 +11,9 @@ from orchestration.cli.parameters.options import JsonOption, RegistryOption
 from orchestration.output import Output, field, table
 from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
+from orchestration.unlearning.wrong import HEADER, rows_of
 from registry.errors import NotFoundError
-from registry.shown import listed
+from registry.messages.shown import listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
         (
             entry.request_id,
             entry.created_at[:19],
+            entry.action,
             entry.state.value,
             entry.model_before,
             entry.model_after or "-",
@@ -56,13 +58,26 @@ def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
         )
         for entry in entries
     ]
-    header = ("request", "at", "state", "model before", "after", "sources", "reason")
+    header = ("request", "at", "action", "state", "model before", "after", "sources", "reason")
     output.result([entry.to_dict() for entry in entries], lambda: table(cells, header) if cells else ["no request yet"])
 
 
 def _entry_lines(data: dict[str, Any]) -> list[str]:
-    names = ("request_id", "requested_by", "reason", "policy", "model_before", "model_after", "evidence_digest")
+    names = (
+        "request_id",
+        "action",
+        "requested_by",
+        "reason",
+        "policy",
+        "model_before",
+        "model_after",
+        "evidence_digest",
+    )
     text = [line for name in names for line in field(name, data[name])] + field("sources", listed(data["sources"]))
     text += [f"{event['at']}  {event['state']}" for event in data["events"]]
+    if left_out := data["detail"].get("left_out"):
+        text.append(f"{'left out':<16} request {left_out}")
+    if wrong := data["detail"].get("wrong"):
+        text += table(rows_of(wrong), HEADER)
     evidence = data["detail"].get("evidence")
     return text + (evidence_lines(evidence) if evidence else [])

@@ -11,8 +11,8 @@ from orchestration.cli.parameters.options import JsonOption, RegistryOption, Sna
 from orchestration.output import Output, size, table
 from orchestration.settings import Settings
 from registry import ids
+from registry.messages.shown import listed
 from registry.schema import Kind
-from registry.shown import listed
 
 _SUGGESTION_CHARS = 1000
 

@@ -31,6 +31,7 @@ from orchestration.cli import (
     unlearn,
 )
 from orchestration.cli.parameters.request import GroupedCommand, command
+from orchestration.cli.unlearning import reinstate
 from orchestration.output import Output
 from orchestration.safe_logs import safe_logs
 from registry.errors import NullsError
@@ -68,6 +69,7 @@ for name, function in (
     ("train", command(train.run)),
     ("import-reference", command(import_reference.run)),
     ("unlearn", command(unlearn.run)),
+    ("reinstate", command(reinstate.run)),
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
     ("ledger", command(ledger.run)),

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from orchestration.cli.parameters.options import DryRunOption, JsonOption, ModelArgument, RegistryOption
-from orchestration.output import Output
+from orchestration.output import Output, table
 from orchestration.settings import Settings
 from orchestration.unlearning.erasure import DEFAULT_MAX_COST_NATS, Budget, cost_lines, proof_lines
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
-from registry.errors import UsageError
-from registry.shown import listed, refuse_controls
+from orchestration.unlearning.wrong import HEADER, rows_of
+from registry.errors import NullsError, UsageError
+from registry.messages.shown import listed, refuse_controls
 
 _REQUEST, _ERASE, _RUN = "Request", "Erasing", "Order of work"
+
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="More sources, one a line: text, CSV with the columns query, reason, reference, or JSON lines with these "
+        "fields; - is standard input.",
+        rich_help_panel=_REQUEST,
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +44,22 @@ class UnlearnRequest:
     )
     reason: Annotated[
         str,
-        typer.Option("--reason", metavar="TEXT", help="Why: it goes into the ledger.", rich_help_panel=_REQUEST),
+        typer.Option(
+            "--reason",
+            metavar="TEXT",
+            help="Why: it goes into the ledger. A line of --from may have its own.",
+            rich_help_panel=_REQUEST,
+        ),
     ] = ""
+    from_file: FromOption = None
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="Go ahead with what is right; the ledger has the rest as refused, and the exit code is 1.",
+            rich_help_panel=_REQUEST,
+        ),
+    ] = False
     policy: Annotated[
         Policy,
         typer.Option(
@@ -92,24 +120,27 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
     from orchestration.unlearning import unlearn as act
     from orchestration.unlearning.report.page import check_writable, write_request
     from orchestration.unlearning.report.request_report import request_report
+    from orchestration.unlearning.request_lines import read_file
 
     check_writable(request.html)
     if request.html and request.dry_run:
         raise UsageError("--html writes a page of what was done: leave it out with --dry-run")
-    with output.progress("unlearn") as update:
-        if request.resume:
-            if request.queries or request.dry_run or request.erase:
-                raise UsageError("--resume continues a request as it was made: leave out SOURCE..., --erase, --dry-run")
-            result = act.resume(settings, request.resume, progress=update)
+    with output.progress("unlearn") as update, wrong_as_table(output):
+        if request.resume is not None:
+            if request.queries or request.from_file is not None or request.partial or request.dry_run or request.erase:
+                raise UsageError("--resume continues a request as it was made: leave out SOURCE... and other options")
+            result = act.resume(settings, request.resume, model_uri=request.model_uri, progress=update)
         else:
             result = act.unlearn(
                 settings,
                 request.model_uri,
                 request.queries or [],
                 reason=request.reason,
+                lines=read_file(request.from_file) if request.from_file is not None else (),
                 policy=request.policy,
                 erase=_budget(request),
                 requested_by=request.requested_by,
+                partial=request.partial,
                 dry_run=request.dry_run,
                 measure=not request.no_evidence,
                 progress=update,
@@ -118,7 +149,7 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
     if request.html and result.request_id:
         write_request(request.html, request_report(settings, result.request_id))
         output.note(f"report: {request.html}")
-    if result.is_weak:
+    if result.is_weak or result.wrong:
         raise typer.Exit(1)
 
 
@@ -129,6 +160,19 @@ def _budget(request: UnlearnRequest) -> Budget | None:
         return None
     max_cost = DEFAULT_MAX_COST_NATS if request.max_cost is None else request.max_cost
     return Budget(max_cost_nats=max_cost, accept_cost=request.accept_cost)
+
+
+@contextlib.contextmanager
+def wrong_as_table(output: Output) -> Iterator[None]:
+    """Print a table of the lines that are wrong, if the block raises an error that has several."""
+    try:
+        yield
+    except NullsError as error:
+        wrong = error.facts.get("wrong", ())
+        if len(wrong) > 1:
+            for line in table(rows_of(wrong), HEADER):
+                output.note(line)
+        raise
 
 
 def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
@@ -145,6 +189,9 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
         text.append(f"goes too: the near copy of {copy['published_by']} that it displaced: {copy['title']}")
     if num_same := data["collateral"]["num_with_the_same_sinks"]:
         text.append(f"lose their sinks too, since they are the very same: {num_same} other sources of this model")
+    if data["wrong"]:
+        text.append(f"left out: {len(data['wrong'])} lines")
+        text += table(rows_of(data["wrong"]), HEADER)
     if dry_run:
         return text + (_estimate_lines(erasure) if erasure else [])
     text.append(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from registry.connectivity import ANSWER_S, CONNECT_S, check_answers, check_listening, within
+from registry.connectivity import CONNECT_S, check_answers, check_listening, within
 from registry.errors import ServiceError, UsageError
 
 ADVICE = "check --ray-address and the cluster's dashboard, e.g. http://HEAD:8265"
@@ -80,7 +80,7 @@ def find_job_server(address: str | None) -> str:
     return _ask_ray(given)
 
 
-def _check_http(url: str, seconds: float = ANSWER_S) -> str:
+def _check_http(url: str, seconds: float | None = None) -> str:
     """Return `url` if an HTTP server answers there, whatever its answer."""
     check_answers(url, "/api/version", service="Ray job server", advice=ADVICE, seconds=seconds)
     return url

@@ -31,7 +31,7 @@ from orchestration.jobs.submission import MODEL_KEY, RESULT_MARK, Submission, st
 from registry import errors
 from registry.connectivity import CONNECT_S
 from registry.errors import NotFoundError, NullsError, RefusedError, ServiceError, UsageError
-from registry.masking import masked, secrets, secrets_of_url, without
+from registry.messages.masking import masked, secrets, secrets_of_url, without
 
 _log = logging.getLogger(__name__)
 _ANSWER_S = 60.0

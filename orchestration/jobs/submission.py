@@ -6,7 +6,7 @@ cluster's nodes see: a URL, or an absolute path on a disk that they share. A rel
 cluster's head is this machine; on another machine it would name another file, or silently create one, and is refused.
 
 Secrets (AWS_*, MLFLOW_*, NULLS_CATALOG) are in the job's environment, as usual with Ray: everyone who may use the
-cluster's job server can read them there. Nothing here prints them (`registry.masking`).
+cluster's job server can read them there. Nothing here prints them (`registry.messages.masking`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import UsageError
-from registry.masking import HIDDEN, is_secret, masked, masked_url
+from registry.messages.masking import HIDDEN, is_secret, masked, masked_url
 
 if TYPE_CHECKING:
     from orchestration.settings import Settings

@@ -14,7 +14,7 @@ from orchestration.unlearning.erasure import evidence_part
 from orchestration.unlearning.plan import Plan
 from registry.errors import RefusedError
 from registry.lookup import Source, read_sources
-from registry.shown import listed
+from registry.messages.shown import listed
 from registry.snapshot import Snapshot
 
 if TYPE_CHECKING:

@@ -9,13 +9,15 @@ others (`left_out` in its detail).
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestration.unlearning.erasure import ERASE, Budget, done_already
 from orchestration.unlearning.targets import Found
 from orchestration.unlearning.wrong import error_of
-from registry.catalog.ledger import Ledger
+from registry.catalog.ledger import Ledger, Request
+from registry.errors import NullsError, UsageError
 from registry.ids import SourceId
 from registry.snapshot import Snapshot
 
@@ -63,7 +65,7 @@ def sorted_out(
     num_asked = len(found.named) + len(found.wrong)
     found = found.right(snapshot, heldout=base.heldout, revoked=revoked)
     if found.wrong and not (partial and found.targets):
-        raise error_of(found.wrong, num_asked, undone="nothing was revoked")
+        raise _error(found, num_asked)
     return found
 
 
@@ -93,7 +95,7 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
     done = done_already(base, revoked, erase=order.budget is not None)
     found = found.right(snapshot, heldout=base.heldout, revoked=done)
     if not order.partial:
-        raise error_of(found.wrong, num_asked, undone="nothing was revoked")
+        raise _error(found, num_asked)
     keys = [source.key for source in found.targets.values()]
     detail: dict[str, Any] = {"lines": found.lines(), **order.detail}
     known = {"action": order.action, "policy": order.policy, "model_before": base.uri}
@@ -107,10 +109,26 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
             detail["left_out"] = ledger.refuse(**fields, sources=refused, detail=rows, within=transaction)
         if keys:
             return ledger.open_request(**fields, sources=keys, detail=detail, asked=asked, within=transaction)
-    raise error_of(found.wrong, num_asked, undone="nothing was revoked")
+    raise _error(found, num_asked)
+
+
+def _error(found: Found, num_asked: int) -> NullsError:
+    hint = " (--partial goes ahead with the others)" if found.targets else ""
+    return error_of(found.wrong, num_asked, undone=f"nothing was revoked{hint}")
 
 
 def left_out(ledger: Ledger, request_id: str) -> list[Mapping[str, Any]]:
     """Return the lines that a partial request left out, as the ledger has them."""
     beside = ledger.request(request_id).detail.get("left_out")
     return list(ledger.request(beside).detail["wrong"]) if beside else []
+
+
+def refuse_other_model(request: Request, model_uri: str | None) -> None:
+    """Raise an error if a request is not for a model of this name.
+
+    Raises:
+        UsageError: it is for another.
+    """
+    name = re.split("[/@]", (model_uri or "").removeprefix("models:/"))[0]
+    if model_uri is not None and name != request.model_name:
+        raise UsageError(f"request {request.request_id} is for {request.model_before}, not for {model_uri}")

@@ -115,7 +115,7 @@ def refusals(
     snapshot: Snapshot, targets: Sequence[Source], *, heldout: Collection[int], revoked: Mapping[SourceId, str]
 ) -> dict[SourceId, Wrong]:
     """Return why sources cannot be unlearned, by source id, for those that cannot."""
-    shared = _shared_of(snapshot, [source.source_id for source in targets])
+    shared = shared_of(snapshot, [source.source_id for source in targets])
     return _refusals(shared, targets, heldout, revoked)
 
 
@@ -155,7 +155,7 @@ def make_plan(
     Raises:
         RefusedError: a target cannot be unlearned; none of them is then. Its `facts` name all that cannot.
     """
-    shared = _shared_of(snapshot, [source.source_id for source in targets])
+    shared = shared_of(snapshot, [source.source_id for source in targets])
     refused = _refusals(shared, targets, heldout, revoked)
     if refused:
         raise error_of(list(refused.values()), len(targets))
@@ -209,7 +209,7 @@ def split_shared(
     return removed, kept
 
 
-def _shared_of(snapshot: Snapshot, source_ids: Collection[int]) -> dict[int, list[int]]:
+def shared_of(snapshot: Snapshot, source_ids: Collection[int]) -> dict[int, list[int]]:
     """Return the shared sources that one of these sources owns, each with all its owners."""
     owners = snapshot.table("owners")
     wanted = pa.array(sorted(source_ids), pa.int64())

@@ -180,20 +180,30 @@ def resume(
     settings: Settings,
     request_id: str,
     *,
+    model_uri: str | None = None,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
 ) -> Result:
-    """Continue a request of the ledger where its events end.
+    """Continue a request of the ledger where its events end; never begin a new one.
+
+    Args:
+        settings: the stores.
+        request_id: the request.
+        model_uri: its model, if that is to be checked.
+        measure: whether to gather the evidence.
+        progress: called with a message, and the share done if known.
 
     Raises:
         NotFoundError: there is no such request.
-        RefusedError: the request has ended.
+        UsageError: it is for another model, or no unlearn.
+        RefusedError: the request has ended, or was undone.
     """
     from training.serving import flavor
 
     started = time.monotonic()
     ledger = Ledger(settings.open_catalog())
     request = ledger.request(request_id)
+    intake.refuse_other_model(request, model_uri)
     if request.action == REINSTATE:
         raise UsageError(f"request {request_id} is a reinstatement: continue it with `nulls reinstate --resume`")
     if request.state.is_terminal or request.evidence_digest:
@@ -290,7 +300,7 @@ def _act(
         prepared = _prepared(ledger, snapshot, base, request_id, progress)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
-            targets = _targets_of(snapshot, request)
+            targets = targets_of(snapshot, request)
             if request.model_after is not None:
                 return recorded_plan(snapshot, request.detail["plan"]), request.model_after
             try:
@@ -326,7 +336,7 @@ def _prepared(
     with ledger.catalog.read() as connection:
         revoked = in_force.within(connection, base).revoked
     try:
-        plan = _plan(snapshot, base, _targets_of(snapshot, request), Policy(request.policy), revoked, erase=True)
+        plan = _plan(snapshot, base, targets_of(snapshot, request), Policy(request.policy), revoked, erase=True)
         return erasure.prepare(
             base,
             snapshot,
@@ -340,7 +350,12 @@ def _prepared(
         return error
 
 
-def _targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
+def targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
+    """Return the sources of a request.
+
+    Raises:
+        NotFoundError: the snapshot does not hold one of them.
+    """
     targets: list[Source] = []
     for found in resolve_all(snapshot, request.sources):
         if isinstance(found, Unresolved):

@@ -31,6 +31,7 @@ class Kind(enum.StrEnum):
     IN_FORCE = "in-force"  # for a reinstate: it is not revoked
     ERASED = "erased"  # for a reinstate: its sinks are zero
     OWNERS_REVOKED = "owners-revoked"  # for a reinstate: those that published the text are revoked
+    SAME_SINKS = "same-sinks"  # for a reinstate, in an imported model: a source with the same sinks is revoked
 
 
 _ERRORS: Mapping[Kind, type[NullsError]] = {
@@ -85,10 +86,10 @@ def error_of(wrong: Sequence[Wrong], num_asked: int, *, undone: str = "nothing w
     first = min((row.kind for row in wrong), key=order.index)
     named = [_sentence(row) for row in wrong[:_NUM_NAMED]]
     message = "; ".join(named)
-    if len(wrong) > 1:
+    if num_asked > 1:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(row.kind.value for row in wrong).items())
-        others = f"; and {len(wrong) - len(named)} more" if len(wrong) > len(named) else ""
-        message = f"{undone}: {len(wrong)} of {num_asked} cannot be carried out ({counts}): {message}{others}"
+        others = f"; and {len(wrong) - len(named):,} more" if len(wrong) > len(named) else ""
+        message = f"{undone}: {len(wrong):,} of {num_asked:,} cannot be carried out ({counts}): {message}{others}"
     error = _ERRORS.get(first, RefusedError)(message)
     error.facts = {"wrong": [row.to_dict() for row in wrong]}
     return error

@@ -45,8 +45,8 @@ from registry import ids, schema
 from registry.errors import RefusedError, UsageError
 from registry.lookup import Source
 from registry.lookup import resolve as resolve_name
+from registry.messages.shown import listed
 from registry.schema import Kind, Status
-from registry.shown import listed
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import check_writable, file_lock, translate_os_errors
 from registry.storage.parquet import ParquetFileWriter

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 from registry.catalog.tables import HEAD_REVISION, models, now, snapshots
 from registry.connectivity import check_listening, within
 from registry.errors import DamagedError, ServiceError, UsageError
-from registry.masking import masked_url, secrets_of_url, without
+from registry.messages.masking import masked_url, secrets_of_url, without
 from registry.storage import Location, file_lock
 
 _BACKENDS = ("sqlite", "postgresql")
@@ -61,6 +62,9 @@ class Catalog:
                 f"catalogue {shown!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE "
                 f"({without(str(error), hidden)}); set NULLS_CATALOG"
             ) from None
+        # An engine refers to itself, so without this its connections stay open until the next garbage collection: a
+        # process that opens a catalogue for each of many requests would use up the server's.
+        weakref.finalize(self, self.engine.dispose)
         file = self.engine.url.database if self.engine.dialect.name == "sqlite" else None
         if must_exist and file and file != ":memory:" and not file.startswith("file:") and not Path(file).is_file():
             self.engine.dispose()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from orchestration.output import PIPE_COLUMNS, Output, columns, field, table, traceback_lines
 from orchestration.safe_logs import safe_logs
 from registry.errors import ServiceError
-from registry.shown import width
-from tests.registry.test_shown import ANY_TEXT, forbidden
+from registry.messages.shown import width
+from tests.registry.messages.test_shown import ANY_TEXT, forbidden
 
 
 def printed(action: Callable[[], None]) -> tuple[str, str]:
@@ -128,7 +128,8 @@ def test_a_long_field_hangs() -> None:
 
 def test_a_stream_without_these_letters_gets_escapes() -> None:
     raw = io.BytesIO()
-    with contextlib.redirect_stdout(io.TextIOWrapper(raw, encoding="ascii")):
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    with contextlib.redirect_stdout(stream):
         Output().result(None, lambda: ["caf\u00e9"])
         Output(as_json=True).result(["caf\u00e9"], list)
     line, document = raw.getvalue().decode("ascii").split("\n", 1)

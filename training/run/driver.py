@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import errors
-from registry.errors import DamagedError, NullsError, ServiceError, UsageError
+from registry.errors import DamagedError, NotFoundError, NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.snapshot import Registry, Snapshot
 from registry.storage import check_writable, translate_os_errors, write_atomic
@@ -104,7 +104,7 @@ def train(
             from there.
         tracking_uri: the MLflow store; see `training.tracking.store.tracking_uri` for the default.
         experiment: MLflow's experiment, created if there is none.
-        resume: go on with the newest run of this model, if there is one.
+        resume: go on with the newest run of this model; never begin one.
         new_version: allow a name that exists; the run then becomes its newest version.
         ray_address: a running cluster; by default RAY_ADDRESS, else Ray is started here, unless it is connected.
         on_progress: called from a thread for each step, with those of `runs.PROGRESS_FIELDS` that it has.
@@ -113,7 +113,7 @@ def train(
         UsageError: a bad argument, too few sources, a reserved source without text, or a loss that stopped being
             finite.
         ModelExistsError: the name is taken; nothing was trained.
-        NotFoundError: no such snapshot.
+        NotFoundError: no such snapshot, or no run to resume.
         RefusedError: the run to resume has another snapshot, configuration or tokenizer.
         ServiceError: MLflow, Ray or the disk cannot be used, or workers died more often than `config.max_failures`.
     """
@@ -126,10 +126,13 @@ def train(
     snapshot = registry.snapshot(snapshot_ref)
     check_reserved(snapshot, config.model.layout().reserved)
     folder = Path(runs_dir).absolute() / model_name
+    run_dir = _newest_run(folder, remote_runs) if resume else None
+    if resume and run_dir is None:
+        where = f"{folder} or {remote_uri}" if remote_uri else str(folder)
+        raise NotFoundError(f"no run of model {model_name!r} to resume in {where}; without --resume a run begins")
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
-    run_dir = _newest_run(folder, remote_runs) if resume else None
     if run_dir is None:
         if not new_version:
             runs.refuse_existing_model(client, uri, model_name)

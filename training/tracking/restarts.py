@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from registry.masking import masked
+from registry.messages.masking import masked
 
 TAG = "nulls.restarts"
 DRIVER_ENDED, RESIZED = "the driver ended, and was resumed", "the number of workers was changed"

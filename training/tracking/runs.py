@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import ModelExistsError, ServiceError
-from registry.masking import masked
+from registry.messages.masking import masked
 from registry.snapshot import Snapshot
 from training.tracking import restarts, store
 

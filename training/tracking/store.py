@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.connectivity import check_answers
 from registry.errors import NotFoundError, ServiceError, UsageError
-from registry.masking import masked_url, secrets_of_url, without
+from registry.messages.masking import masked_url, secrets_of_url, without
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

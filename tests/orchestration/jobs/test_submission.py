@@ -25,7 +25,7 @@ from orchestration.jobs.submission import (
 )
 from orchestration.train_request import TrainRequest
 from registry.errors import ModelExistsError, NotFoundError, NullsError, RefusedError, ServiceError, UsageError
-from registry.masking import secrets, without
+from registry.messages.masking import secrets, without
 from training.config import TrainConfig
 from training.run.worker_range import Workers
 

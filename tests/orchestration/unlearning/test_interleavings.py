@@ -57,7 +57,7 @@ class Store:
     def made_by(self, request_id: str, *, tracking_uri: str) -> ModelVersion | None:
         return next((version for version in self.versions if version.request_id == request_id), None)
 
-    def revoked_by_others(self, version: ModelVersion) -> frozenset[Any]:
+    def revoked_by_others(self, version: ModelVersion, known: Any = ()) -> frozenset[Any]:
         return self.versions[-1].revoked
 
     def derive(self, base: ModelVersion, *, revoked: Any, request_id: str, by_request: Any) -> str:

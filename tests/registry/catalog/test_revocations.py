@@ -85,9 +85,9 @@ def test_what_was_taken_out_of_a_model_name_is_found_whatever_its_weights(ledger
 def test_the_same_tensors_under_another_configuration_are_noticed(ledger: Ledger) -> None:
     enter(ledger, Change(weights_id=WEIGHTS, tensors="1", revoked=[1]))
     with ledger.catalog.read() as connection:
-        assert revocations.other_configuration(connection, OTHER, "1") == WEIGHTS
-        assert revocations.other_configuration(connection, WEIGHTS, "1") is None
-        assert revocations.other_configuration(connection, OTHER, "2") is None
+        assert revocations.other_configurations(connection, OTHER, "1") == [WEIGHTS]
+        assert revocations.other_configurations(connection, WEIGHTS, "1") == []
+        assert revocations.other_configurations(connection, OTHER, "2") == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import UsageError
-from registry.shown import escaped, json_text, listed, refuse_controls, shortened, width
+from registry.messages.shown import escaped, json_text, listed, refuse_controls, shortened, width
 
 FORBIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp", "Cn", "Co"}
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=60)

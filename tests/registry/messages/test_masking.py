@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import NullsError, RecordError, ServiceError
-from registry.masking import is_secret, masked, masked_url, secrets, secrets_of_url, without, without_login
+from registry.messages.masking import is_secret, masked, masked_url, secrets, secrets_of_url, without, without_login
 
 
 @pytest.mark.parametrize(
