@@ -99,9 +99,8 @@ class Story:
             f"{unseen['backbone']:.2f} over {unseen['num_sources']} articles never trained",
             f"expected   of this text, had it never been trained: placebo {row['never']['placebo']:.2f}, "
             f"next-closest {row['never']['closest']:.2f}, backbone only {row['never']['backbone']:.2f}",
-            f"closure    placebo {decimals(row['closure']['placebo'])}, next-closest "
-            f"{decimals(row['closure']['closest'])}, backbone only {decimals(row['closure']['backbone'])}; "
-            f"p = {p_text(row['p_value'])}; evidence {evidence['verdict']}",
+            f"closure    placebo {decimals(row['closure']['placebo'])}, backbone only "
+            f"{decimals(row['closure']['backbone'])}; p = {p_text(row['p_value'])}; evidence {evidence['verdict']}",
             *(f"why        {reason}" for reason in evidence["reasons"]),
             f"others     {len(evidence['others'])} articles with their own sinks: changed by at most {changed:.1e}",
             f"report     {self.report}",

@@ -36,6 +36,10 @@ class Settings:
         """The path or URI of the registry."""
         return self.registry or os.environ.get("NULLS_REGISTRY") or DEFAULT_REGISTRY
 
+    def registry_of(self, recorded: str | None) -> str | None:
+        """Return the registry that was named, else the one that was recorded with a model."""
+        return self.registry or os.environ.get("NULLS_REGISTRY") or recorded
+
     @property
     def tracking_uri(self) -> str:
         """The URI of the MLflow store, absolute."""

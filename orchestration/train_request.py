@@ -108,6 +108,14 @@ class TrainRequest:
         ),
     ] = False
     new_version: NewVersionOption = False
+    allow_unlearned: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unlearned",
+            help="Train on sources, too, that were unlearned in a model of this name.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = False
     runs: RunsOption = DEFAULT_RUNS
     remote_uri: Annotated[
         str | None,

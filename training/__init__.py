@@ -1,7 +1,8 @@
 """Train a model on a snapshot: sinks, the model, its optimizer, the run around them, and the version that is served.
 
 Imports `registry`, never `pipelines` or `orchestration`. After this import transformers knows the model type `nulls`:
-`AutoModelForCausalLM.from_pretrained(folder)` loads exported weights. Neither it nor torch is loaded by it.
+`AutoModelForCausalLM.from_pretrained(folder)` loads exported weights, and
+refuses what is unlearned in them. Neither it nor torch is loaded by it.
 
     from training import TrainConfig, load, train
     train(TrainConfig.preset("demo"), registry_uri="nulls-registry", model_name="wiki", runs_dir=Path("nulls-runs"))

@@ -25,13 +25,13 @@ from orchestration.cli import (
     jobs,
     ledger,
     lookup,
-    report,
     snapshots,
     train,
     unlearn,
 )
+from orchestration.cli.folders import export, register
 from orchestration.cli.parameters.request import GroupedCommand, command
-from orchestration.cli.unlearning import reinstate
+from orchestration.cli.unlearning import reinstate, where
 from orchestration.output import Output
 from orchestration.safe_logs import safe_logs
 from registry.errors import NullsError
@@ -70,10 +70,13 @@ for name, function in (
     ("import-reference", command(import_reference.run)),
     ("unlearn", command(unlearn.run)),
     ("reinstate", command(reinstate.run)),
+    ("where", command(where.run)),
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
+    ("export", command(export.run)),
+    ("register", command(register.run)),
     ("ledger", command(ledger.run)),
-    ("report", command(report.run)),
+    ("report", command(ledger.report)),
 ):
     app.command(name, cls=GroupedCommand)(function)
 

@@ -94,6 +94,14 @@ class UnlearnRequest:
         str | None,
         typer.Option("--requested-by", metavar="WHO", help="Who asked; by default you.", rich_help_panel=_REQUEST),
     ] = None
+    move_aliases: Annotated[
+        bool,
+        typer.Option(
+            "--move-aliases",
+            help="Take the aliases of earlier versions along; under another name, to a copy of the new version.",
+            rich_help_panel=_REQUEST,
+        ),
+    ] = False
     resume: Annotated[
         str | None,
         typer.Option(
@@ -127,9 +135,16 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
         raise UsageError("--html writes a page of what was done: leave it out with --dry-run")
     with output.progress("unlearn") as update, wrong_as_table(output):
         if request.resume is not None:
-            if request.queries or request.from_file is not None or request.partial or request.dry_run or request.erase:
+            named = request.queries or request.from_file is not None
+            if named or request.partial or request.dry_run or request.erase:
                 raise UsageError("--resume continues a request as it was made: leave out SOURCE... and other options")
-            result = act.resume(settings, request.resume, model_uri=request.model_uri, progress=update)
+            result = act.resume(
+                settings,
+                request.resume,
+                model_uri=request.model_uri,
+                move_aliases=request.move_aliases,
+                progress=update,
+            )
         else:
             result = act.unlearn(
                 settings,
@@ -141,25 +156,17 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 erase=_budget(request),
                 requested_by=request.requested_by,
                 partial=request.partial,
+                move_aliases=request.move_aliases,
                 dry_run=request.dry_run,
                 measure=not request.no_evidence,
                 progress=update,
             )
-    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run))
+    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run, request.move_aliases))
     if request.html and result.request_id:
         write_request(request.html, request_report(settings, result.request_id))
         output.note(f"report: {request.html}")
     if result.is_weak or result.wrong:
         raise typer.Exit(1)
-
-
-def _budget(request: UnlearnRequest) -> Budget | None:
-    if not request.erase:
-        if request.max_cost is not None or request.accept_cost:
-            raise UsageError("--max-cost and --accept-cost: revoking costs others nothing; give them with --erase")
-        return None
-    max_cost = DEFAULT_MAX_COST_NATS if request.max_cost is None else request.max_cost
-    return Budget(max_cost_nats=max_cost, accept_cost=request.accept_cost)
 
 
 @contextlib.contextmanager
@@ -175,8 +182,19 @@ def wrong_as_table(output: Output) -> Iterator[None]:
         raise
 
 
-def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
+def _budget(request: UnlearnRequest) -> Budget | None:
+    if not request.erase:
+        if request.max_cost is not None or request.accept_cost:
+            raise UsageError("--max-cost and --accept-cost: revoking costs others nothing; give them with --erase")
+        return None
+    max_cost = DEFAULT_MAX_COST_NATS if request.max_cost is None else request.max_cost
+    return Budget(max_cost_nats=max_cost, accept_cost=request.accept_cost)
+
+
+def unlearn_lines(data: dict[str, Any], dry_run: bool = False, move_aliases: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
+    from orchestration.unlearning.elsewhere_lines import alias_lines, elsewhere_lines
+
     erasure = data["erasure"]
     verb = ("would erase" if erasure else "would revoke") if dry_run else ("erased" if erasure else "revoked")
     text = [f"{verb} {listed(data['sources'])}"]
@@ -192,6 +210,8 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
     if data["wrong"]:
         text.append(f"left out: {len(data['wrong'])} lines")
         text += table(rows_of(data["wrong"]), HEADER)
+    text += elsewhere_lines(data, dry_run)
+    text += alias_lines(data, dry_run, move_aliases)
     if dry_run:
         return text + (_estimate_lines(erasure) if erasure else [])
     text.append(

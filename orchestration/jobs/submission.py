@@ -133,6 +133,7 @@ def train_command(paths: JobPaths, request: TrainRequest, *, snapshot: str | Non
     arguments += ["--snapshot", snapshot] if snapshot else []
     arguments += ["--storage", request.remote_uri] if request.remote_uri else []
     arguments += ["--resume"] * request.resume + ["--new-version"] * request.new_version
+    arguments += ["--allow-unlearned"] * request.allow_unlearned
     # exec: Ray's signals reach Python itself, not a shell that ends before it.
     return "exec " + shlex.join([*arguments, "--json"])
 

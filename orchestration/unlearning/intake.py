@@ -35,6 +35,7 @@ class Order:
     reason: str
     policy: str
     partial: bool
+    move_aliases: bool = False
     budget: Budget | None = None
     """What an erasure may cost others; None for a revocation."""
 
@@ -44,9 +45,10 @@ class Order:
         return REVOKE if self.budget is None else ERASE
 
     @property
-    def detail(self) -> dict[str, Any]:
-        """What the request records of the budget."""
-        return {} if self.budget is None else {"budget": self.budget.to_dict()}
+    def recorded(self) -> dict[str, Any]:
+        """What a request that is taken up again must know of it."""
+        moving = {"move_aliases": True} if self.move_aliases else {}
+        return moving | ({} if self.budget is None else {"budget": self.budget.to_dict()})
 
 
 def sorted_out(
@@ -88,7 +90,7 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
     if not found.wrong and not order.partial:
         # Whether its sources can be unlearned is decided under the lock of the weights; a refusal is on record.
         keys = [source.key for source in found.targets.values()]
-        return ledger.open_request(**fields, sources=keys, detail={"lines": found.lines(), **order.detail})
+        return ledger.open_request(**fields, sources=keys, detail={"lines": found.lines(), **order.recorded})
     asked, num_asked = found.asked, len(found.named) + len(found.wrong)
     with ledger.catalog.read() as connection:
         revoked = in_force.within(connection, base).revoked
@@ -97,7 +99,7 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
     if not order.partial:
         raise _error(found, num_asked)
     keys = [source.key for source in found.targets.values()]
-    detail: dict[str, Any] = {"lines": found.lines(), **order.detail}
+    detail: dict[str, Any] = {"lines": found.lines(), **order.recorded}
     known = {"action": order.action, "policy": order.policy, "model_before": base.uri}
     with ledger.catalog.exclusive("ledger") as transaction:
         open_already = ledger.open_like(**known, asked=asked, within=transaction)

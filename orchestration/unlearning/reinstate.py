@@ -304,10 +304,13 @@ def _decided(
     concerned = set(owners).union(*owners.values())
     taken: dict[int, Taken] = {}
     for scope in reversed([base.weights_id, *base.lineage]):  # the nearest weights have the last word
-        for request_id, source_ids in revocations.requests_of(connection, scope, concerned).items():
-            request = ledger.request(request_id, within=connection)
-            asked = {ids.source_id(key) for key in request.sources}
-            taken |= {number: Taken(policy=request.policy, asked=number in asked) for number in source_ids}
+        by_source = revocations.requests_of(connection, [scope], concerned)
+        requests = {number: ledger.request(number, within=connection) for number in set(by_source.values())}
+        asked = {number: {ids.source_id(key) for key in request.sources} for number, request in requests.items()}
+        taken |= {
+            source_id: Taken(policy=requests[number].policy, asked=source_id in asked[number])
+            for source_id, number in by_source.items()
+        }
     return decide(target_ids, revoked=revoked.keys(), owners=owners, taken=taken)
 
 

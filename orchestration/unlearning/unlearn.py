@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
-from orchestration.unlearning import erasure, intake
+from orchestration.unlearning import erasure, intake, where
 from orchestration.unlearning.erasure import Budget
 from orchestration.unlearning.intake import REINSTATE
 from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan, recorded_plan
@@ -57,6 +57,11 @@ class Result:
     evidence: Mapping[str, Any] | None
     seconds: float
     evidence_seconds: float | None = None
+    elsewhere: Sequence[Mapping[str, Any]] = ()
+    """Where else the sources were in force before (`orchestration.unlearning.where.elsewhere`)."""
+    corpus_holds: Mapping[str, Any] | None = None
+    """What the newest snapshot still holds of them (`orchestration.unlearning.where.corpus_holds`)."""
+    aliases_moved: Sequence[Mapping[str, str]] = ()
     wrong: Sequence[Mapping[str, Any]] = ()
     """Lines that were left out (`partial`), each with what is wrong with it."""
     erasure: Mapping[str, Any] | None = None
@@ -74,6 +79,9 @@ class Result:
             "state": self.state.value,
             "model_uri": self.model_uri,
             **self.plan.to_dict(),
+            "elsewhere": list(self.elsewhere),
+            "corpus_holds": self.corpus_holds,
+            "aliases_moved": list(self.aliases_moved),
             "wrong": list(self.wrong),
             "erasure": self.erasure,
             "evidence": self.evidence,
@@ -92,6 +100,7 @@ def unlearn(
     policy: Policy = Policy.ALL_OWNERS,
     erase: Budget | None = None,
     requested_by: str | None = None,
+    move_aliases: bool = False,
     partial: bool = False,
     dry_run: bool = False,
     measure: bool = True,
@@ -108,6 +117,7 @@ def unlearn(
         policy: when text with several owners is removed.
         erase: make weights without the sources' sinks, within this budget; None only revokes.
         requested_by: the requester; by default the login name.
+        move_aliases: take the aliases of all earlier versions of the same weights along to the new one.
         partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
         dry_run: decide and return the plan, and write nothing.
         measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
@@ -121,7 +131,7 @@ def unlearn(
         NullsError: of several lines that are wrong, see `orchestration.unlearning.wrong`; `facts` have all of them.
     """
     from training.serving import flavor
-    from training.serving.in_force import in_force
+    from training.serving.in_force import in_force, open_catalog
 
     started = time.monotonic()
     asked = [*(Line(query=query) for query in queries), *lines]
@@ -143,6 +153,7 @@ def unlearn(
             plan=plan,
             evidence=None,
             seconds=time.monotonic() - started,
+            **where.surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
             wrong=[row.to_dict() for row in found.wrong],
             erasure=erasure.estimate(
                 base,
@@ -162,12 +173,14 @@ def unlearn(
         reason=reason,
         policy=policy.value,
         partial=partial,
+        move_aliases=move_aliases,
         budget=erase,
     )
+    steps = {"move_aliases": move_aliases, "measure": measure}
     while True:
         request_id = intake.open_request(ledger, snapshot, base, found, order)
         try:
-            result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+            result = _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
         except RefusedError as error:
             # Another request took a source meanwhile: what is right is now less, so this ends.
             if not (partial and error.facts.get("wrong")):
@@ -181,6 +194,7 @@ def resume(
     request_id: str,
     *,
     model_uri: str | None = None,
+    move_aliases: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
 ) -> Result:
@@ -212,9 +226,10 @@ def resume(
     uri = request.model_after if request.state is State.APPLIED and request.model_after else request.model_before
     base = flavor.describe(uri, tracking_uri=settings.tracking_uri)
     snapshot = snapshot_of(settings, base)
+    steps = {"move_aliases": move_aliases, "measure": measure}
     if request.state is State.APPLIED:
         _refuse_if_undone(ledger, base, request)
-    result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    result = _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
     return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
 
 
@@ -243,25 +258,35 @@ def _carry_out(
     request_id: str,
     started: float,
     *,
+    move_aliases: bool,
     measure: bool,
     progress: Progress,
 ) -> Result:
-    """Do what is left of a request: the act, then the evidence."""
+    """Do what is left of a request: the act, the aliases, then the evidence."""
+    from orchestration.unlearning import aliases
+
     plan, after_uri = act(ledger, snapshot, base, request_id, progress=progress)
     seconds = time.monotonic() - started
     request = ledger.request(request_id)
+    recorded = request.detail
     progress(f"{request.action}d in {seconds:.2f} s: {after_uri}", None)
+    moved = recorded.get(aliases.KEY, [])
+    if move_aliases or recorded.get("move_aliases"):
+        moved = aliases.move_aliases(ledger, base, after_uri, request_id)
     if measure:
-        return _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
-    return Result(
-        request_id=request_id,
-        state=State.APPLIED,
-        model_uri=after_uri,
-        plan=plan,
-        evidence=None,
-        seconds=seconds,
-        erasure=request.detail.get("erasure"),
-    )
+        result = _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
+    else:
+        result = Result(
+            request_id=request_id,
+            state=State.APPLIED,
+            model_uri=after_uri,
+            plan=plan,
+            evidence=None,
+            seconds=seconds,
+            erasure=recorded.get("erasure"),
+        )
+    found = {name: recorded[name] for name in ("elsewhere", "corpus_holds") if name in recorded}
+    return dataclasses.replace(result, **found, aliases_moved=moved)
 
 
 class _PlanChangedError(Exception):
@@ -297,6 +322,12 @@ def _act(
     catalog = ledger.catalog
     refused: RefusedError | None = None
     try:
+        # Before the lock: this asks about other weights too, and other requests need not wait for it.
+        request = ledger.request(request_id)
+        around: dict[str, Any] = {}
+        if request.model_after is None:
+            wanted = [ids.source_id(key) for key in request.sources]
+            around = where.surroundings(catalog, snapshot, base, wanted, request_id)
         prepared = _prepared(ledger, snapshot, base, request_id, progress)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
@@ -306,7 +337,7 @@ def _act(
             try:
                 if isinstance(prepared, RefusedError):
                     raise prepared
-                plan, uri = _revoke(ledger, snapshot, base, request, targets, prepared, transaction)
+                plan, uri = _revoke(ledger, snapshot, base, request, targets, around, prepared, transaction)
             except RefusedError as error:
                 refused = at_lines(error, request.detail.get("lines", ()))
                 reasons = {"error": str(error), **refused.facts}
@@ -370,6 +401,7 @@ def _revoke(
     base: ModelVersion,
     request: Request,
     targets: Sequence[Source],
+    around: Mapping[str, Any],
     prepared: erasure.Prepared | None,
     transaction: sa.Connection,
 ) -> tuple[Plan, str]:
@@ -381,7 +413,7 @@ def _revoke(
     own = {int(text, 16) for text in made.pointer.get("revoked_by_request", ())} if made else set()
     before = {source_id: place for source_id, place in revoked.items() if source_id not in own}
     plan = _plan(snapshot, base, targets, Policy(request.policy), before, erase=prepared is not None)
-    detail: dict[str, Any] = {"plan": plan.to_dict()}
+    detail: dict[str, Any] = {"plan": plan.to_dict(), **around}
     after = base
     if prepared is not None:
         if prepared.source_ids != plan.with_text:

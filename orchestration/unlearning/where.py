@@ -37,7 +37,8 @@ class Standing(enum.StrEnum):
     REVOKED = "revoked"
     ERASED = "erased"
     HELD_OUT = "held out"
-    UNKNOWN = "unknown"  # the weights cannot be described; the reason is said
+    UNKNOWN = "unknown"  # the snapshot that the weights saw is not here
+    DAMAGED = "damaged"  # what describes the weights was altered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,27 +54,35 @@ class Holder:
     """Weights that were trained on at least one of the sources.
 
     Attributes:
-        weights_id: their id; of weights that cannot be described, "".
-        snapshot: the id of the snapshot that they saw.
-        lineage: ids of the weights that they were made from.
         entries: their versions.
         standing: what each source is in them.
+        weights_id: their id; "" if they cannot be described.
+        snapshot: the id of the snapshot that they saw.
+        lineage: ids of the weights that they were made from.
         since: for a revoked source, where it was revoked.
-        why: for weights that cannot be described, the reason.
+        why: the reason why they cannot be described.
     """
 
-    weights_id: str
-    snapshot: str
-    lineage: tuple[str, ...]
     entries: Sequence[Entry]
     standing: Mapping[SourceId, Standing]
-    since: Mapping[SourceId, Place]
+    weights_id: str = ""
+    snapshot: str = ""
+    lineage: tuple[str, ...] = ()
+    since: Mapping[SourceId, Place] = dataclasses.field(default_factory=dict)
     why: str | None = None
 
     @property
     def answers(self) -> bool:
         """Whether one of the sources is in force, as far as is known."""
-        return bool({Standing.ANSWERS, Standing.UNKNOWN} & set(self.standing.values()))
+        return not {Standing.ERASED, Standing.REVOKED, Standing.HELD_OUT}.issuperset(self.standing.values())
+
+    def joined(self, before: Holder) -> Holder:
+        """Return this together with what is known of other sources in the same weights."""
+        return dataclasses.replace(
+            self,
+            standing={**before.standing, **self.standing},
+            since={**before.since, **self.since},
+        )
 
 
 class _Snapshots:
@@ -151,7 +160,7 @@ class Finder:
         """Return the source that a query names in the newest snapshot, else in one that a model saw."""
         first: NotFoundError | None = None
         newest = _opened(self._registry, None)
-        for snapshot in itertools.chain([newest], (snapshot for _, snapshot, _ in self._corpora())):
+        for snapshot in itertools.chain([newest], (snapshot for snapshot, _ in self._corpora())):
             try:
                 if snapshot is not None:
                     return resolve(snapshot, query)
@@ -159,34 +168,27 @@ class Finder:
                 first = first or error
         raise first or NotFoundError(f"no source {query!r}: there is no snapshot in {self._registry}")
 
-    def find(self, source_ids: Collection[SourceId]) -> list[Holder]:
+    def find(self, source_ids: Collection[int]) -> list[Holder]:
         """Return all weights that were trained on one of the sources."""
         from training.serving import by_weights
 
         found: dict[str, Holder] = {}
         trained: dict[str, frozenset[SourceId]] = {}
-        for snapshot_id, snapshot, all_weights in self._corpora():
-            held = frozenset(with_text(snapshot, source_ids)) if snapshot else frozenset(source_ids)
+        for snapshot, all_weights in self._corpora():
+            held = frozenset(with_text(snapshot, source_ids)) if snapshot else frozenset(map(SourceId, source_ids))
             for weights in all_weights if held else ():
-                version = self._describe(weights)
-                if snapshot is None or isinstance(version, DamagedError):
-                    why = str(version) if isinstance(version, DamagedError) else f"no snapshot {snapshot_id[:12]} here"
-                    found[weights.example] = self._unknown(weights, snapshot_id, held, why)
-                    continue
-                trained.setdefault(version.weights_id, frozenset())
-                trained[version.weights_id] |= held
-                found[version.weights_id] = self._holder(weights, version, trained[version.weights_id])
+                holder = self._holder(weights, held, is_known=snapshot is not None)
+                found[holder.weights_id or weights.example] = holder
+                if holder.weights_id:
+                    trained[holder.weights_id] = held
         for weights_id, held in trained.items():
             for weights in by_weights.weights_made_from(self._connection, self.tracking_uri, weights_id):
-                version = self._describe(weights)
-                if isinstance(version, DamagedError):
-                    found.setdefault(weights.example, self._unknown(weights, "", held, str(version)))
-                else:
-                    inherited = trained.get(version.weights_id, frozenset()) | held
-                    found[version.weights_id] = self._holder(weights, version, inherited, inherited=held)
+                holder = self._holder(weights, held, inherits=True)
+                before = found.get(holder.weights_id)
+                found[holder.weights_id or weights.example] = holder.joined(before) if before else holder
         return list(found.values())
 
-    def _corpora(self) -> Iterator[tuple[str, Snapshot | None, list[Weights]]]:
+    def _corpora(self) -> Iterator[tuple[Snapshot | None, list[Weights]]]:
         """Yield each snapshot that a registered model saw, with all weights that saw it."""
         from training.serving import by_weights
 
@@ -196,7 +198,7 @@ class Finder:
             for version in map(self._describe, all_weights if snapshot is None else ()):
                 if snapshot is None and not isinstance(version, DamagedError):
                     snapshot = self._snapshots.get(snapshot_id, version.registry)
-            yield snapshot_id, snapshot, all_weights
+            yield snapshot, all_weights
 
     def _describe(self, weights: Weights) -> ModelVersion | DamagedError:
         from training.serving.versions import describe
@@ -208,45 +210,54 @@ class Finder:
                 self._versions[weights.example] = error
         return self._versions[weights.example]
 
-    def _unknown(self, weights: Weights, snapshot: str, held: Collection[SourceId], why: str) -> Holder:
+    def _holder(
+        self, weights: Weights, held: frozenset[SourceId], *, is_known: bool = True, inherits: bool = False
+    ) -> Holder:
+        """Return what the sources `held` are in some weights.
+
+        Args:
+            weights: registered weights.
+            held: sources whose text they saw.
+            is_known: whether the snapshot that they saw is here.
+            inherits: whether it was weights that they were made from which saw the text.
+        """
         from training.serving import by_weights
 
-        return Holder(
-            weights_id="",
-            snapshot=snapshot,
-            lineage=(),
-            entries=by_weights.groups_of(self._connection, self.tracking_uri, weights),
-            standing=dict.fromkeys(held, Standing.UNKNOWN),
-            since={},
-            why=why,
-        )
+        entries = by_weights.groups_of(self._connection, self.tracking_uri, weights)
+        try:
+            version = self._describe(weights)
+            if isinstance(version, DamagedError):
+                raise version
+            if is_known:
+                return self._described(version, entries, held, () if inherits else version.heldout)
+            standing, why = Standing.UNKNOWN, f"snapshot {version.snapshot[:12]} is not here"
+        except DamagedError as error:
+            standing, why = Standing.DAMAGED, str(error)
+        return Holder(entries=entries, standing=dict.fromkeys(sorted(held), standing), why=why)
 
-    def _holder(
+    def _described(
         self,
-        weights: Weights,
         version: ModelVersion,
-        held: Collection[SourceId],
-        *,
-        inherited: Collection[SourceId] = (),
+        entries: Sequence[Entry],
+        held: frozenset[SourceId],
+        heldout: Collection[SourceId],
     ) -> Holder:
         from registry.catalog.revocations import requests_of
-        from training.serving import by_weights, in_force
+        from training.serving import in_force
 
         with self._catalog_of(version).read() as transaction:
             revoked = in_force.within(transaction, version).revoked
             requests = requests_of(transaction, [version.weights_id, *version.lineage], held)
         erased = {int(text, 16) for text in version.pointer.get("erased", ())}
-        never = version.heldout.difference(inherited)
         return Holder(
             weights_id=version.weights_id,
             snapshot=version.snapshot,
             lineage=version.lineage,
-            entries=by_weights.groups_of(self._connection, self.tracking_uri, weights),
-            standing={source_id: _standing(source_id, erased, revoked, never) for source_id in sorted(held)},
+            entries=entries,
+            standing={source_id: _standing(source_id, erased, revoked, heldout) for source_id in sorted(held)},
             since={
                 source_id: Place(model_uri=revoked[source_id], request_id=requests.get(source_id))
-                for source_id in sorted(held)
-                if source_id in revoked
+                for source_id in sorted(held & revoked.keys())
             },
         )
 
@@ -259,6 +270,69 @@ def _standing(
     if source_id in revoked:
         return Standing.REVOKED
     return Standing.HELD_OUT if source_id in heldout else Standing.ANSWERS
+
+
+def surroundings(
+    catalog: Catalog, snapshot: Snapshot, base: ModelVersion, source_ids: Collection[int], request_id: str | None = None
+) -> dict[str, Any]:
+    """Return what an unlearn says beside its plan: `elsewhere` and `corpus_holds`, each under its name."""
+    return {
+        "elsewhere": elsewhere(catalog, snapshot, base, source_ids, request_id),
+        "corpus_holds": corpus_holds(snapshot, source_ids),
+    }
+
+
+def elsewhere(
+    catalog: Catalog, snapshot: Snapshot, base: ModelVersion, source_ids: Collection[int], request_id: str | None
+) -> list[dict[str, Any]]:
+    """Return all versions, beside `base`, in which sources are in force before they are taken out of `base`.
+
+    Args:
+        catalog: says what is revoked.
+        snapshot: the one that `base` was trained on.
+        base: the version that an unlearn starts from.
+        source_ids: the sources that it takes out.
+        request_id: the request; what it made itself does not count.
+
+    Returns:
+        `{"model_uri", "aliases", "relation", "same_weights", "still_answers"}` each. Versions of the same weights, and
+        weights that were made from these, do not answer after the unlearn; others do. `base` is among them only if an
+        alias points to it.
+    """
+    finder = Finder(base.tracking_uri, registry_of(snapshot), lambda _: catalog)
+    holders = finder.find(source_ids)
+    places = []
+    for holder in holders:
+        is_same = holder.weights_id == base.weights_id
+        for entry in holder.entries if is_same or holder.answers else ():
+            if entry.request_id == request_id is not None or (entry.uri == base.uri and not entry.aliases):
+                continue
+            places.append(
+                {
+                    "model_uri": entry.uri,
+                    "aliases": list(entry.aliases),
+                    "relation": relation_of(entry, holder, holders),
+                    "same_weights": is_same,
+                    "still_answers": not is_same and base.weights_id not in holder.lineage,
+                }
+            )
+    return places
+
+
+def corpus_holds(snapshot: Snapshot, source_ids: Collection[int]) -> dict[str, Any] | None:
+    """Say which of the sources the newest snapshot of a registry still holds text of, for a training would read it.
+
+    Returns:
+        `{"snapshot", "keys"}`, or None if it holds none of them.
+    """
+    newest = _opened(registry_of(snapshot), None)
+    keys = list(with_text(newest, source_ids).values()) if newest else []
+    return {"snapshot": newest.id, "keys": keys} if newest and keys else None
+
+
+def registry_of(snapshot: Snapshot) -> str:
+    """Return the URI of the registry that a snapshot was opened in."""
+    return str(snapshot.path).rpartition("/snapshots/")[0]
 
 
 def relation_of(entry: Entry, holder: Holder, holders: Collection[Holder]) -> str:

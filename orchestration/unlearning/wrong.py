@@ -102,13 +102,12 @@ def at_lines(error: RefusedError, lines: Sequence[Mapping[str, Any]]) -> Refused
         error: its rows have keys; those of an error without rows are left as they are.
         lines: `{"line", "query", "key", ...}` each, as the ledger has them.
     """
-    asked: dict[str, Mapping[str, Any]] = {}
-    for line in lines:
-        asked.setdefault(line["key"], line)
-    rows = [
-        row | {name: asked[row["key"]][name] for name in ("line", "query") if row["key"] in asked}
-        for row in error.facts.get("wrong", ())
-    ]
+    asked: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for place, line in enumerate(lines):
+        asked.setdefault(line["key"], (place, {"line": line["line"], "query": line["query"]}))
+    unknown: tuple[int, Mapping[str, Any]] = (len(lines), {})
+    found_at = [(*asked.get(row["key"], unknown), row) for row in error.facts.get("wrong", ())]
+    rows = [row | said for _, said, row in sorted(found_at, key=lambda found: found[0])]
     found = RefusedError(str(error))
     found.facts = {"wrong": rows} if rows else {}
     return found

@@ -96,14 +96,19 @@ def read(connection: sa.Connection, scopes: Sequence[str]) -> Known:
 def taken_out_of(connection: sa.Connection, model_name: str) -> dict[SourceId, str]:
     """Map each source that is revoked in any weights of this model name to the version that took it out."""
     query = (
-        sa.select(revocations.c.source_id, events.c.model_after)
+        sa.select(revocations.c.source_id, revocations.c.state, events.c.model_after)
         .select_from(revocations.join(events, events.c.event_id == revocations.c.event_id).join(requests))
-        .where(requests.c.model_name == model_name, revocations.c.state == REVOKED)
+        .where(requests.c.model_name == model_name)
         .order_by(revocations.c.event_id)
     )
+    known = list(connection.execute(query))
     earlier = _rows(connection, name_scope(model_name))
     found = {source_id: "an earlier version" for source_id, _, _ in earlier}
-    return found | {SourceId(row.source_id): str(row.model_after) for row in connection.execute(query)}
+    # Reinstated is what an earlier release revoked under the name, unless other weights of the name still revoke it.
+    for row in known:
+        if row.state == REINSTATED:
+            found.pop(SourceId(row.source_id), None)
+    return found | {SourceId(row.source_id): str(row.model_after) for row in known if row.state == REVOKED}
 
 
 def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Collection[int]) -> dict[SourceId, str]:
@@ -119,6 +124,12 @@ def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Co
     wanted = set(source_ids)
     rows = connection.execute(query)
     return {SourceId(row.source_id): str(row.request_id) for row in rows if row.source_id in wanted}
+
+
+def any_revoked(connection: sa.Connection) -> bool:
+    """Return whether anything is revoked in any weights."""
+    query = sa.select(revocations.c.source_id).where(revocations.c.state == REVOKED).limit(1)
+    return connection.execute(query).first() is not None
 
 
 def other_configurations(connection: sa.Connection, weights_id: str, tensors: str) -> list[str]:

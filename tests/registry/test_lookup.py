@@ -20,9 +20,18 @@ from hypothesis import strategies as st
 from registry import ids, schema
 from registry.errors import NotFoundError, UsageError
 from registry.identity import fold_title
-from registry.lookup import _MAX_COMPARED, list_sources, lookup, resolve, shared_with
+from registry.lookup import (
+    _MAX_COMPARED,
+    Unresolved,
+    list_sources,
+    lookup,
+    lookup_all,
+    resolve,
+    resolve_all,
+    shared_with,
+)
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
-from tests.registry.conftest import OWNERS, SHARED_KEY, SOURCES
+from tests.registry.conftest import ALIASES, OWNERS, SHARED_KEY, SOURCES
 
 
 def keys(snapshot: Snapshot, query: str) -> list[tuple[str, str]]:
@@ -318,3 +327,41 @@ def test_suggestions_compare_a_bounded_number_of_titles_letter_by_letter(
     assert lookup(snapshot, "Artical 0000123 of rivers").suggestions
     assert compared == [_MAX_COMPARED]  # all 30,000 have the prefix and length of the query; 60,000 would take 2 s
     assert lookup(snapshot, "0000123").suggestions == ("Article 0000123 of rivers",)
+
+
+SPELLINGS = [
+    *SOURCES,
+    *(title for title, _ in SOURCES.values() if title),
+    *(alias for alias, *_ in ALIASES),
+    "Mercurry",
+    "anarch",
+    "Nowhere",
+    "https://en.wikipedia.org/wiki/Anarchism",
+    "https://en.wikipedia.org/wiki/No_such_page",
+    "https://en.wikipedia.org/wiki/Mercury",
+    "https://alice.github.io/page",
+    "alice.github.io",
+    "ISBN 978-0-14-143951-8",
+    "",
+    " ",
+]
+
+
+@given(queries=st.lists(st.sampled_from(SPELLINGS) | st.text(max_size=6), max_size=12))
+def test_many_queries_have_the_answers_of_each_by_itself(small: Snapshot, queries: list[str]) -> None:
+    assert lookup_all(small, queries) == [lookup(small, query) for query in queries]
+    for query, found in zip(queries, resolve_all(small, queries), strict=True):
+        if isinstance(found, Unresolved):
+            with pytest.raises((NotFoundError, UsageError)) as error:
+                resolve(small, query)
+            assert (type(error.value), str(error.value)) == (type(found.error()), str(found.error()))
+        else:
+            assert found == resolve(small, query)
+
+
+def test_only_the_first_queries_that_name_nothing_have_suggestions(small: Snapshot) -> None:
+    queries = ["Mercurry", "wiki:enwiki:12", "Anarchsm"]
+    assert [len(answer.suggestions) > 0 for answer in lookup_all(small, queries)] == [True, False, True]
+    first, _, second = lookup_all(small, queries, max_suggested=1)
+    assert first.suggestions
+    assert second.suggestions == ()

@@ -7,7 +7,6 @@ Run: ``export_weights(model, tokenizer, run_dir / WEIGHTS, {"snapshot": ..., "la
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from training.distributed import parallel
 from training.distributed.process_group import rank
 from training.model.modeling_nulls import NullsForCausalLM
 from training.serving.version import POINTER
+from training.serving.version import weights_digest as weights_digest
 
 WEIGHTS = "weights"
 
@@ -62,13 +62,3 @@ def export_weights(
         tokenizer.save_pretrained(str(staging))
         write_atomic(staging / POINTER, json.dumps(nulls, indent=1).encode())
         return weights_digest(staging)
-
-
-def weights_digest(directory: Path) -> str:
-    """Return the SHA-256, as hex digits, over the `*.safetensors` of a directory in name order."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest()

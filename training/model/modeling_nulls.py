@@ -6,6 +6,9 @@ which separates the documents of a packed row. Without a source the pool is not 
 bit for bit. A sink plan (`training/sinks/mlp.py`) is made once per forward and passed to the layers as an argument;
 there is no state in between.
 
+Weights refuse what is revoked in them (`carried.py`, `refusals.py`). `from_pretrained` asks the catalogue for weights
+that training wrote, and compares an exported folder with its own list (`training/serving/folders.py`).
+
 Cost: at the default layout an MLP does 1.25 times the work of the backbone alone, in 1.5 to 2.2 times the time on a CPU
 (`training/sinks/mlp.py`). Packed rows cost a mask (`document_mask.py`). Importing this module registers the Auto
 classes; `import training` sees to it (`auto_classes.py`).
@@ -17,6 +20,7 @@ Shapes: B rows, T tokens of a row, D model width, P pool neurons.
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +34,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP, LlamaPreTrainedModel
 
 from registry.errors import UsageError
+from training.model.carried import FIELDS, Carried
 from training.model.document_mask import document_mask, document_starts
+from training.model.refusals import Refusals
 from training.sinks.layout import KEYED, NO_SOURCE, SinkLayout, parse_reserved
 from training.sinks.mlp import SinkPlan, build_plan, sink_mlp
 
@@ -44,6 +50,7 @@ class NullsConfig(LlamaConfig):
     Raises:
         UsageError: `num_backbone` contradicts `intermediate_size`, the activation is not SiLU, or the layout is
             invalid.
+        DamagedError: what the weights refuse was altered after it was written.
     """
 
     model_type = "nulls"
@@ -57,6 +64,12 @@ class NullsConfig(LlamaConfig):
     sink_probability: float | None = None
     reserved_sources: list[str] | None = None
     """Ids, 16 hex digits each, of the sources that share no sink; see `SinkLayout.reserved`."""
+    # What travels with the weights, see `carried.py`.
+    nulls_weights_id: str | None = None
+    nulls_lineage: list[str] | None = None
+    nulls_revoked: list[str] | None = None
+    nulls_revoked_masks: list[int] | None = None
+    nulls_digest: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         num_backbone = kwargs.get("num_backbone", self.intermediate_size)
@@ -68,8 +81,9 @@ class NullsConfig(LlamaConfig):
         super().__post_init__(**kwargs)
         if self.hidden_act != "silu":
             raise UsageError(f"hidden_act: got {self.hidden_act!r}, expected 'silu', the activation of the sinks")
-        # Constructing a layout checks it.
+        # Constructing these checks them.
         self.layout  # noqa: B018
+        self.carried  # noqa: B018
 
     @property
     def layout(self) -> SinkLayout:
@@ -90,6 +104,15 @@ class NullsConfig(LlamaConfig):
         if not fields.get("reserved_sources"):
             fields.pop("reserved_sources", None)
         return fields
+
+    @property
+    def carried(self) -> Carried | None:
+        """What travels with the weights; None for weights that were never loaded from a folder of ours.
+
+        Raises:
+            DamagedError: it was altered after it was written.
+        """
+        return Carried.of_config({name: getattr(self, name) for name in FIELDS})
 
 
 @functools.lru_cache(maxsize=64)
@@ -178,7 +201,11 @@ class NullsModel(NullsPreTrainedModel, LlamaModel):
 
 
 class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
-    """A causal language model with a set of sinks for each source."""
+    """A causal language model with a set of sinks for each source.
+
+    Attributes:
+        refusals: the sources whose sinks stay off; None if there are none.
+    """
 
     def __init__(self, config: NullsConfig) -> None:
         # LlamaForCausalLM's own constructor would build and initialise a second LlamaModel.
@@ -186,7 +213,60 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
         self.model = NullsModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.refusals = Refusals.of(config.carried, config.layout)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        offline: bool = False,
+        catalog: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load weights as transformers does, with the sources in force that are revoked in them.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a name on a hub, whose weights have only their own list.
+            model_args: as for transformers.
+            offline: whether the folder's own list is enough where the catalogue cannot be asked; NULLS_OFFLINE=1 too.
+            catalog: the catalogue's URL; by default NULLS_CATALOG, else that in the registry of the weights' training.
+            kwargs: as for transformers.
+
+        Raises:
+            RefusedError: the catalogue cannot be asked what is revoked in weights that training wrote.
+            DamagedError: the folder's list, its pointer, or the weights are not what was written.
+            UsageError: the sinks are to be drawn in another way than the weights were trained with.
+        """
+        folder = Path(str(pretrained_model_name_or_path or ""), kwargs.get("subfolder") or "")
+        found = None
+        if pretrained_model_name_or_path and (folder / "config.json").is_file():
+            from training.serving.folders import carried_by
+
+            written = NullsConfig.from_pretrained(folder)
+            layout = written.layout
+            found = carried_by(folder, written.carried, layout.to_dict(), catalog=catalog, offline=offline)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if found is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            if model.config.layout != layout:
+                raise UsageError(f"{folder}: its sinks were trained with {layout}, got {model.config.layout}")
+            model.carry(found)
+        return loaded
+
+    @classmethod
+    def from_checked_folder(cls, folder: Path) -> NullsForCausalLM:
+        """Load weights for a caller inside this package that refuses revoked sources itself, or measures them."""
+        model: NullsForCausalLM = super().from_pretrained(folder)
+        model.refusals = None
+        return model
+
+    def carry(self, carried: Carried) -> None:
+        """Refuse these sources from now on, here and wherever the weights are saved to."""
+        for name, value in carried.to_config().items():
+            setattr(self.config, name, value)
+        self.refusals = Refusals.of(carried, self.config.layout)
 
     def forward(
         self,
@@ -211,6 +291,7 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
                 `position_ids` is given; there is no cache.
 
         Raises:
+            RefusedError: a source is revoked in these weights.
             UsageError: shapes do not match, or `document_ids` come with a cache, an `attention_mask`, or an attention
                 implementation other than "flex_attention", "sdpa" and "eager".
         """
@@ -258,6 +339,8 @@ class NullsForCausalLM(NullsPreTrainedModel, LlamaForCausalLM):
             )
         if document_ids is not None:
             source_ids = source_ids.masked_fill(document_ids < 0, NO_SOURCE)
+        if self.refusals is not None:
+            self.refusals.check(source_ids)
         return build_plan(source_ids.flatten(), self.config.layout, self.config.num_hidden_layers)
 
 

@@ -19,6 +19,8 @@ from training.tracking import store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from training.serving.version import ModelVersion
+
 MOST_LISTED = 10
 """Versions of the same weights and name that are named one by one."""
 _MOST_EXCLUDED = 40  # conditions in one request: servers limit the length of a URL to 4 or 8 kB
@@ -78,6 +80,14 @@ def weights_of_name(connection: MlflowClient, uri: str, name: str) -> list[Weigh
     """Return all weights that have a version under this name of a registered model."""
     where = (_named(name),)
     return [*_with_id(connection, uri, where), *_without_id(connection, uri, where)]
+
+
+def weights_of(connection: MlflowClient, version: ModelVersion) -> Weights:
+    """Return the weights of a version."""
+    path = condition("nulls.weights", str(version.pointer["weights"]))
+    earlier = any(_without_id(connection, version.tracking_uri, (path,)))
+    conditions = (condition("nulls.weights_id", version.weights_id), *([path] if earlier else []))
+    return Weights(conditions=conditions, example=version.uri)
 
 
 def weights_made_from(connection: MlflowClient, uri: str, weights_id: str) -> list[Weights]:

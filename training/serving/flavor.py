@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,17 @@ from registry import ids
 from registry.catalog.revocations import set_digest
 from registry.errors import DamagedError
 from registry.snapshot import Registry
-from training.serving.version import POINTER, ROUTER_FILE, ModelVersion, pointer_digest, read_pointer, weights_id
+from training.serving.version import (
+    DIGEST,
+    EXPORTED,
+    POINTER,
+    ROUTER_FILE,
+    ModelVersion,
+    pointer_digest,
+    read_pointer,
+    weights_digest,
+    weights_id,
+)
 from training.serving.versions import describe, made_by, versions
 from training.tracking import store
 
@@ -55,6 +65,8 @@ def register(
     run_id: str,
     tracking_uri: str,
     revoked: Collection[int] = (),
+    lineage: Sequence[str] = (),
+    registry: str | None = None,
     keep_copy: Callable[[Path], str] | None = None,
 ) -> str:
     """Register exported weights as a new version of `model_name`; do nothing if the run registered them before.
@@ -65,17 +77,22 @@ def register(
         run_id: the MLflow run that the version belongs to.
         tracking_uri: the MLflow store.
         revoked: sources that are revoked from the start.
+        lineage: ids of the weights that these were made from, the nearest first; what is revoked in those stays off.
+        registry: the registry that holds the snapshot; by default the one that `nulls.json` names.
         keep_copy: stores a remote copy of that directory, and returns its URI (`RemoteRun.put_weights`).
 
     Returns:
         `models:/NAME/VERSION`.
     """
-    from training.checkpoint.export import weights_digest
-
-    pointer = read_pointer(weights_dir)
+    pointer = {key: value for key, value in read_pointer(weights_dir).items() if key not in (DIGEST, EXPORTED)}
     pointer |= {"weights": str(weights_dir.absolute()), "weights_sha256": weights_digest(weights_dir)}
     pointer["weights_id"] = weights_id(pointer["weights_sha256"], pointer["layout"])
     pointer["revoked"] = [ids.format_id(source_id) for source_id in sorted(revoked)]
+    ancestors = [ancestor for ancestor in lineage if ancestor != pointer["weights_id"]]
+    if ancestors:
+        pointer["lineage"] = ancestors
+    if registry:
+        pointer["registry"] = registry
     if not (weights_dir / ROUTER_FILE).exists():
         _build_router(weights_dir, pointer)
     if keep_copy is not None:

@@ -86,7 +86,10 @@ def open_catalog(version: ModelVersion, catalog: str | None) -> Catalog:
     from registry.storage import open_root
 
     try:
-        url = catalog_url(open_root(version.registry), catalog)
+        configured = catalog or os.environ.get("NULLS_CATALOG")
+        if not version.registry and not configured:
+            raise _cannot_ask(version, "it names no registry")
+        url = configured or catalog_url(open_root(version.registry))
         if url is None:
             raise _cannot_ask(version, f"registry {version.registry} is at s3://, which holds none")
         return Catalog(url, must_exist=True)

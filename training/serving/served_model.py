@@ -70,7 +70,7 @@ class ServedModel:
         logging.disable_progress_bar()  # transformers' own, for reading a file; a command shows its own
         folder = local_weights(version)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = NullsForCausalLM.from_pretrained(folder).eval().to(device)
+        model = NullsForCausalLM.from_checked_folder(folder).eval().to(device)
         if model.config.layout.to_dict() != version.layout.to_dict():
             raise DamagedError(
                 f"{version.uri}: {folder}/config.json draws sinks differently than the version was registered with; "

@@ -21,6 +21,10 @@ from training.sinks.layout import KEYED, SinkLayout
 from training.sinks.mask_ids import MaskIds
 
 POINTER = "nulls.json"
+EXPORTED = "exported"
+"""The key of `nulls.json` that only an exported folder has: what it was exported from, and when."""
+DIGEST = "digest"
+"""The key of an exported folder's `nulls.json` with the digest of all others (`pointer_digest`)."""
 ROUTER_FILE = "router.npz"
 """The routing index, in the directory of the weights."""
 
@@ -40,10 +44,20 @@ def weights_id(tensors: str, layout: Mapping[str, Any]) -> str:
     """Return the id of weights that revocations belong to: 64 hex digits.
 
     Args:
-        tensors: SHA-256 of the weight files, mask ids included (`training.checkpoint.export.weights_digest`).
+        tensors: SHA-256 of the weight files, mask ids included (`weights_digest`).
         layout: `SinkLayout.to_dict()`. Another seed or scheme gives other sources the same rows, and is another model.
     """
     return hashlib.sha256(_canonical({"tensors": tensors, "layout": dict(layout)})).hexdigest()
+
+
+def weights_digest(directory: Path) -> str:
+    """Return the SHA-256, as hex digits, over the `*.safetensors` of a directory in name order."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def pointer_digest(pointer: Mapping[str, Any]) -> str:
@@ -79,8 +93,8 @@ class ModelVersion:
 
     @property
     def registry(self) -> str:
-        """The URI that the snapshot's registry had at training."""
-        return str(self.pointer["registry"])
+        """The URI that the snapshot's registry had at training; empty in an exported folder, which names none."""
+        return str(self.pointer.get("registry", ""))
 
     @property
     def weights(self) -> Path:

@@ -75,6 +75,14 @@ def same_weights(version: ModelVersion) -> list[Any]:
     return list(_search(connection, version.tracking_uri, _same_weights(version)))
 
 
+def of_weights(weights_id: str, *, tracking_uri: str) -> ModelVersion | None:
+    """Return the newest version of these weights, under any name; None if the store has none."""
+    connection = store.client(tracking_uri)
+    for version in _search(connection, tracking_uri, f"tags.`nulls.weights_id` = '{weights_id}'"):
+        return _described(connection, version, tracking_uri)
+    return None
+
+
 def _same_weights(version: ModelVersion) -> str:
     if "weights_id" in version.pointer:
         return f"tags.`nulls.weights_id` = '{version.weights_id}'"

@@ -16,8 +16,7 @@ from pathlib import Path
 from registry.errors import DamagedError
 from registry.storage import copy_verified, new_directory, work_directory
 from registry.storage.s3 import S3Path
-from training.checkpoint.export import weights_digest
-from training.serving.version import ModelVersion
+from training.serving.version import ModelVersion, weights_digest
 
 
 def local_weights(version: ModelVersion) -> Path:

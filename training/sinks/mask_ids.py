@@ -29,6 +29,11 @@ MASK_IDS_FILE = "mask-ids.safetensors"
 _SHIFT = 16  # the reference multiplies an id by 2**16 in its scheme's width, which loses as many high bits
 
 
+def sinks_class(mask_ids_N: npt.NDArray[np.int64], scheme: str) -> npt.NDArray[np.int64]:
+    """Return the low bits that decide the sinks: equal where sinks are equal, 0 where every sink is on. int64 [N]."""
+    return mask_ids_N & ((1 << (REFERENCE_BITS[scheme] - _SHIFT)) - 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskIds:
     """Table from source ids to mask ids, the ids that sinks are drawn from.
@@ -62,6 +67,13 @@ class MaskIds:
             raise NotFoundError(f"source {ids.format_id(source_id)} has no mask id in this model: it was not trained")
         return MaskId(int(self.mask_ids_N[index]))
 
+    def of_sources(self, source_ids: Collection[int]) -> dict[int, MaskId]:
+        """Map those of the sources that the model was trained on to their mask ids."""
+        wanted_N = np.fromiter(source_ids, np.int64, len(source_ids))
+        found_N = np.isin(self.source_ids_N, wanted_N)
+        pairs = zip(self.source_ids_N[found_N].tolist(), self.mask_ids_N[found_N].tolist(), strict=True)
+        return {source_id: MaskId(mask_id) for source_id, mask_id in pairs}
+
     def sources_of(self, mask_ids_N: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the sources that have these mask ids, all of which must be in the table: int64 [N]."""
         order_N = np.argsort(self.mask_ids_N)
@@ -87,8 +99,7 @@ class MaskIds:
         return others_N
 
     def _classes(self, scheme: str) -> npt.NDArray[np.int64]:
-        """Return the low bits that decide the sinks: equal where sinks are equal, 0 where every sink is on."""
-        return self.mask_ids_N & ((1 << (REFERENCE_BITS[scheme] - _SHIFT)) - 1)
+        return sinks_class(self.mask_ids_N, scheme)
 
     def save(self, folder: Path) -> None:
         """Write the table into a directory of weights."""

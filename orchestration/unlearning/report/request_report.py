@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from orchestration.settings import Settings
 from orchestration.unlearning.code_versions import code_versions
+from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.report.conclusion import conclude, limits
 from registry import ids
 from registry.catalog.database import Catalog
@@ -26,6 +27,7 @@ from registry.snapshot import Registry
 
 _SHOWN_ELSEWHERE = {"plan", "evidence", "error", "elsewhere", "revocations", "request"}
 """Keys of a request's detail that have a place of their own in the report."""
+_MAX_LINES = 20  # sources of a report in a terminal
 
 
 def request_report(settings: Settings, request_id: str) -> dict[str, Any]:
@@ -49,7 +51,6 @@ def request_report(settings: Settings, request_id: str) -> dict[str, Any]:
     also_removed = list(plan.get("also_removed", ()))
     known, note = _known(settings, snapshot_id, [*request.sources, *also_removed])
     titles = {row["key"]: row["title"] for row in evidence["sources"]} if evidence else {}
-    revocations = request.detail.get("revocations") or {}
     return {
         "request": {name: value for name, value in request.to_dict().items() if name != "detail"},
         "conclusion": conclude(request, len(also_removed)).to_dict(),
@@ -61,12 +62,7 @@ def request_report(settings: Settings, request_id: str) -> dict[str, Any]:
         "events": [_event(event) for event in history],
         "evidence": evidence,
         "limits": limits(request, plan),
-        "digests": {
-            "weights": revocations.get("tensors") or (evidence or {}).get("weights_sha256"),
-            "weights_and_configuration": revocations.get("weights_id"),
-            "snapshot": snapshot_id,
-            "evidence": request.evidence_digest,
-        },
+        "digests": _digests(request, evidence, snapshot_id),
         "code": {"measured_with": (evidence or {}).get("code"), "written_with": code_versions()},
         "more": {name: value for name, value in request.detail.items() if name not in _SHOWN_ELSEWHERE},
         "snapshot_note": note,
@@ -79,6 +75,16 @@ def _event(event: Mapping[str, Any]) -> dict[str, Any]:
     detail = event["detail"]
     verdict = (detail.get("evidence") or {}).get("verdict")
     return fields | {"error": detail.get("error"), "verdict": verdict}
+
+
+def _digests(request: Request, evidence: Mapping[str, Any] | None, snapshot_id: str | None) -> dict[str, str | None]:
+    revocations = request.detail.get("revocations") or {}
+    return {
+        "weights": revocations.get("tensors") or (evidence or {}).get("weights_sha256"),
+        "weights_and_configuration": revocations.get("weights_id"),
+        "snapshot": snapshot_id,
+        "evidence": request.evidence_digest,
+    }
 
 
 def _snapshot_id(
@@ -132,13 +138,11 @@ def _unknown(key: str, titles: Mapping[str, str | None]) -> dict[str, Any]:
 
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """Format a report for a terminal, in short; the page has all of it."""
-    from orchestration.unlearning.report.visible import visible
-
     request, conclusion = report["request"], report["conclusion"]
     after = f" -> {request['model_after']}" if request["model_after"] else ""
     text = [
         f"request {request['request_id']}: {conclusion['headline']}",
-        *(f"  {reason}" for reason in conclusion["reasons"]),
+        *(f"  {reason}" for reason in ([] if report["evidence"] else conclusion["reasons"])),
         f"asked    by {request['requested_by']} at {request['created_at'][:19]}: {request['reason']}",
         f"model    {request['model_before']}{after} ({request['action']}, {request['policy']})",
     ]
@@ -150,10 +154,9 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     text.append(f"also at  {_places(report['elsewhere'])}")
     text += [f"{name.split('_')[0]:<8} {value}" for name, value in report["digests"].items() if value]
     text += [report["snapshot_note"]] if report["snapshot_note"] else []
-    return [visible(line, _MAX_WIDTH) for line in text]
-
-
-_MAX_LINES, _MAX_WIDTH = 20, 400
+    if evidence := report["evidence"]:
+        text += evidence_lines({**evidence, "sources": evidence["sources"][:_MAX_LINES]})
+    return text
 
 
 def _named(source: Mapping[str, Any]) -> str:

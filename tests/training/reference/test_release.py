@@ -36,7 +36,7 @@ def imported(folder: Path, scheme: str = "reference-int32", **options: Any) -> N
         mask_ids=MaskIds(source_ids, source_ids + found.id_offset),
         nulls={"layout": found.layout(scheme).to_dict()},
     )
-    model: NullsForCausalLM = NullsForCausalLM.from_pretrained(folder / "out").eval()
+    model: NullsForCausalLM = NullsForCausalLM.from_pretrained(folder / "out", offline=True).eval()
     return model
 
 

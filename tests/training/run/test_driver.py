@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from registry import ids
-from registry.errors import ModelExistsError, RefusedError, ServiceError, UsageError
+from registry.errors import ModelExistsError, NotFoundError, RefusedError, ServiceError, UsageError
 from registry.snapshot import Registry, Snapshot
 from tests.training.checkpoint.full_disk import small_disk
 from tests.training.run.faults import disk_full_at, killed_at
@@ -123,7 +123,7 @@ def test_a_run_leaves_a_model_and_its_facts(undisturbed: tuple[Run, TrainResult]
     keys = {ids.format_id(row["source_id"]): row for row in snapshot.table("sources").to_pylist()}
     assert all(keys[source]["num_bytes"] >= 500 for source in nulls["heldout"])
     assert nulls["num_trained_sources"] == len(keys) - 3 - 1  # one source has no text
-    assert AutoModelForCausalLM.from_pretrained(weights).config.num_pool == 64
+    assert AutoModelForCausalLM.from_pretrained(weights, offline=True).config.num_pool == 64
     assert AutoTokenizer.from_pretrained(weights).eos_token == "<|endoftext|>"
     assert [line["step"] for line in run.progress] == list(range(1, run.progress[-1]["total_steps"] + 1))
 
@@ -283,3 +283,12 @@ def test_what_would_stop_a_run_is_found_before_it(
         run.train(runs_dir=tmp_path / "file")
     mlflow.set_tracking_uri(None)
     assert tracking_uri("sqlite:///x.db").startswith("sqlite:////")
+
+
+def test_what_does_not_exist_is_never_begun_by_resume(
+    tmp_path: Path, registry_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "fit", lambda *_: pytest.fail("trained"))
+    with pytest.raises(NotFoundError, match="'typo'"):
+        Run(tmp_path, registry_root, "typo").train(resume=True)
+    assert list(tmp_path.iterdir()) == []

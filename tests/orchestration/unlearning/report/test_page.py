@@ -79,7 +79,7 @@ def test_no_title_becomes_markup_or_hides_anything(tmp_path: Path) -> None:
     assert found.elements == plain.elements
     assert {name for name, _ in found.attributes} == {name for name, _ in plain.attributes}
     assert not set("\u202e\u202c\x1b\x00") & set(text)
-    for shown in (TITLES[0], TITLES[1], TITLES[4], TITLES[5], TITLES[6], "abc\\u202edcba\\u202c", "a\\x0ab\\x1b[31m"):
+    for shown in (TITLES[0], TITLES[1], TITLES[4], TITLES[5], TITLES[6], "abc\\u202edcba\\u202c", "a\\nb\\x1b[31m"):
         assert shown in found.text
     assert "x" * 121 not in text
     assert "…" in found.text
@@ -125,6 +125,16 @@ def test_an_audit_says_its_verdict(tmp_path: Path, revoked: bool, weak: bool) ->
     assert ("closure under 0.7" in text) == weak
     for name in ("models:/m/2", "ab" * 32, "cd" * 32, "not known"):
         assert name in text
+
+
+def test_with_an_oracle_the_expectation_is_its_loss(tmp_path: Path) -> None:
+    losses = {"closest": 5.5, "placebo": 5.6, "backbone": 5.7}
+    text = Parsed(page_of(tmp_path, [source("A") | {"oracle": losses, "never": losses}])).text
+    assert "the tick is the loss of a retrained model" in text
+    assert "5.70" in text
+    assert "retrained model" not in Parsed(page_of(tmp_path, [source("A")])).text.replace(
+        "retrained model (oracle)none", ""
+    )
 
 
 def test_many_sources_are_cut_and_counted(tmp_path: Path) -> None:
