@@ -101,8 +101,7 @@ def done_already(version: ModelVersion, revoked: Mapping[SourceId, str], *, eras
     """Return the revoked sources that a request cannot name again: what is only revoked can still be erased."""
     if not erase:
         return revoked
-    erased = {int(text, 16) for text in version.pointer.get("erased", ())}
-    return {source_id: place for source_id, place in revoked.items() if source_id in erased}
+    return {source_id: place for source_id, place in revoked.items() if source_id in version.erased}
 
 
 def estimate(

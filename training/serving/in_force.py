@@ -55,7 +55,7 @@ def in_force(version: ModelVersion, *, catalog: str | None = None, offline: bool
         DamagedError: the catalogue was altered.
     """
     if offline or os.environ.get(OFFLINE) == "1":
-        return InForce(revoked=dict.fromkeys(version.revoked, version.uri), checked=False)
+        return InForce(revoked=dict.fromkeys(version.revoked | version.erased, version.uri), checked=False)
     found = open_catalog(version, catalog)
     try:
         with found.read() as connection:
@@ -71,7 +71,8 @@ def within(connection: sa.Connection, version: ModelVersion) -> InForce:
     known = _known(connection, version)
     others = versions.revoked_by_others(version, known.revoked.keys()) if version.tracking_uri else frozenset()
     said = version.revoked | others
-    elsewhere = dict.fromkeys(said - known.reinstated, version.uri)
+    # What was reinstated in the weights before does not come back in those that were erased.
+    elsewhere = dict.fromkeys((said - known.reinstated) | version.erased, version.uri)
     return InForce(revoked=elsewhere | dict(known.revoked), checked=True)
 
 

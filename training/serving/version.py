@@ -166,6 +166,11 @@ class ModelVersion:
         """The sources that were revoked when this version was made; more may be by now."""
         return frozenset(SourceId(int(text, 16)) for text in self.pointer["revoked"])
 
+    @property
+    def erased(self) -> frozenset[SourceId]:
+        """The sources whose sinks are zero in these weights: they never answer again, whatever is reinstated."""
+        return frozenset(SourceId(int(text, 16)) for text in self.pointer.get("erased", ()))
+
     def same_sinks(self, source_ids: Collection[int]) -> frozenset[SourceId]:
         """Return the other sources that cannot be used without the sinks of one of these.
 

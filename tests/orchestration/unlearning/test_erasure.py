@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from orchestration.settings import Settings
 from orchestration.unlearning import erasure, unlearn
 from orchestration.unlearning.erasure import Budget
+from orchestration.unlearning.reinstate import reinstate
 from registry import ids
 from registry.catalog.ledger import Ledger, State
 from registry.errors import RefusedError, UsageError
@@ -138,6 +139,21 @@ def test_shared_text_is_erased_with_its_last_owner_though_the_other_was_only_rev
     version = described(deployed, erased.model_uri)
     assert zero_rows(version.weights) == sinks_of(version, ids.source_id(key(2)), ids.source_id(SHARED))
     assert version.revoked == {ids.source_id(one) for one in (key(1), key(2), SHARED)}
+
+
+def test_reinstating_in_the_old_weights_brings_nothing_back_into_the_erased_ones(
+    deployed: Deployed, weights: Path
+) -> None:
+    target = key(trained_articles(weights)[0])
+    erased = unlearn.unlearn(deployed.settings, deployed.uri, [target], reason="x", erase=ANY_COST, measure=False)
+    with pytest.raises(RefusedError, match="was erased"):
+        reinstate(deployed.settings, erased.model_uri, [target], reason="mistake")
+    back = reinstate(deployed.settings, deployed.uri, [target], reason="mistake")
+    source_id = ids.source_id(target)
+    assert deployed.load(back.model_uri).check(source_id) == source_id
+    for options in ({}, {"offline": True}):
+        with pytest.raises(RefusedError, match="unlearned"):
+            deployed.load(erased.model_uri, **options).check(source_id)
 
 
 class CrashError(BaseException):

@@ -22,13 +22,14 @@ from training.data.packing import LoaderState
 from training.erasure import weights as erased_weights
 from training.erasure.cost import zeroed
 from training.erasure.erase import Erased, erase, rows_of
-from training.model.modeling_nulls import NullsForCausalLM
+from training.model.modeling_nulls import NullsConfig, NullsForCausalLM
 from training.optim import NullsAdamW, build_optimizer
 from training.serving.router import Router
 from training.serving.version import ROUTER_FILE, ModelVersion
 from training.sinks.mask_ids import MaskIds
 
 TEXTS = {5: "the orchard gives apples", 9: "the engine burns coal", 31: "ships sail with the wind"}
+POINTER = {"snapshot": "ab", "registry": "", "heldout": [], "revoked": []}
 STATE = RunState(
     step=3, loader=LoaderState(snapshot="ab" * 32, seed=0, epoch=1, row=4), config="c", tokenizer="t", num_targets=9
 )
@@ -54,13 +55,12 @@ def run_dir(tmp_path: Path) -> Path:
     folder = tmp_path / "run" / "weights"
     model.save_pretrained(folder)
     Router.build(TEXTS.items()).save(folder / ROUTER_FILE)
-    (folder / "nulls.json").write_text(json.dumps({"snapshot": "ab"}))
+    (folder / "nulls.json").write_text(json.dumps(POINTER))
     return tmp_path / "run"
 
 
 def version_of(folder: Path, **pointer: object) -> ModelVersion:
-    model = NullsForCausalLM.from_pretrained(folder)
-    layout = model.config.layout.to_dict()
+    layout = NullsConfig.from_pretrained(folder).layout.to_dict()
     return ModelVersion(
         uri="models:/m/1",
         name="m",
@@ -113,7 +113,7 @@ def test_the_proof_says_what_was_read_again(version: ModelVersion, erased: Erase
     assert proof["untouched_sha256"]["before"] == proof["untouched_sha256"]["after"]
     assert proof["holds"]
     noted = json.loads((erased.weights / "nulls.json").read_text())
-    assert noted == {"snapshot": "ab", "erased": [ids.format_id(5)], "erased_from": version.weights_digest}
+    assert noted == {**POINTER, "erased": [ids.format_id(5)], "erased_from": version.weights_digest}
 
 
 @pytest.mark.parametrize("harm", ["row", "other", "config"])
@@ -168,15 +168,16 @@ def test_the_router_forgets_the_words_and_knows_the_source(erased: Erased) -> No
 
 
 def test_memory_and_artefact_are_the_same_model(version: ModelVersion, erased: Erased) -> None:
-    before, after = (NullsForCausalLM.from_pretrained(folder).eval() for folder in (version.weights, erased.weights))
+    before, after = (
+        NullsForCausalLM.from_pretrained(folder, offline=True).eval() for folder in (version.weights, erased.weights)
+    )
     ids_BT, sources = torch.arange(2, 14).view(1, 12), torch.tensor([9])
     on = before(ids_BT, source_ids=sources).logits
     with torch.no_grad(), zeroed(before, rows_of(version, version.weights, [5])):
         assert torch.equal(before(ids_BT, source_ids=sources).logits, after(ids_BT, source_ids=sources).logits)
     assert torch.equal(before(ids_BT, source_ids=sources).logits, on), "the rows are put back"
-    # The erased source's own sinks add exactly nothing to the backbone.
-    off = after(ids_BT, source_ids=torch.tensor([5])).logits
-    assert torch.allclose(off, after(ids_BT).logits, atol=1e-6)
+    with pytest.raises(RefusedError, match="unlearned"):
+        after(ids_BT, source_ids=torch.tensor([5]))
 
 
 def test_the_checkpoint_is_one_that_never_trained_the_rows(
