@@ -19,6 +19,7 @@ from typing import Any
 
 from orchestration.output import Output, size
 from orchestration.settings import Settings
+from orchestration.unlearning.loss_table import decimals, p_text
 from registry import ids
 from registry.errors import InputError, RefusedError, UsageError
 from registry.lookup import Source, lookup, read_sources
@@ -30,6 +31,7 @@ MODEL = "nulls-demo"
 NUM_AUDITED = 9
 _EXCERPT = "enwiki-latest-pages-articles1"
 _PROMPT_WORDS = 12
+_VERDICTS = {"supported": "supports", "weak": "does not support"}
 
 
 def find_excerpt() -> Path:
@@ -97,8 +99,8 @@ class Story:
             f"{unseen['backbone']:.2f} over {unseen['num_sources']} articles never trained",
             f"expected   of this text, had it never been trained: placebo {row['never']['placebo']:.2f}, "
             f"next-closest {row['never']['closest']:.2f}, backbone only {row['never']['backbone']:.2f}",
-            f"closure    placebo {_decimals(row['closure']['placebo'])}, backbone only "
-            f"{_decimals(row['closure']['backbone'])}; p = {_decimals(row['p_value'])}; evidence {evidence['verdict']}",
+            f"closure    placebo {decimals(row['closure']['placebo'])}, backbone only "
+            f"{decimals(row['closure']['backbone'])}; p = {p_text(row['p_value'])}; evidence {evidence['verdict']}",
             *(f"why        {reason}" for reason in evidence["reasons"]),
             f"others     {len(evidence['others'])} articles with their own sinks: changed by at most {changed:.1e}",
             f"report     {self.report}",
@@ -278,7 +280,7 @@ def _measure(directory: Path, dump: Path, snapshot: Snapshot, article: Source, s
 
 
 def _write_report(story: Story) -> None:
-    from orchestration.unlearning.report import write_report
+    from orchestration.unlearning.report.page import write_report
 
     evidence, lineage = story.unlearn["evidence"], story.lineage
     row = evidence["sources"][0]
@@ -289,12 +291,17 @@ def _write_report(story: Story) -> None:
         subtitle=f"{story.unlearn['model_uri']}, request {request}, snapshot {snapshot}",
         sources=story.audit["sources"],
         heldout=story.audit["summary"]["unseen_loss"],
-        evidence=evidence,
+        verdict={
+            "outcome": evidence["verdict"],
+            "headline": f"The evidence {_VERDICTS[evidence['verdict']]} that {row['title']} is unlearned",
+            "reasons": evidence["reasons"],
+        },
+        closures=row["closure"],
+        others=evidence["others"],
         figures=[
             ("loss on, nats a token", f"{row['loss_on']:.2f}"),
             ("loss off (placebo)", f"{row['loss_off']['placebo']:.2f}"),
             ("never-trained articles (placebo)", f"{evidence['heldout']['placebo']:.2f}"),
-            ("closure (placebo)", _decimals(row["closure"]["placebo"])),
             ("to revoke", f"{story.unlearn['seconds']:.2f} s"),
         ],
         generations=story.generations,
@@ -328,7 +335,3 @@ def _counts(ingested: dict[str, Any]) -> list[tuple[str, Any]]:
     reasons = "; ".join(f"{reason}: {count}" for reason, count in dropped.items())
     names = ("read", "kept", "duplicate", "superseded")
     return [(name, ingested[name]) for name in names] + [("filtered and failed", reasons or "none")]
-
-
-def _decimals(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -57,6 +57,10 @@ class Settings:
         Raises:
             UsageError: the registry is at s3://, where SQLite cannot be, and NULLS_CATALOG is not set.
         """
+        from registry.catalog.database import Catalog
+
+        if configured := self.catalog or os.environ.get("NULLS_CATALOG"):
+            return Catalog(configured)  # the ledger can be read where the registry cannot be reached any more
         catalog = self.find_catalog(self.open_registry())
         if catalog is None:
             raise UsageError(

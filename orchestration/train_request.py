@@ -24,6 +24,7 @@ from orchestration.cli.parameters.options import (
 )
 from orchestration.output import ProgressUpdate
 from registry.errors import UsageError
+from registry.messages.masking import masked_url
 from training.run.worker_range import Workers
 
 _TWO = Workers(least=2, most=2)
@@ -88,6 +89,14 @@ class TrainRequest:
         ),
     ] = False
     new_version: NewVersionOption = False
+    allow_unlearned: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unlearned",
+            help="Train on sources, too, that were unlearned in a model of this name.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = False
     runs: RunsOption = DEFAULT_RUNS
     remote_uri: Annotated[
         str | None,
@@ -145,7 +154,7 @@ def train_lines(result: dict[str, Any], tracking_uri: str | None = None) -> list
     return [
         f"model     {result['model_uri']}",
         f"snapshot  {result['snapshot'][:16]}",
-        f"run       {result['run_id']}" + (f" in {tracking_uri}" if tracking_uri else ""),
+        f"run       {result['run_id']}" + (f" in {masked_url(tracking_uri)}" if tracking_uri else ""),
         f"trained   {speed}, loss {result['loss']:.3f}",
     ]
 

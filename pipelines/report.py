@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from registry.messages.shown import listed
+
 MAX_NAMED = 1000  # failures and wipeouts that are named one by one
 
 
@@ -106,9 +108,7 @@ class IngestReport:
             found.append(f"  failed: {failure.input_file} at byte {failure.input_offset}: {failure.reason}{detail}")
         for wipeout in self.wipeouts[:20]:
             share = wipeout.lost_bytes / wipeout.num_bytes
-            found.append(
-                f"  {wipeout.key} lost {share:.0%} of its text to near copies at {', '.join(wipeout.survivors)}"
-            )
+            found.append(f"  {wipeout.key} lost {share:.0%} of its text to near copies at {listed(wipeout.survivors)}")
         hidden = max(0, len(self.failures) - 20) + max(0, len(self.wipeouts) - 20)
         found += [f"  ... and {hidden} more such lines; --json has them"] if hidden else []
         return found + [f"  left out, not named like a dump: {path}" for path in self.left_out]

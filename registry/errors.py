@@ -10,7 +10,7 @@
     |- ServiceError          (2)   a server or store cannot be reached or written: retry when it is back
     `- RecordError           (-)   one record of an input is bad: skip it, record `reason` and its position, go on
 
-A message says: got, expected, what to do.
+A message says: got, expected, what to do. Passwords and tokens that it quotes are masked (`registry.messages.masking`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from registry.messages.masking import masked
+
 
 class NullsError(Exception):
     """Base of every deliberate error; `exit_code` is what the command line returns for it."""
@@ -26,6 +28,9 @@ class NullsError(Exception):
     exit_code = 2
     facts: Mapping[str, Any] = MappingProxyType({})
     """More fields for the JSON document of `--json`, e.g. a row for each line of a request that is wrong."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(masked(value) if isinstance(value, str) else value for value in args))
 
 
 class UsageError(NullsError):

@@ -25,6 +25,7 @@ from registry import ids
 from registry.errors import NotFoundError, NullsError, UsageError
 from registry.identity import Candidate, WebSource, candidates, canonical_title, fold_title
 from registry.ids import SourceId
+from registry.messages.shown import listed
 from registry.schema import AliasKind, Kind
 from registry.snapshot import Snapshot
 from registry.storage.parquet import int64_array
@@ -107,7 +108,7 @@ class Unresolved:
     def error(self) -> NullsError:
         """Return the error that `resolve` raises."""
         kind = UsageError if self.problem is Problem.AMBIGUOUS else NotFoundError
-        hint = "; did you mean: " + ", ".join(self.suggestions) if self.suggestions else ""
+        hint = "; did you mean: " + listed(self.suggestions) if self.suggestions else ""
         return kind(self.message + (hint if self.problem is Problem.NOT_FOUND else ""))
 
 
@@ -179,7 +180,7 @@ def _resolved(snapshot: Snapshot, answer: Answer) -> Source | Unresolved:
     first = answer.matches[0]
     rivals = tuple(m.source.key for m in answer.matches if m.matched_by == first.matched_by)
     if len(rivals) > 1 and first.matched_by != "url":
-        message = f"{query!r} is ambiguous: {', '.join(rivals)}; name one of these keys"
+        message = f"{query!r} is ambiguous: {listed(rivals)}; name one of these keys"
         return Unresolved(query=query, problem=Problem.AMBIGUOUS, message=message, suggestions=rivals)
     if _is_only_its_site(snapshot, query, first.source):
         key = first.source.key

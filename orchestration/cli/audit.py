@@ -34,7 +34,9 @@ class AuditRequest:
 def run(request: AuditRequest, settings: Settings, output: Output) -> None:
     """Measure what a model version knows of sources, sinks on and off, beside sources that it never saw."""
     from orchestration.unlearning.audit import audit
+    from orchestration.unlearning.report.page import check_writable, write_audit
 
+    check_writable(request.html)
     with output.progress("audit") as update:
         audited = audit(
             settings,
@@ -45,8 +47,6 @@ def run(request: AuditRequest, settings: Settings, output: Output) -> None:
             progress=lambda message: update(message, None),
         )
     if request.html:
-        from orchestration.unlearning.report import write_audit
-
         write_audit(request.html, audited)
         output.note(f"report: {request.html}")
     output.result(audited, lambda: audit_lines(audited))

@@ -66,4 +66,4 @@ def run(request: GenerateRequest, settings: Settings, output: Output) -> None:
         "revocations": "checked" if served.in_force.checked else "offline",
     }
     output.note(f"sinks: {key or 'none (backbone only)'}")
-    output.result(data, lambda: [request.prompt + text])
+    output.result(data, lambda: (request.prompt + text).split("\n"))

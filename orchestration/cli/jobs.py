@@ -84,7 +84,7 @@ def logs(request: LogsRequest, settings: Settings, output: Output) -> None:
         if request.follow and output.as_json:
             output.note(line)
         elif not output.as_json:
-            typer.echo(line)
+            output.line(line)
 
     if request.follow:
         job, result = _followed(output, cluster, address, job_id, on_line)

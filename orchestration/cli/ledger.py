@@ -1,18 +1,20 @@
-"""`nulls ledger`: list every unlearn request, show one, or verify that none was altered."""
+"""`nulls ledger` and `report`: list every unlearn request or verify that none was altered; report one to who asked."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from orchestration.cli.parameters.options import JsonOption, RegistryOption
-from orchestration.output import Output, table
+from orchestration.output import Output, field, table
 from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.wrong import HEADER, rows_of
 from registry.errors import NotFoundError
+from registry.messages.shown import listed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ def run(request: LedgerRequest, settings: Settings, output: Output) -> None:
             entry.state.value,
             entry.model_before,
             entry.model_after or "-",
-            ", ".join(entry.sources),
+            listed(entry.sources),
             entry.reason,
         )
         for entry in entries
@@ -72,7 +74,7 @@ def _entry_lines(data: dict[str, Any]) -> list[str]:
         "model_after",
         "evidence_digest",
     )
-    text = [f"{name:<16} {data[name]}" for name in names] + [f"{'sources':<16} {', '.join(data['sources'])}"]
+    text = [line for name in names for line in field(name, data[name])] + field("sources", listed(data["sources"]))
     text += [f"{event['at']}  {event['state']}" for event in data["events"]]
     if left_out := data["detail"].get("left_out"):
         text.append(f"{'left out':<16} request {left_out}")
@@ -80,3 +82,28 @@ def _entry_lines(data: dict[str, Any]) -> list[str]:
         text += table(rows_of(wrong), HEADER)
     evidence = data["detail"].get("evidence")
     return text + (evidence_lines(evidence) if evidence else [])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """The parameters of `nulls report`."""
+
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="Of `nulls unlearn` or `nulls ledger`.")]
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write it as one page that needs no network.")
+    ] = None
+    registry: RegistryOption = None
+    as_json: JsonOption = False
+
+
+def report(request: ReportRequest, settings: Settings, output: Output) -> None:
+    """Report a request for whoever asked: what was found and done, the evidence, and what it does not show."""
+    from orchestration.unlearning.report.page import check_writable, write_request
+    from orchestration.unlearning.report.request_report import report_lines, request_report
+
+    check_writable(request.html)
+    found = request_report(settings, request.request_id)
+    if request.html:
+        write_request(request.html, found)
+        output.note(f"report: {request.html}")
+    output.result(found, lambda: report_lines(found))

@@ -11,7 +11,10 @@ from orchestration.cli.parameters.options import JsonOption, RegistryOption, Sna
 from orchestration.output import Output, size, table
 from orchestration.settings import Settings
 from registry import ids
+from registry.messages.shown import listed
 from registry.schema import Kind
+
+_SUGGESTION_CHARS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,11 @@ def lookup(request: LookupRequest, settings: Settings, output: Output) -> None:
             found += [_match_line(match.to_dict()) for match in answer.matches]
             if not answer.found:
                 found.append(f"{answer.query}: not found" + "".join(f"; {note}" for note in answer.notes))
-                found += [f"  did you mean: {', '.join(answer.suggestions)}"] if answer.suggestions else []
+                found += (
+                    [f"  did you mean: {listed(answer.suggestions, most_chars=_SUGGESTION_CHARS)}"]
+                    if answer.suggestions
+                    else []
+                )
         return found
 
     output.result([answer.to_dict() for answer in answers], lines)
@@ -113,7 +120,7 @@ def sources(request: SourcesRequest, settings: Settings, output: Output) -> None
 
 
 def _match_line(match: dict[str, Any]) -> str:
-    shared = f"; shares text with {', '.join(match['shared_with'])}" if match["shared_with"] else ""
+    shared = f"; shares text with {listed(match['shared_with'])}" if match["shared_with"] else ""
     title = f"  {match['title']!r}" if match["title"] else ""
     return (
         f"{match['source_id']}  {match['key']}{title}  "

@@ -9,9 +9,10 @@ evidence weak), 2 bad usage or input or a store that is down, 3 damaged data, 4 
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,8 +30,9 @@ from orchestration.cli import (
     unlearn,
 )
 from orchestration.cli.parameters.request import GroupedCommand, command
-from orchestration.cli.unlearning import reinstate
+from orchestration.cli.unlearning import reinstate, where
 from orchestration.output import Output
+from orchestration.safe_logs import safe_logs
 from registry.errors import NullsError
 
 # Typer has its own copy of click since 0.26 and used click's own before; this is ClickException of whichever it uses.
@@ -67,9 +69,11 @@ for name, function in (
     ("import-reference", command(import_reference.run)),
     ("unlearn", command(unlearn.run)),
     ("reinstate", command(reinstate.run)),
+    ("where", command(where.run)),
     ("audit", command(audit.run)),
     ("generate", command(generate.run)),
     ("ledger", command(ledger.run)),
+    ("report", command(ledger.report)),
 ):
     app.command(name, cls=GroupedCommand)(function)
 
@@ -102,10 +106,18 @@ def options_of_nulls(
 def main() -> None:
     """Run the command line, and turn errors into messages and exit codes."""
     output = Output(as_json="--json" in sys.argv[1:])
+    with safe_logs(output):
+        code = _run(output)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(output: Output) -> object:
+    """Run the command that `sys.argv` names, and return its exit code."""
+    code: object
     try:
         code = app(standalone_mode=False)
     except _CommandLineError as error:
-        error.show(file=sys.stderr)  # type: ignore[attr-defined]
+        _print_usage(output, error)
         code = 2
     except NullsError as error:
         output.error(error)
@@ -116,12 +128,20 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception:
-        import traceback
-
-        output.note(traceback.format_exc() + "error: this is a bug in nulls; please report it with the lines above")
+    except Exception as error:
+        output.bug(error)
         code = _INTERNAL_ERROR
-    sys.exit(code if isinstance(code, int) else 0)
+    return code
+
+
+def _print_usage(output: Output, error: Any) -> None:
+    """Print what click prints about a wrong command line: the usage, and the message, which quotes the arguments."""
+    printed = io.StringIO()
+    error.show(file=printed)
+    message = f"Error: {error.format_message()}"
+    for line in printed.getvalue().rstrip("\n").removesuffix(message).splitlines():
+        output.note(line)
+    output.note(message)
 
 
 if __name__ == "__main__":

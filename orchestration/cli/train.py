@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from orchestration.cli import jobs
 from orchestration.cli.train_dry_run import dry_run_lines, estimate_run
 from orchestration.output import Output
+from orchestration.retraining import refuse_unlearned
 from orchestration.settings import Settings
 from orchestration.train_request import TrainRequest, resolve_config, step_progress, train_lines
 from registry.errors import UsageError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def run(request: TrainRequest, settings: Settings, output: Output) -> None:
     """Train NULLs on a snapshot with Ray, and register the model with MLflow."""
     config = resolve_config(request.preset, request.overrides or [], request.config_file)
+    refuse_unlearned(request, settings, output)
     if request.ray_address:
         jobs.train(request, settings, output, config=config, ray_address=request.ray_address)
     elif request.detach:
@@ -47,6 +49,8 @@ def _train_here(request: TrainRequest, settings: Settings, output: Output, confi
             tracking_uri=settings.tracking_uri,
             resume=request.resume,
             new_version=request.new_version,
+            catalog=settings.catalog,
+            allow_unlearned=request.allow_unlearned,
             on_progress=step_progress(update),
         )
     _record(settings, result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
 from orchestration.unlearning.wrong import HEADER, rows_of
 from registry.errors import NullsError, UsageError
+from registry.messages.shown import listed, refuse_controls
 
 _REQUEST, _RUN = "Request", "Order of work"
 
@@ -69,6 +71,14 @@ class UnlearnRequest:
         str | None,
         typer.Option("--requested-by", metavar="WHO", help="Who asked; by default you.", rich_help_panel=_REQUEST),
     ] = None
+    move_aliases: Annotated[
+        bool,
+        typer.Option(
+            "--move-aliases",
+            help="Take the aliases of earlier versions along; under another name, to a copy of the new version.",
+            rich_help_panel=_REQUEST,
+        ),
+    ] = False
     resume: Annotated[
         str | None,
         typer.Option(
@@ -79,6 +89,10 @@ class UnlearnRequest:
         bool,
         typer.Option("--no-evidence", help="Revoke now, measure later (--resume).", rich_help_panel=_RUN),
     ] = False
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page for whoever asked.", rich_help_panel=_REQUEST),
+    ] = None
     registry: RegistryOption = None
     dry_run: DryRunOption = False
     as_json: JsonOption = False
@@ -86,14 +100,27 @@ class UnlearnRequest:
 
 def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
     """Take sources out of a model version: a new version that never switches their sinks on, and the evidence."""
+    refuse_controls("--reason", request.reason)
+    refuse_controls("--requested-by", request.requested_by or "")
     from orchestration.unlearning import unlearn as act
+    from orchestration.unlearning.report.page import check_writable, write_request
+    from orchestration.unlearning.report.request_report import request_report
     from orchestration.unlearning.request_lines import read_file
 
+    check_writable(request.html)
+    if request.html and request.dry_run:
+        raise UsageError("--html writes a page of what was done: leave it out with --dry-run")
     with output.progress("unlearn") as update, wrong_as_table(output):
         if request.resume is not None:
             if request.queries or request.from_file is not None or request.partial or request.dry_run:
                 raise UsageError("--resume continues a request as it was made: leave out SOURCE... and other options")
-            result = act.resume(settings, request.resume, model_uri=request.model_uri, progress=update)
+            result = act.resume(
+                settings,
+                request.resume,
+                model_uri=request.model_uri,
+                move_aliases=request.move_aliases,
+                progress=update,
+            )
         else:
             result = act.unlearn(
                 settings,
@@ -104,11 +131,15 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
                 policy=request.policy,
                 requested_by=request.requested_by,
                 partial=request.partial,
+                move_aliases=request.move_aliases,
                 dry_run=request.dry_run,
                 measure=not request.no_evidence,
                 progress=update,
             )
-    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run))
+    output.result(result.to_dict(), lambda: unlearn_lines(result.to_dict(), request.dry_run, request.move_aliases))
+    if request.html and result.request_id:
+        write_request(request.html, request_report(settings, result.request_id))
+        output.note(f"report: {request.html}")
     if result.is_weak or result.wrong:
         raise typer.Exit(1)
 
@@ -126,13 +157,15 @@ def wrong_as_table(output: Output) -> Iterator[None]:
         raise
 
 
-def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
+def unlearn_lines(data: dict[str, Any], dry_run: bool = False, move_aliases: bool = False) -> list[str]:
     """Format the result of an unlearn for a terminal."""
+    from orchestration.unlearning.elsewhere_lines import alias_lines, elsewhere_lines
+
     verb = "would revoke" if dry_run else "revoked"
-    text = [f"{verb} {', '.join(data['sources'])}"]
-    text += [f"{verb} with it: {', '.join(data['also_removed'])}"] if data["also_removed"] else []
+    text = [f"{verb} {listed(data['sources'])}"]
+    text += [f"{verb} with it: {listed(data['also_removed'])}"] if data["also_removed"] else []
     for kept in data["kept_by_other_owners"]:
-        text.append(f"stays: {kept['key']}, published by {', '.join(kept['owners'])} (--policy any-owner takes it too)")
+        text.append(f"stays: {kept['key']}, published by {listed(kept['owners'])} (--policy any-owner takes it too)")
     for copy in data["collateral"]["lives_on_as_near_copy"]:
         text.append(f"lives on as a near copy (Jaccard {copy['jaccard']:.2f}) at {copy['at']}: {copy['title']}")
     for copy in data["collateral"]["displaced_by_these_sources"]:
@@ -142,6 +175,8 @@ def unlearn_lines(data: dict[str, Any], dry_run: bool = False) -> list[str]:
     if data["wrong"]:
         text.append(f"left out: {len(data['wrong'])} lines")
         text += table(rows_of(data["wrong"]), HEADER)
+    text += elsewhere_lines(data, dry_run)
+    text += alias_lines(data, dry_run, move_aliases)
     if dry_run:
         return text
     text.append(

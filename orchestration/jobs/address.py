@@ -1,28 +1,26 @@
 """Find the job server of a Ray cluster from any of its addresses: the dashboard, the cluster's port, or `auto`.
 
 Ray's own lookup waits for minutes where no server answers, and may end the calling process; here it runs in a separate
-process with a limit of 30 s (about 2 s where it succeeds, since that process imports Ray). A dashboard's address is
+process with a limit of 10 s (about 2 s where it succeeds, since that process imports Ray). A dashboard's address is
 checked directly, in milliseconds.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from registry.connectivity import CONNECT_S, check_listening
+from registry.connectivity import CONNECT_S, check_answers, check_listening, within
 from registry.errors import ServiceError, UsageError
 
 ADVICE = "check --ray-address and the cluster's dashboard, e.g. http://HEAD:8265"
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-_FIND_S = 30.0
+_FIND_S = 10.0
+_IMPORT_S = 60.0  # for Python to import Ray: 2 s, and much longer on a busy machine
 
 
 def is_here(session: str, environ: Mapping[str, str]) -> bool:
@@ -64,7 +62,7 @@ def find_job_server(address: str | None) -> str:
 
     Raises:
         UsageError: it is not an address.
-        ServiceError: no server answers there within about 30 s.
+        ServiceError: no server answers there within about 20 s.
     """
     given = address or next((os.environ[name] for name in _ADDRESSES if os.environ.get(name)), "auto")
     scheme, mark, rest = given.rpartition("://")
@@ -78,37 +76,39 @@ def find_job_server(address: str | None) -> str:
     if not mark and given != "auto":
         # HOST:8265 without a scheme: Ray would take it for the port of the cluster itself, and wait.
         with contextlib.suppress(ServiceError):
-            return _check_http(f"http://{given}")
+            return _check_http(f"http://{given}", CONNECT_S)
     return _ask_ray(given)
 
 
-def _check_http(url: str) -> str:
+def _check_http(url: str, seconds: float | None = None) -> str:
     """Return `url` if an HTTP server answers there, whatever its answer."""
-    try:
-        with urllib.request.urlopen(f"{url}/api/version", timeout=CONNECT_S):
-            return url
-    except urllib.error.HTTPError:
-        return url
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ServiceError(f"no Ray job server at {url}: {error}; {ADVICE}") from error
+    check_answers(url, "/api/version", service="Ray job server", advice=ADVICE, seconds=seconds)
+    return url
 
 
 def _ask_ray(address: str) -> str:
     """Find the job server of the cluster at `address` with Ray's own lookup, in a process with a time limit."""
-    program = "import sys; from ray.dashboard import utils; print(utils.get_address_for_submission_client(sys.argv[1]))"
+    program = (
+        "import sys; from ray.dashboard import utils; print('ready', flush=True); "
+        "print(utils.get_address_for_submission_client(sys.argv[1]))"
+    )
     environment = {name: value for name, value in os.environ.items() if name not in _ADDRESSES}
     if token_header(environment, Path.home()):
         environment["RAY_AUTH_MODE"] = "token"
     command = [sys.executable, "-c", program, address]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_FIND_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ServiceError(f"no Ray cluster answered at {address} within {_FIND_S:.0f} s; {ADVICE}") from error
-    lines = done.stdout.split()
-    if done.returncode or not lines:
-        why = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        try:
+            within(_IMPORT_S, process.stdout.readline)  # type: ignore[union-attr]
+            out, complaints = process.communicate(timeout=_FIND_S)
+        except (subprocess.TimeoutExpired, TimeoutError) as error:
+            process.kill()
+            raise ServiceError(f"no Ray cluster answered at {address} within {_FIND_S:.0f} s; {ADVICE}") from error
+    if process.returncode or not out.split():
+        why = (complaints.strip().splitlines() or ["no answer"])[-1]
         raise ServiceError(f"no Ray cluster at {address}: {why}; {ADVICE}")
-    return lines[-1]
+    return out.split()[-1]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Submit jobs to a Ray cluster, follow their logs, list and stop them, through the cluster's job server (HTTP).
 
 Ray's own client waits forever at an address where no server answers; here every wait except that for the job itself has
-a limit: 5 s to connect, 30 s to find a cluster's job server, 60 s for an answer. If the connection to a log breaks, the
+a limit: 5 s to connect, 20 s to find a cluster's job server, 60 s for an answer. If the connection to a log breaks, the
 log continues where it stopped; a job runs on whether or not anyone follows it.
 
 Cost: importing Ray takes 1 to 2 s, submitting 1 MB of code about 1 s, and a job starts 3 to 5 s later.
@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.jobs.address import ADVICE, find_job_server, is_here, token_header, without_addresses
-from orchestration.jobs.submission import MODEL_KEY, RESULT_MARK, Submission, redacted, secrets, stage
+from orchestration.jobs.submission import MODEL_KEY, RESULT_MARK, Submission, stage
 from registry import errors
 from registry.connectivity import CONNECT_S
 from registry.errors import NotFoundError, NullsError, RefusedError, ServiceError, UsageError
+from registry.messages.masking import masked, secrets, secrets_of_url, without
 
 _log = logging.getLogger(__name__)
 _ANSWER_S = 60.0
@@ -90,7 +91,7 @@ class Job:
             model=(details.metadata or {}).get(MODEL_KEY),
             submitted_at=datetime.fromtimestamp(began / 1000, UTC).isoformat(timespec="seconds") if began else None,
             seconds=round((ended / 1000 if ended else now) - began / 1000, 1) if began else None,
-            message=redacted(details.message or "", hidden),
+            message=masked(without(details.message or "", hidden)),
             exit_code=details.driver_exit_code,
         )
 
@@ -146,7 +147,7 @@ class LogReader:
             with contextlib.suppress(ValueError):
                 self.result = json.loads(document)
         if text or not mark:
-            self._on_line(redacted(text, self._hidden))
+            self._on_line(masked(without(text, self._hidden)))
 
 
 def outcome(job: Job, result: Mapping[str, Any] | None, advice: str) -> dict[str, Any]:
@@ -184,7 +185,7 @@ class Cluster:
 
     Raises:
         UsageError: it is not an address, or a part of Ray is not installed.
-        ServiceError: no server answers there within about 30 s.
+        ServiceError: no server answers there within about 20 s.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -321,7 +322,7 @@ class Cluster:
         except ImportError as error:
             raise UsageError(f"Ray is not installed: {error}; `pip install 'nulls[train]'` brings it") from error
         except Exception as error:
-            text = redacted(str(error).strip(), hidden or [])
+            text = without(str(error).strip(), [*(hidden or []), *secrets_of_url(self.url)])
             if "status code 404" in text and job_id is not None:
                 raise NotFoundError(f"no job {job_id!r} at {self.url}; `nulls jobs list` shows them") from None
             if "ray[default]" in text:

@@ -6,14 +6,13 @@ cluster's nodes see: a URL, or an absolute path on a disk that they share. A rel
 cluster's head is this machine; on another machine it would name another file, or silently create one, and is refused.
 
 Secrets (AWS_*, MLFLOW_*, NULLS_CATALOG) are in the job's environment, as usual with Ray: everyone who may use the
-cluster's job server can read them there. Nothing here prints them.
+cluster's job server can read them there. Nothing here prints them (`registry.messages.masking`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import UsageError
+from registry.messages.masking import HIDDEN, is_secret, masked, masked_url
 
 if TYPE_CHECKING:
     from orchestration.settings import Settings
@@ -33,16 +33,9 @@ MODEL_KEY = "nulls.model"
 """A key of a job's metadata, which only jobs of `nulls train` have."""
 RESULT_MARK = "nulls-result: "
 """Begins the line of a job's log that holds the JSON document of its command."""
-HIDDEN = "***"
 _PASSED_ON = ("AWS_", "MLFLOW_")
 # Where this machine keeps credentials; another machine has its own.
 _OF_THIS_MACHINE = frozenset({"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"})
-_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL|AUTH", re.IGNORECASE)
-_SECRETS_IN_URL = (
-    re.compile(r"(://[^/\s@:]*:)([^/\s]+)(?=@)"),
-    re.compile(r"(\b(?:password|token|secret)=)([^&\s]+)", re.IGNORECASE),
-)
-_MIN_SECRET_CHARS = 6  # masking shorter ones would mask ordinary words of a log
 _STOP_WAIT_S = 30  # for a stopped driver to report to MLflow; Ray's own default is 3 s, then SIGKILL
 
 
@@ -72,7 +65,7 @@ class Submission:
         """Return what `--dry-run` shows, with secrets masked."""
         return {
             "model": self.model,
-            "command": self.command,
+            "command": masked(self.command),
             "environment": self.shown_environment,
             "left_out": list(self.left_out),
             "metadata": self.metadata,
@@ -140,6 +133,7 @@ def train_command(paths: JobPaths, request: TrainRequest, *, snapshot: str | Non
     arguments += ["--snapshot", snapshot] if snapshot else []
     arguments += ["--storage", request.remote_uri] if request.remote_uri else []
     arguments += ["--resume"] * request.resume + ["--new-version"] * request.new_version
+    arguments += ["--allow-unlearned"] * request.allow_unlearned
     # exec: Ray's signals reach Python itself, not a shell that ends before it.
     return "exec " + shlex.join([*arguments, "--json"])
 
@@ -170,26 +164,7 @@ def _is_local(name: str, value: str) -> bool:
 
 def shown(name: str, value: str) -> str:
     """Return the value of a variable with its secrets masked."""
-    if _SECRET_NAME.search(name):
-        return HIDDEN
-    for pattern in _SECRETS_IN_URL:
-        value = pattern.sub(rf"\g<1>{HIDDEN}", value)
-    return value
-
-
-def secrets(variables: Mapping[str, str]) -> list[str]:
-    """Return the secrets in these variables, the longest first."""
-    found = {value for name, value in variables.items() if _SECRET_NAME.search(name)}
-    for value in variables.values():
-        found |= {match[2] for pattern in _SECRETS_IN_URL for match in pattern.finditer(value)}
-    return sorted((secret for secret in found if len(secret) >= _MIN_SECRET_CHARS), key=len, reverse=True)
-
-
-def redacted(text: str, hidden: list[str]) -> str:
-    """Return `text` with the secrets `hidden` masked."""
-    for secret in hidden:
-        text = text.replace(secret, HIDDEN)
-    return text
+    return HIDDEN if is_secret(name) else masked_url(value)
 
 
 def prepare(settings: Settings, request: TrainRequest, *, config: Any, is_here: bool) -> Submission:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
+from orchestration.unlearning.code_versions import code_versions
 from orchestration.unlearning.unlearn import revoked_sources, snapshot_of
 from registry.errors import UsageError
 from registry.lookup import Source, read_sources, resolve
@@ -74,7 +75,15 @@ def audit(
         examiner.examine(source, oracle=oracle).to_dict() | {"heldout": heldout, "revoked": source.source_id in revoked}
         for source in sources
     ]
-    return {"model_uri": version.uri, "snapshot": snapshot.id, "sources": measured, "summary": summarise(measured)}
+    return {
+        "model_uri": version.uri,
+        "weights_sha256": version.weights_digest,
+        "snapshot": snapshot.id,
+        "oracle_uri": oracle_uri,
+        "sources": measured,
+        "summary": summarise(measured),
+        "code": code_versions(),
+    }
 
 
 def summarise(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:

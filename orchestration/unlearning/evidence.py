@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestration.unlearning.code_versions import code_versions
 from orchestration.unlearning.plan import Plan
 from registry.errors import RefusedError
 from registry.lookup import Source, read_sources
+from registry.messages.shown import listed
 from registry.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def gather(
         "heldout": examiner.heldout_baseline().to_dict(),
         "others": other_rows,
         "masks_refused": refused,
+        "code": code_versions(),
     }
 
 
@@ -82,7 +85,7 @@ def _without_text(plan: Plan) -> list[str]:
     going = (*plan.targets, *plan.also_removed)
     names = [source.key for source in going if source.num_documents and not _has_text(source)]
     reason = "not measured, since the registry does not hold the text that the model was trained on"
-    return [f"{', '.join(names)}: {reason}"] if names else []
+    return [f"{listed(names)}: {reason}"] if names else []
 
 
 def _others(examiner: Examiner, snapshot: Snapshot, plan: Plan) -> list[Source]:
@@ -108,5 +111,5 @@ def _reasons(measured: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]
         reasons.append("the new version does not refuse the sources' sinks")
     changed = [row["key"] for row in others if abs(row["loss_after"] - row["loss_before"]) > MAX_OTHER_CHANGE_NATS]
     if changed:
-        reasons.append(f"other sources changed by more than {MAX_OTHER_CHANGE_NATS} nats: {', '.join(changed)}")
+        reasons.append(f"other sources changed by more than {MAX_OTHER_CHANGE_NATS} nats: {listed(changed)}")
     return reasons

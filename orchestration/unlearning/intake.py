@@ -34,6 +34,7 @@ class Order:
     reason: str
     policy: str
     partial: bool
+    move_aliases: bool = False
 
 
 def sorted_out(
@@ -72,10 +73,11 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
         "model_name": base.name,
         "model_before": base.uri,
     }
+    moving = {"move_aliases": True} if order.move_aliases else {}
     if not found.wrong and not order.partial:
         # Whether its sources can be unlearned is decided under the lock of the weights; a refusal is on record.
         keys = [source.key for source in found.targets.values()]
-        return ledger.open_request(**fields, sources=keys, detail={"lines": found.lines()})
+        return ledger.open_request(**fields, sources=keys, detail={"lines": found.lines(), **moving})
     asked, num_asked = found.asked, len(found.named) + len(found.wrong)
     with ledger.catalog.read() as connection:
         revoked = in_force.within(connection, base).revoked
@@ -83,7 +85,7 @@ def open_request(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, found: 
     if not order.partial:
         raise _error(found, num_asked)
     keys = [source.key for source in found.targets.values()]
-    detail: dict[str, Any] = {"lines": found.lines()}
+    detail: dict[str, Any] = {"lines": found.lines(), **moving}
     known = {"action": REVOKE, "policy": order.policy, "model_before": base.uri}
     with ledger.catalog.exclusive("ledger") as transaction:
         open_already = ledger.open_like(**known, asked=asked, within=transaction)

@@ -1,4 +1,4 @@
-"""Tables of measured losses for a terminal: one line a source, and below it the loss if it were never trained.
+"""Tables of measured losses for a terminal: a line a source, and below it the loss if never trained and the closure.
 
 Losses are in nats a token. `nulls unlearn`, `audit` and `ledger` print them.
 """
@@ -11,13 +11,15 @@ from typing import Any
 from orchestration.output import table
 
 _ABLATIONS = ("closest", "placebo", "backbone")
-_HEADER = ("source", "on", "off: closest", "off: placebo", "off: backbone", "p", "closure")
+_MAX_REASONS = 5  # in one line
+_HEADER = ("source", "on", "off: closest", "off: placebo", "off: backbone", "p")
+_SMALLEST_P = 0.0001
 
 
 def loss_table(measured: Sequence[Mapping[str, Any]], heldout: Mapping[str, Any]) -> list[str]:
     """Format measured sources, and last the mean of the held-out sources."""
     lines = [line for source in measured for line in _source_lines(source)]
-    lines.append((f"{heldout['num_sources']} never trained", "-", *_ablations(heldout), "-", "-"))
+    lines.append((f"{heldout['num_sources']} never trained", "-", *_ablations(heldout), "-"))
     return table(lines, _HEADER)
 
 
@@ -27,8 +29,10 @@ def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     changes = [abs(other["loss_after"] - other["loss_before"]) for other in evidence["others"]]
     if changes:
         text.append(f"{len(changes)} other sources: loss changed by at most {max(changes):.1e}")
-    text.append(f"evidence: {evidence['verdict']}" + "".join(f"; {reason}" for reason in evidence["reasons"]))
-    return text
+    reasons = evidence["reasons"]
+    text.append(f"evidence: {evidence['verdict']}" + "".join(f"; {reason}" for reason in reasons[:_MAX_REASONS]))
+    more = len(reasons) - _MAX_REASONS
+    return text + ([f"  and {more:,} more reasons; --json has them"] if more > 0 else [])
 
 
 def decimals(value: float | None) -> str:
@@ -36,11 +40,19 @@ def decimals(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def p_text(value: float | None) -> str:
+    """Format a p-value with two significant digits, one under 0.0001 as such, and None as a dash."""
+    if value is None:
+        return "-"
+    return f"<{_SMALLEST_P}" if value < _SMALLEST_P else f"{value:.2g}"
+
+
 def _source_lines(source: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    statistics = (decimals(source["p_value"]), decimals(source["closure"]["placebo"]))
+    on, p_value = decimals(source["loss_on"]), p_text(source["p_value"])
     return [
-        (source["title"] or source["key"], decimals(source["loss_on"]), *_ablations(source["loss_off"]), *statistics),
-        ("  if never trained", "-", *_ablations(source["never"]), "-", "-"),
+        (source["title"] or source["key"], on, *_ablations(source["loss_off"]), p_value),
+        ("  if never trained", "-", *_ablations(source["never"]), "-"),
+        ("  closure", "-", *_ablations(source["closure"]), "-"),
     ]
 
 

@@ -304,10 +304,10 @@ def _decided(
     concerned = set(owners).union(*owners.values())
     taken: dict[int, Taken] = {}
     for scope in reversed([base.weights_id, *base.lineage]):  # the nearest weights have the last word
-        for request_id, source_ids in revocations.requests_of(connection, scope, concerned).items():
+        for source_id, request_id in revocations.requests_of(connection, [scope], concerned).items():
             request = ledger.request(request_id, within=connection)
             asked = {ids.source_id(key) for key in request.sources}
-            taken |= {number: Taken(policy=request.policy, asked=number in asked) for number in source_ids}
+            taken[source_id] = Taken(policy=request.policy, asked=source_id in asked)
     return decide(target_ids, revoked=revoked.keys(), owners=owners, taken=taken)
 
 

@@ -39,6 +39,7 @@ from registry.snapshot import Registry, Snapshot
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from registry.catalog.database import Catalog
     from training.serving.flavor import ModelVersion
 
 Progress = Callable[[str, float | None], None]
@@ -57,6 +58,11 @@ class Result:
     evidence_seconds: float | None = None
     wrong: Sequence[Mapping[str, Any]] = ()
     """Lines that were left out (`partial`), each with what is wrong with it."""
+    elsewhere: Sequence[Mapping[str, Any]] = ()
+    """Where else the sources were in force before (`orchestration.unlearning.where.elsewhere`)."""
+    corpus_holds: Mapping[str, Any] | None = None
+    """What the newest snapshot still holds of them (`orchestration.unlearning.where.corpus_holds`)."""
+    aliases_moved: Sequence[Mapping[str, str]] = ()
 
     @property
     def is_weak(self) -> bool:
@@ -71,6 +77,9 @@ class Result:
             "model_uri": self.model_uri,
             **self.plan.to_dict(),
             "wrong": list(self.wrong),
+            "elsewhere": list(self.elsewhere),
+            "corpus_holds": self.corpus_holds,
+            "aliases_moved": list(self.aliases_moved),
             "evidence": self.evidence,
             "seconds": round(self.seconds, 3),
             "evidence_seconds": None if self.evidence_seconds is None else round(self.evidence_seconds, 3),
@@ -87,6 +96,7 @@ def unlearn(
     policy: Policy = Policy.ALL_OWNERS,
     requested_by: str | None = None,
     partial: bool = False,
+    move_aliases: bool = False,
     dry_run: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
@@ -102,6 +112,7 @@ def unlearn(
         policy: when text with several owners is removed.
         requested_by: the requester; by default the login name.
         partial: whether to go ahead with what is right. The rest is recorded as a request that is refused.
+        move_aliases: take the aliases of all earlier versions of the same weights along to the new one.
         dry_run: decide and return the plan, and write nothing.
         measure: whether to gather the evidence; without it the request stays `applied` until it is resumed.
         progress: called with a message, and the share done if known.
@@ -113,7 +124,7 @@ def unlearn(
         NullsError: of several lines that are wrong, see `orchestration.unlearning.wrong`; `facts` have all of them.
     """
     from training.serving import flavor
-    from training.serving.in_force import in_force
+    from training.serving.in_force import in_force, open_catalog
 
     started = time.monotonic()
     asked = [*(Line(query=query) for query in queries), *lines]
@@ -135,15 +146,21 @@ def unlearn(
             evidence=None,
             seconds=time.monotonic() - started,
             wrong=[row.to_dict() for row in found.wrong],
+            **_surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
         )
     ledger = Ledger(settings.open_catalog())
     order = intake.Order(
-        requested_by=requested_by or getpass.getuser(), reason=reason, policy=policy.value, partial=partial
+        requested_by=requested_by or getpass.getuser(),
+        reason=reason,
+        policy=policy.value,
+        partial=partial,
+        move_aliases=move_aliases,
     )
+    steps = {"move_aliases": move_aliases, "measure": measure}
     while True:
         request_id = intake.open_request(ledger, snapshot, base, found, order)
         try:
-            result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+            result = _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
         except RefusedError as error:
             # Another request took a source meanwhile: what is right is now less, so this ends.
             if not (partial and error.facts.get("wrong")):
@@ -157,6 +174,7 @@ def resume(
     request_id: str,
     *,
     model_uri: str | None = None,
+    move_aliases: bool = False,
     measure: bool = True,
     progress: Progress = lambda _message, _share: None,
 ) -> Result:
@@ -190,7 +208,8 @@ def resume(
     snapshot = snapshot_of(settings, base)
     if request.state is State.APPLIED:
         _refuse_if_undone(ledger, base, request)
-    result = _carry_out(ledger, snapshot, base, request_id, started, measure=measure, progress=progress)
+    steps = {"move_aliases": move_aliases, "measure": measure}
+    result = _carry_out(ledger, snapshot, base, request_id, started, **steps, progress=progress)
     return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
 
 
@@ -219,23 +238,45 @@ def _carry_out(
     request_id: str,
     started: float,
     *,
+    move_aliases: bool,
     measure: bool,
     progress: Progress,
 ) -> Result:
-    """Do what is left of a request: the act, then the evidence."""
+    """Do what is left of a request: the act, the aliases, then the evidence."""
+    from orchestration.unlearning import aliases
+
     plan, after_uri = act(ledger, snapshot, base, request_id)
     seconds = time.monotonic() - started
     progress(f"revoked in {seconds:.2f} s: {after_uri}", None)
+    recorded = ledger.request(request_id).detail
+    moved = recorded.get(aliases.KEY, [])
+    if move_aliases or recorded.get("move_aliases"):
+        moved = aliases.move_aliases(ledger, base, after_uri, request_id)
     if measure:
-        return _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
-    return Result(
-        request_id=request_id,
-        state=State.APPLIED,
-        model_uri=after_uri,
-        plan=plan,
-        evidence=None,
-        seconds=seconds,
-    )
+        result = _with_evidence(ledger, snapshot, base, after_uri, plan, request_id, seconds, progress)
+    else:
+        result = Result(
+            request_id=request_id,
+            state=State.APPLIED,
+            model_uri=after_uri,
+            plan=plan,
+            evidence=None,
+            seconds=seconds,
+        )
+    found = {name: recorded[name] for name in ("elsewhere", "corpus_holds") if name in recorded}
+    return dataclasses.replace(result, **found, aliases_moved=moved)
+
+
+def _surroundings(
+    catalog: Catalog, snapshot: Snapshot, base: ModelVersion, source_ids: Collection[int], request_id: str | None = None
+) -> dict[str, Any]:
+    """Return where else the sources are in force before the act, and what the newest snapshot holds of them."""
+    from orchestration.unlearning import where
+
+    return {
+        "elsewhere": where.elsewhere(catalog, snapshot, base, source_ids, request_id),
+        "corpus_holds": where.corpus_holds(snapshot, source_ids),
+    }
 
 
 def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str) -> tuple[Plan, str]:
@@ -250,13 +291,19 @@ def act(ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str)
     catalog = ledger.catalog
     refused: RefusedError | None = None
     try:
+        # Before the lock: this asks about other weights too, and other requests need not wait for it.
+        request = ledger.request(request_id)
+        around: dict[str, Any] = {}
+        if request.model_after is None:
+            wanted = [ids.source_id(key) for key in request.sources]
+            around = _surroundings(catalog, snapshot, base, wanted, request_id)
         with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
             request = ledger.request(request_id, within=transaction)
             targets = targets_of(snapshot, request)
             if request.model_after is not None:
                 return _plan_of(snapshot, request), request.model_after
             try:
-                plan, uri = _revoke(ledger, snapshot, base, request, targets, transaction)
+                plan, uri = _revoke(ledger, snapshot, base, request, targets, around, transaction)
             except RefusedError as error:
                 refused = at_lines(error, request.detail.get("lines", ()))
                 reasons = {"error": str(error), **refused.facts}
@@ -293,6 +340,7 @@ def _revoke(
     base: ModelVersion,
     request: Request,
     targets: Sequence[Source],
+    around: Mapping[str, Any],
     transaction: sa.Connection,
 ) -> tuple[Plan, str]:
     from training.serving import flavor, in_force
@@ -303,7 +351,7 @@ def _revoke(
     own = {int(text, 16) for text in made.pointer.get("revoked_by_request", ())} if made else set()
     before = {source_id: place for source_id, place in revoked.items() if source_id not in own}
     plan = _plan(snapshot, base, targets, Policy(request.policy), before)
-    ledger.append(request.request_id, State.PLANNED, detail={"plan": plan.to_dict()}, within=transaction)
+    ledger.append(request.request_id, State.PLANNED, detail={"plan": plan.to_dict(), **around}, within=transaction)
     uri = flavor.derive(
         base, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
     )

@@ -45,6 +45,7 @@ from registry import ids, schema
 from registry.errors import RefusedError, UsageError
 from registry.lookup import Source
 from registry.lookup import resolve as resolve_name
+from registry.messages.shown import listed
 from registry.schema import Kind, Status
 from registry.snapshot import Registry, Snapshot, SnapshotWriter
 from registry.storage import check_writable, file_lock, translate_os_errors
@@ -135,7 +136,7 @@ def _find_sources(snapshot: Snapshot, names: Sequence[str]) -> list[Source]:
     found = {source.source_id: source for source in (resolve_name(snapshot, name) for name in names)}
     for source in found.values():
         if source.kind == Kind.SHARED:
-            owners = ", ".join(source.shared_with)
+            owners = listed(source.shared_with)
             raise UsageError(f"{source.key} is text that several sources published; remove its owners: {owners}")
     return [found[source_id] for source_id in sorted(found)]
 

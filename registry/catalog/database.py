@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
 
 from registry.catalog.tables import HEAD_REVISION, models, now, snapshots
+from registry.connectivity import check_listening, within
 from registry.errors import DamagedError, ServiceError, UsageError
+from registry.messages.masking import masked_url, secrets_of_url, without
 from registry.storage import Location, file_lock
 
 _BACKENDS = ("sqlite", "postgresql")
-_PASSWORD = re.compile(r":[^:/@\s]*@")
 _LOCK_WAIT_S = 60
 _CONNECT_TIMEOUT_S = 10
+_POSTGRESQL_PORT = 5432
 
 
 def catalog_url(registry_root: Location, configured: str | None = None) -> str | None:
@@ -55,17 +57,21 @@ class Catalog:
         try:
             self.engine = _make_engine(url)
         except (SQLAlchemyError, ImportError, ValueError) as error:
-            shown = _PASSWORD.sub(":***@", url)
+            hidden, shown = secrets_of_url(url), masked_url(url)
             raise UsageError(
                 f"catalogue {shown!r}: expected sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE "
-                f"({_PASSWORD.sub(':***@', str(error))}); set NULLS_CATALOG"
+                f"({without(str(error), hidden)}); set NULLS_CATALOG"
             ) from None
+        # An engine refers to itself, so without this its connections stay open until the next garbage collection: a
+        # process that opens a catalogue for each of many requests would use up the server's.
+        weakref.finalize(self, self.engine.dispose)
         file = self.engine.url.database if self.engine.dialect.name == "sqlite" else None
         if must_exist and file and file != ":memory:" and not file.startswith("file:") and not Path(file).is_file():
             self.engine.dispose()
             raise ServiceError(f"there is no catalogue at {file}; set NULLS_CATALOG to the one of this registry")
         try:
             with self._translated():
+                _check_server(self.engine)
                 self._migrate()
         except BaseException:
             self.engine.dispose()
@@ -143,16 +149,20 @@ class Catalog:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        shown = self.engine.url.render_as_string(hide_password=True)
+        url = self.engine.url.render_as_string(hide_password=False)
+        hidden, shown = secrets_of_url(url), masked_url(url)
         try:
             yield
         except OperationalError as error:
+            reason = without(str(error.orig), hidden)
             raise ServiceError(
-                f"catalogue {shown}: {error.orig}; check NULLS_CATALOG, the server and permissions"
+                f"catalogue {shown}: {reason}; check NULLS_CATALOG, the server and permissions"
             ) from error
         except DatabaseError as error:
             if "not a database" in str(error) or "malformed" in str(error):
-                raise DamagedError(f"catalogue {shown}: {error.orig}; restore it from a copy") from error
+                raise DamagedError(
+                    f"catalogue {shown}: {without(str(error.orig), hidden)}; restore it from a copy"
+                ) from error
             raise
 
 
@@ -161,6 +171,20 @@ def lock(connection: sa.Connection, name: str) -> None:
     if connection.dialect.name == "postgresql":
         lock_key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_key)))
+
+
+def _check_server(engine: sa.Engine) -> None:
+    """Connect once, within a limit that is for all addresses of the host together; drivers have one for each."""
+    url = engine.url
+    if engine.dialect.name == "sqlite":
+        return
+    shown, advice = masked_url(str(url)), "check NULLS_CATALOG, the server and the network"
+    if url.host and "," not in url.host and not url.host.startswith("/"):
+        check_listening(f"{url.host}:{url.port or _POSTGRESQL_PORT}", service="PostgreSQL server", advice=advice)
+    try:
+        within(_CONNECT_TIMEOUT_S, lambda: engine.connect().close())
+    except TimeoutError as error:
+        raise ServiceError(f"catalogue {shown}: the server does not answer: {error}; {advice}") from error
 
 
 def _make_engine(url: str) -> sa.Engine:

@@ -315,7 +315,8 @@ def _append(
     inserted = connection.execute(sa.insert(events).values(**stored).returning(events.c.event_id))
     event_id = inserted.scalar_one()
     if change is not None:
-        _close(connection, revocations.requests_of(connection, change.weights_id, change.reinstated))
+        undone = revocations.requests_of(connection, [change.weights_id], change.reinstated)
+        _close(connection, set(undone.values()))
         revocations.apply(connection, change, event_id)
     if state.is_terminal or evidence is not None:
         _close(connection, [request_id])

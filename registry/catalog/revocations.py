@@ -77,16 +77,20 @@ def read(connection: sa.Connection, scopes: Sequence[str]) -> Known:
     Raises:
         DamagedError: the table is not what the last event says.
     """
-    last: dict[int, tuple[str, str]] = {}
+    revoked: dict[SourceId, str] = {}
+    reinstated: set[SourceId] = set()
     for scope in scopes:
         rows = _rows(connection, scope)
         _check(connection, scope, rows)
-        for source_id, (state, place) in rows.items():
-            last.setdefault(source_id, (state, place))
-    return Known(
-        revoked={SourceId(key): place for key, (state, place) in last.items() if state == REVOKED},
-        reinstated=frozenset(SourceId(key) for key, (state, _) in last.items() if state == REINSTATED),
-    )
+        places = _places(connection, scope) if rows else {}
+        for source_id, state, event_id in rows:
+            if source_id in revoked or source_id in reinstated:
+                continue
+            if state == REVOKED:
+                revoked[source_id] = places.get(event_id, "an earlier version")
+            else:
+                reinstated.add(source_id)
+    return Known(revoked=revoked, reinstated=frozenset(reinstated))
 
 
 def taken_out_of(connection: sa.Connection, model_name: str) -> dict[SourceId, str]:
@@ -99,7 +103,7 @@ def taken_out_of(connection: sa.Connection, model_name: str) -> dict[SourceId, s
     )
     known = list(connection.execute(query))
     earlier = _rows(connection, name_scope(model_name))
-    found = {SourceId(source_id): place for source_id, (_, place) in earlier.items()}
+    found = {source_id: "an earlier version" for source_id, _, _ in earlier}
     # Reinstated is what an earlier release revoked under the name, unless other weights of the name still revoke it.
     for row in known:
         if row.state == REINSTATED:
@@ -107,11 +111,31 @@ def taken_out_of(connection: sa.Connection, model_name: str) -> dict[SourceId, s
     return found | {SourceId(row.source_id): str(row.model_after) for row in known if row.state == REVOKED}
 
 
-def other_configuration(connection: sa.Connection, weights_id: str, tensors: str) -> str | None:
-    """Return the id of weights with the same tensors and another configuration, if the catalogue has only such."""
-    query = sa.select(weights.c.weights_id).where(weights.c.tensors == tensors)
-    known = [row.weights_id for row in connection.execute(query)]
-    return None if weights_id in known or not known else str(known[0])
+def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Collection[int]) -> dict[SourceId, str]:
+    """Map each of the sources that is revoked in one of these weights to the id of the request that revoked it."""
+    if not source_ids:
+        return {}
+    query = (
+        sa.select(revocations.c.source_id, events.c.request_id)
+        .select_from(revocations.join(events, events.c.event_id == revocations.c.event_id))
+        .where(revocations.c.weights_id.in_(scopes), revocations.c.state == REVOKED)
+        .order_by(revocations.c.event_id)
+    )
+    wanted = set(source_ids)
+    rows = connection.execute(query)
+    return {SourceId(row.source_id): str(row.request_id) for row in rows if row.source_id in wanted}
+
+
+def any_revoked(connection: sa.Connection) -> bool:
+    """Return whether anything is revoked in any weights."""
+    query = sa.select(revocations.c.source_id).where(revocations.c.state == REVOKED).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def other_configurations(connection: sa.Connection, weights_id: str, tensors: str) -> list[str]:
+    """Return the ids of weights with the same tensors whose sinks are drawn in another way, in a fixed order."""
+    query = sa.select(weights.c.weights_id).where(weights.c.tensors == tensors).order_by(weights.c.weights_id)
+    return [row.weights_id for row in connection.execute(query) if row.weights_id != weights_id]
 
 
 def apply(connection: sa.Connection, change: Change, event_id: int) -> None:
@@ -133,7 +157,7 @@ def apply(connection: sa.Connection, change: Change, event_id: int) -> None:
 
 def detail_of(connection: sa.Connection, change: Change) -> dict[str, Any]:
     """Return a change as the detail of its event has it, with a digest of what is revoked after it."""
-    before = {key for key, (state, _) in _rows(connection, change.weights_id).items() if state == REVOKED}
+    before = {source_id for source_id, state, _ in _rows(connection, change.weights_id) if state == REVOKED}
     return {
         "weights_id": change.weights_id,
         "tensors": change.tensors,
@@ -141,23 +165,6 @@ def detail_of(connection: sa.Connection, change: Change) -> dict[str, Any]:
         "reinstated": [format_id(source_id) for source_id in sorted(change.reinstated)],
         "in_force": set_digest(before.union(change.revoked).difference(change.reinstated)),
     }
-
-
-def requests_of(connection: sa.Connection, weights_id: str, source_ids: Collection[int]) -> dict[str, set[SourceId]]:
-    """Map the requests that revoked some of these sources in these weights to the sources that each revoked."""
-    if not source_ids:
-        return {}
-    wanted = set(source_ids)
-    query = (
-        sa.select(revocations.c.source_id, events.c.request_id)
-        .select_from(revocations.join(events, events.c.event_id == revocations.c.event_id))
-        .where(revocations.c.weights_id == weights_id, revocations.c.state == REVOKED)
-    )
-    found: dict[str, set[SourceId]] = {}
-    for row in connection.execute(query):
-        if row.source_id in wanted:
-            found.setdefault(str(row.request_id), set()).add(SourceId(row.source_id))
-    return found
 
 
 def fold(history: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], str]:
@@ -182,21 +189,24 @@ def check_table(connection: sa.Connection, history: Iterable[Mapping[str, Any]])
         raise DamagedError("the table of revocations is not what the ledger's events say; restore it from a copy")
 
 
-def _rows(connection: sa.Connection, scope: str) -> dict[int, tuple[str, str]]:
-    query = (
-        sa.select(revocations.c.source_id, revocations.c.state, events.c.model_after)
-        .select_from(revocations.outerjoin(events, events.c.event_id == revocations.c.event_id))
-        .where(revocations.c.weights_id == scope)
-    )
-    return {row.source_id: (row.state, row.model_after or "an earlier version") for row in connection.execute(query)}
+def _rows(connection: sa.Connection, scope: str) -> list[tuple[SourceId, str, int]]:
+    columns = (revocations.c.source_id, revocations.c.state, revocations.c.event_id)
+    query = sa.select(*columns).where(revocations.c.weights_id == scope)
+    return [(source_id, state, event_id) for source_id, state, event_id in connection.execute(query)]
 
 
-def _check(connection: sa.Connection, scope: str, rows: Mapping[int, tuple[str, str]]) -> None:
+def _places(connection: sa.Connection, scope: str) -> dict[int, str]:
+    """Map the events that changed these weights' revocations to the model versions that they made."""
+    query = sa.select(events.c.event_id, events.c.model_after).where(events.c.weights_id == scope)
+    return {event_id: place for event_id, place in connection.execute(query) if place}
+
+
+def _check(connection: sa.Connection, scope: str, rows: Sequence[tuple[SourceId, str, int]]) -> None:
     if scope.startswith("name:"):
         return  # from before revision 0002, without an event of their own
     query = sa.select(events).where(events.c.weights_id == scope).order_by(events.c.event_id.desc()).limit(1)
     event = connection.execute(query).mappings().first()
-    revoked = [source_id for source_id, (state, _) in rows.items() if state == REVOKED]
+    revoked = [source_id for source_id, state, _ in rows if state == REVOKED]
     if event is None:
         stated = set_digest(())
     else:

@@ -2,8 +2,9 @@
 
 A transient fault (a 5xx or throttled response; a connection that is refused, cut or silent; a body that ends early) is
 retried, up to `MAX_ATTEMPTS` attempts, after a random share of 0.25, 0.5, 1, 2, 4 s: at most 8 s of waiting, plus at
-most `CONNECT_TIMEOUT_S` or `READ_TIMEOUT_S` of silence in each attempt. botocore's own retries are off: they do not
-cover the body of a response. Any other fault, and one that persists, is a ServiceError that says what to do.
+most `CONNECT_TIMEOUT_S` or `READ_TIMEOUT_S` of silence in each attempt. A store that has not yet answered this process
+is given up after `FIRST_ANSWER_S`: its address may be wrong. botocore's own retries are off: they do not cover the body
+of a response. Any other fault, and one that persists, is a ServiceError that says what to do.
 Credentials, region, endpoint and profile are boto3's own (AWS_ENDPOINT_URL, AWS_PROFILE, ...). boto3 is imported at the
 first request (0.3 s), not with this module.
 """
@@ -24,8 +25,12 @@ MAX_ATTEMPTS = 6
 BASE_DELAY_S = 0.25
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30
+FIRST_ANSWER_S = 12.0
 
 T = TypeVar("T")
+
+_answered: set[tuple[int, str | None]] = set()
+"""Process and endpoint of the stores that have answered."""
 
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException"}
 _ADVICE = {
@@ -51,11 +56,16 @@ def client() -> Any:
         UsageError: boto3 is not installed.
         ServiceError: its configuration cannot be used.
     """
-    return _client(os.getpid(), os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_PROFILE"))
+    process, endpoint = _store()
+    return _client(process, endpoint, os.environ.get("AWS_PROFILE"), (process, endpoint) in _answered)
 
 
-@functools.lru_cache(maxsize=4)
-def _client(_process: int, _endpoint: str | None, _profile: str | None) -> Any:
+def _store() -> tuple[int, str | None]:
+    return os.getpid(), os.environ.get("AWS_ENDPOINT_URL")
+
+
+@functools.lru_cache(maxsize=8)
+def _client(_process: int, _endpoint: str | None, _profile: str | None, has_answered: bool) -> Any:
     try:
         import boto3
         from botocore.config import Config
@@ -63,8 +73,8 @@ def _client(_process: int, _endpoint: str | None, _profile: str | None) -> Any:
     except ImportError:
         raise UsageError("s3:// needs boto3; run pip install 'nulls[s3]'") from None
     config = Config(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=READ_TIMEOUT_S,
+        connect_timeout=CONNECT_TIMEOUT_S if has_answered else min(CONNECT_TIMEOUT_S, FIRST_ANSWER_S / 3),
+        read_timeout=READ_TIMEOUT_S if has_answered else min(READ_TIMEOUT_S, FIRST_ANSWER_S / 2),
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=16,
         tcp_keepalive=True,
@@ -97,16 +107,20 @@ def retried(path: object, attempt: Callable[[], T]) -> T:
     from botocore.exceptions import BotoCoreError, ClientError
     from botocore.parsers import ResponseParserError
 
+    end = time.monotonic() + FIRST_ANSWER_S
     for attempts in range(1, MAX_ATTEMPTS + 1):
         try:
-            return attempt()
+            result = attempt()
+            _answered.add(_store())
+            return result
         except ClientError as error:
+            _answered.add(_store())
             if not _is_transient(error.response) or attempts == MAX_ATTEMPTS:
                 raise _translated(path, error.response, str(error)) from error
         except (BotoCoreError, ResponseParserError, EOFError) as error:
             if not _is_network_error(error):
                 raise ServiceError(f"{path}: {error}; check the AWS_* settings and the profile") from error
-            if attempts == MAX_ATTEMPTS:
+            if attempts == MAX_ATTEMPTS or (_store() not in _answered and time.monotonic() > end):
                 raise ServiceError(
                     f"{path}: no complete response in {attempts} attempts ({error}); check the network and "
                     "AWS_ENDPOINT_URL, then run the same command again"

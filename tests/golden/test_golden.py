@@ -1,7 +1,9 @@
 """The demo's snapshot id and the losses of a seeded run, to the last bit, as they were before the files were moved.
 
-A refactoring that changes either changed behaviour. The values in `golden.json` come from the tree before the move
-(commit 00aaaa1), from a program with the same calls as `seeded_run.py`.
+A refactoring that changes either changed behaviour. The snapshot id in `golden.json` comes from the tree before the
+move (commit 00aaaa1), from a program with the same calls as `seeded_run.py`. So did the losses, until the embedding of
+the token that begins each document was first drawn and trained (`docs/LOG.md`, "the first runs on a GPU"); since then
+they come from `seeded_run.py`.
 """
 
 from __future__ import annotations

@@ -54,6 +54,8 @@ class SourceMeasurement:
     """Bonferroni over the three ablations."""
     never: Mapping[str, float]
     """The never-trained loss: the oracle's, or the one that the held-out baseline expects."""
+    expected: Mapping[str, Mapping[str, float | int | None]]
+    """What the held-out baseline expects of a never-trained text as hard (`Expected.to_dict`); empty without one."""
     closure: Mapping[str, float | None]
     oracle: Mapping[str, float] | None
     """The oracle's losses; None without an oracle."""
@@ -216,6 +218,7 @@ class Examiner:
             p_values=p_values,
             p_value=p_value,
             never=never,
+            expected={state: found.to_dict() for state, found in expectations.items() if found},
             closure=closures,
             oracle=truth,
             weaknesses=weaknesses(

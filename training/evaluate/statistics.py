@@ -28,6 +28,8 @@ MIN_FOR_SLOPE = 6  # controls; with fewer, estimating a slope adds more error th
 _MIN_VARIATION = 1e-9  # sum of squares of difficulties, in nats; below this it is only rounding
 ABLATIONS = ("closest", "placebo", "backbone")
 """The states in which a source's own sinks are off; `training.evaluate.ablation` defines them."""
+INTERVAL_LEVEL = 1 - 2 * SIGNIFICANCE / len(ABLATIONS)
+"""The level of `Expected.interval`: the share of never-trained texts that are in it, 0.967."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,23 @@ class Expected:
         from scipy import stats
 
         return float(stats.t.cdf((case - self.mean) / self.spread, self.degrees))
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return the prediction interval at `INTERVAL_LEVEL`; None without a spread.
+
+        A case below it is what makes evidence weak: its p-value, times the number of ablations, is under SIGNIFICANCE.
+        """
+        if self.degrees < 1 or self.spread == 0:
+            return None
+        from scipy import stats
+
+        reach = float(stats.t.ppf(1 - SIGNIFICANCE / len(ABLATIONS), self.degrees)) * self.spread
+        return self.mean - reach, self.mean + reach
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Return the fields and the interval, for JSON."""
+        low, high = self.interval() or (None, None)
+        return {**dataclasses.asdict(self), "low": low, "high": high}
 
 
 def expected(

@@ -138,6 +138,11 @@ class NullsPreTrainedModel(LlamaPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            # The padding token also begins each document. As `padding_idx` its row would be zero and never train, and
+            # RMSNorm, whose derivative at zero is 1 / sqrt(eps), would multiply its gradient in each layer, to infinity
+            # in a deep model. Padding itself needs no such row: it has no target, and no document attends to it.
+            module.padding_idx = None
         super()._init_weights(module)
         if isinstance(module, NullsMLP):
             for pool_PD in (module.sink_gate, module.sink_up, module.sink_down):
@@ -149,6 +154,8 @@ class NullsModel(NullsPreTrainedModel, LlamaModel):
 
     def __init__(self, config: NullsConfig) -> None:
         super().__init__(config)
+        # Loaded weights are not initialised, so `_init_weights` does not see their embedding.
+        self.embed_tokens.padding_idx = self.padding_idx = None
         self.layers = nn.ModuleList([NullsDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.post_init()
 

@@ -27,11 +27,12 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import errors
+from registry.catalog.database import catalog_url
 from registry.errors import DamagedError, NotFoundError, NullsError, ServiceError, UsageError
 from registry.ids import format_id
 from registry.snapshot import Registry, Snapshot
@@ -46,6 +47,7 @@ from training.data.tokenizer import load_tokenizer, sample_texts, tokenizer_fing
 from training.estimate.token_count import tokenizer_recipe
 from training.run import ray_session
 from training.run.protocol import FAILURE, PROGRESS, RESULT, Job
+from training.run.taken_out import message, refuse, taken_out
 from training.run.worker_range import Workers
 from training.tracking import runs, store
 
@@ -87,6 +89,8 @@ def train(
     experiment: str = "nulls",
     resume: bool = False,
     new_version: bool = False,
+    catalog: str | None = None,
+    allow_unlearned: bool = False,
     ray_address: str | None = None,
     on_progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
@@ -105,6 +109,8 @@ def train(
         experiment: MLflow's experiment, created if there is none.
         resume: go on with the newest run of this model; never begin one.
         new_version: allow a name that exists; the run then becomes its newest version.
+        catalog: the catalogue's URL; by default NULLS_CATALOG, else the one in a local registry, if there is any.
+        allow_unlearned: train on sources, too, that were unlearned in a model of this name or its lineage.
         ray_address: a running cluster; by default RAY_ADDRESS, else Ray is started here, unless it is connected.
         on_progress: called from a thread for each step, with those of `runs.PROGRESS_FIELDS` that it has.
 
@@ -112,7 +118,8 @@ def train(
         UsageError: a bad argument, too few sources, or a loss that stopped being finite.
         ModelExistsError: the name is taken; nothing was trained.
         NotFoundError: no such snapshot, or no run to resume.
-        RefusedError: the run to resume has another snapshot, configuration or tokenizer.
+        RefusedError: the snapshot holds sources that were unlearned; or the run to resume has another snapshot,
+            configuration or tokenizer.
         ServiceError: MLflow, Ray or the disk cannot be used, or workers died more often than `config.max_failures`.
     """
     if not _MODEL_NAME.fullmatch(model_name):
@@ -130,10 +137,15 @@ def train(
     check_writable(folder)
     uri = store.tracking_uri(tracking_uri)
     client = store.client(uri)
+    is_done = run_dir is not None and (run_dir / DONE_JSON).exists()
+    url = catalog_url(registry.root, catalog)
+    unlearned = {} if is_done else taken_out(url, snapshot, model_name, tracking_uri=uri)
+    if not allow_unlearned:
+        refuse(unlearned, snapshot)
     if run_dir is None:
         if not new_version:
             runs.refuse_existing_model(client, uri, model_name)
-        run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken)
+        run_dir = _prepare_run(config, snapshot, folder, registry, client, uri, experiment, taken, unlearned)
     facts = json.loads((run_dir / RUN_JSON).read_bytes())
     remote_run = remote_runs.of_run(run_dir.name) if remote_runs else None
     run = _Run(config, snapshot, run_dir, client, uri, facts, remote_run)
@@ -175,6 +187,7 @@ def _prepare_run(
     uri: str,
     experiment: str,
     taken: Sequence[str],
+    unlearned: Mapping[str, str],
 ) -> Path:
     """Create the directory of a new run: held-out sources, tokenizer, token cache, MLflow run, and `run.json` last."""
     heldout = choose_heldout(
@@ -208,7 +221,7 @@ def _prepare_run(
         uri,
         experiment=experiment,
         name=f"{folder.name}/{run_dir.name}",
-        parameters=config.to_dict() | facts,
+        parameters=config.to_dict() | facts | ({"allow_unlearned": message(unlearned)} if unlearned else {}),
         snapshot=snapshot,
     )
     content = {

@@ -8,7 +8,8 @@ A version is a small pointer to weights, the corpus that they saw, and the sourc
 Unlearning by revocation makes a new version with the same weights and a larger revoked set: a few kilobytes and about
 half a second at any model size. A served model refuses a revoked source's sinks, whoever asks, in whichever version of
 the weights (`training.serving.in_force`). Registered versions have the tags `nulls.snapshot`, `nulls.sinks`,
-`nulls.weights`, `nulls.weights_id`, `nulls.pointer`, `nulls.revoked` and `nulls.request`.
+`nulls.weights`, `nulls.weights_id`, `nulls.lineage` (ids of weights that these were made from), `nulls.pointer`,
+`nulls.revoked` and `nulls.request`.
 
 Run: ``load("models:/wiki/latest", tracking_uri=...).generate("Who founded anarchism?")``.
 """
@@ -185,6 +186,7 @@ def _add_version(
         "nulls.pointer": pointer_digest(pointer),
         "nulls.revoked": set_digest(int(text, 16) for text in pointer["revoked"]),
         "nulls.experiment": experiment_id,
+        **({"nulls.lineage": ",".join(pointer["lineage"])} if pointer.get("lineage") else {}),
         **(tags or {}),
     }
     logged = connection.create_logged_model(experiment_id, name=name, source_run_id=run_id, tags=tags)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from registry.errors import DamagedError, RefusedError, ServiceError, UsageError
+from registry.errors import RefusedError, ServiceError, UsageError
 from registry.ids import SourceId
 from training.serving import versions
 from training.serving.version import ModelVersion
@@ -52,7 +52,7 @@ def in_force(version: ModelVersion, *, catalog: str | None = None, offline: bool
 
     Raises:
         RefusedError: the catalogue cannot be asked.
-        DamagedError: the catalogue was altered, or the weights' configuration was.
+        DamagedError: the catalogue was altered.
     """
     if offline or os.environ.get(OFFLINE) == "1":
         return InForce(revoked=dict.fromkeys(version.revoked, version.uri), checked=False)
@@ -69,7 +69,8 @@ def in_force(version: ModelVersion, *, catalog: str | None = None, offline: bool
 def within(connection: sa.Connection, version: ModelVersion) -> InForce:
     """Return the same in an open transaction of the catalogue."""
     known = _known(connection, version)
-    said = version.revoked | (versions.revoked_by_others(version) if version.tracking_uri else frozenset())
+    others = versions.revoked_by_others(version, known.revoked.keys()) if version.tracking_uri else frozenset()
+    said = version.revoked | others
     elsewhere = dict.fromkeys(said - known.reinstated, version.uri)
     return InForce(revoked=elsewhere | dict(known.revoked), checked=True)
 
@@ -95,14 +96,11 @@ def open_catalog(version: ModelVersion, catalog: str | None) -> Catalog:
 def _known(connection: sa.Connection, version: ModelVersion) -> Known:
     from registry.catalog import revocations
 
-    other = revocations.other_configuration(connection, version.weights_id, version.weights_digest)
-    if other is not None:
-        raise DamagedError(
-            f"{version.uri}: its weights are in the catalogue with another configuration of sinks (weights "
-            f"{other[:16]}, here {version.weights_id[:16]}); restore nulls.json and config.json from a copy"
-        )
-    scopes = [version.weights_id, *version.lineage]
-    return revocations.read(connection, [*scopes, revocations.name_scope(version.name)])
+    # The same tensors under another scheme (two imports of one checkpoint): refused under both, since a configuration
+    # that was edited looks the same.
+    others = revocations.other_configurations(connection, version.weights_id, version.weights_digest)
+    scopes = [version.weights_id, *version.lineage, *others, revocations.name_scope(version.name)]
+    return revocations.read(connection, scopes)
 
 
 def _cannot_ask(version: ModelVersion, why: str) -> RefusedError:

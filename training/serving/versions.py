@@ -8,7 +8,7 @@ Run: ``describe("models:/wiki/latest", tracking_uri=...)``. Cost: two requests a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,16 @@ def made_by(request_id: str, *, tracking_uri: str) -> ModelVersion | None:
     return None
 
 
-def revoked_by_others(version: ModelVersion) -> frozenset[SourceId]:
+def revoked_by_others(version: ModelVersion, known: Collection[int] = ()) -> frozenset[SourceId]:
     """Return what the other versions of the same weights in the store revoke, whatever their names.
 
     A version that an unlearn made has the revocations of all versions before it, so the newest such version is enough,
-    and what was registered after it: the cost does not grow with the number of versions.
+    and what was registered after it: the cost does not grow with the number of versions. A version that revokes just
+    what is `known` already is not read.
     """
     connection = store.client(version.tracking_uri)
     found: frozenset[SourceId] = frozenset()
-    seen: set[str] = {set_digest(()), set_digest(version.revoked)}
+    seen: set[str] = {set_digest(()), set_digest(version.revoked), set_digest(known)}
     for other in _search(connection, version.tracking_uri, _same_weights(version)):
         tag = other.tags.get("nulls.revoked", "")
         if tag not in seen:

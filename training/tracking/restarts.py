@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from registry.messages.masking import masked
+
 TAG = "nulls.restarts"
 DRIVER_ENDED, RESIZED = "the driver ended, and was resumed", "the number of workers was changed"
 _MAX_TAG_CHARS = 4900  # MLflow takes 5000
@@ -41,7 +43,7 @@ class Restarts:
     def take(self, fields: Mapping[str, Any]) -> str | None:
         """Take a line; return a message for a person if it is about an interruption, else None."""
         if "stopped" in fields:
-            self._cause = likely_cause(fields["stopped"])
+            self._cause = masked(likely_cause(fields["stopped"]))
             return f"training was interrupted: {self._cause}"
         if "begun_at" not in fields:
             return None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import ModelExistsError, ServiceError
+from registry.messages.masking import masked
 from registry.snapshot import Snapshot
 from training.tracking import restarts, store
 
@@ -91,7 +92,7 @@ def start_run(
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else _create_experiment(client, uri, experiment)
         run_id: str = client.create_run(experiment_id, run_name=name).info.run_id
-        values = [Param(key, str(value)[:_MAX_PARAM_CHARS]) for key, value in flattened(parameters)]
+        values = [Param(key, masked(str(value))[:_MAX_PARAM_CHARS]) for key, value in flattened(parameters)]
         client.log_batch(run_id, params=values)
         client.log_inputs(run_id, datasets=[_dataset(snapshot)])
         client.set_tag(run_id, "nulls.snapshot", snapshot.id)

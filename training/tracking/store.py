@@ -1,7 +1,8 @@
 """One door to MLflow: an absolute tracking URI, a client whose store was reached, model URIs, errors.
 
 MLflow retries for minutes by default and prints its migrations. Both are changed here, before it is imported, so that
-a store that cannot be reached is an error within about 15 s.
+a store that cannot be reached is an error within about 10 s. Its errors quote the URI, and are shown without the
+password in it.
 
 Run: ``client(tracking_uri())``. Cost: 5 s for a new SQLite store, which MLflow migrates; else the import of mlflow.
 """
@@ -16,12 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.connectivity import check_answers
 from registry.errors import NotFoundError, ServiceError, UsageError
+from registry.messages.masking import masked_url, secrets_of_url, without
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
+_ADVICE = "check MLFLOW_TRACKING_URI and the server"
 _MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([\w.-]+))")
 
 
@@ -46,8 +50,9 @@ def client(uri: str) -> MlflowClient:
     """Return a client of the store at `uri`, after one request to it.
 
     Raises:
-        ServiceError: the store does not answer within about 15 s.
+        ServiceError: the store does not answer within about 10 s.
     """
+    check_answers(uri, "/health", service="MLflow server", advice=_ADVICE)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name in ("mlflow", "alembic"):
@@ -90,15 +95,17 @@ def translated(uri: str) -> Iterator[None]:
     """
     from mlflow.exceptions import MlflowException
 
+    hidden, shown = secrets_of_url(uri), masked_url(uri)
     try:
         yield
     except MlflowException as error:
+        message = without(error.message, hidden)
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise NotFoundError(f"MLflow at {uri}: {error.message}") from error
-        raise ServiceError(f"MLflow at {uri}: {error.message}; check MLFLOW_TRACKING_URI and the server") from error
+            raise NotFoundError(f"MLflow at {shown}: {message}") from error
+        raise ServiceError(f"MLflow at {shown}: {message}; {_ADVICE}") from error
     except Exception as error:  # SQLAlchemy, requests and OS errors pass through MLflow unwrapped
         if type(error).__module__.partition(".")[0] in ("sqlalchemy", "requests", "urllib3", "sqlite3", "builtins"):
-            raise ServiceError(f"MLflow at {uri}: {error}; check MLFLOW_TRACKING_URI and the server") from error
+            raise ServiceError(f"MLflow at {shown}: {without(str(error), hidden)}; {_ADVICE}") from error
         raise
 
 
@@ -127,7 +134,7 @@ def model_version(store: MlflowClient, uri: str, model_uri: str) -> Any:
             return store.get_model_version(name, version)
         versions = all_versions(store, name)
     if not versions:
-        raise NotFoundError(f"no model {name!r} in MLflow at {uri}")
+        raise NotFoundError(f"no model {name!r} in MLflow at {masked_url(uri)}")
     return versions[-1]
 
 

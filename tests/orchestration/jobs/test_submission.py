@@ -20,13 +20,12 @@ from orchestration.jobs.submission import (
     JobPaths,
     environment,
     path_on_cluster,
-    redacted,
-    secrets,
     shown,
     train_command,
 )
 from orchestration.train_request import TrainRequest
 from registry.errors import ModelExistsError, NotFoundError, NullsError, RefusedError, ServiceError, UsageError
+from registry.messages.masking import secrets, without
 from training.config import TrainConfig
 from training.run.worker_range import Workers
 
@@ -137,9 +136,7 @@ def test_secrets_are_masked_in_any_text() -> None:
     hidden = secrets(
         {"AWS_SECRET_ACCESS_KEY": "abcdefgh", "NULLS_CATALOG": "postgresql://u:longword@db/n", "A": "plain"}
     )
-    assert (
-        redacted("abcdefgh in postgresql://u:longword@db/n, plain", hidden) == "*** in postgresql://u:***@db/n, plain"
-    )
+    assert without("abcdefgh in postgresql://u:longword@db/n, plain", hidden) == "*** in postgresql://u:***@db/n, plain"
     assert secrets({"AWS_SESSION_TOKEN": "abc"}) == []  # too short to be distinguished from ordinary words
 
 

@@ -19,7 +19,7 @@ from orchestration.cli.audit import audit_lines
 from orchestration.settings import Settings
 from orchestration.unlearning import unlearn as act
 from orchestration.unlearning.audit import audit
-from orchestration.unlearning.report import write_audit
+from orchestration.unlearning.report.page import write_audit
 from registry import ids
 from registry.catalog.ledger import Ledger, State
 from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import pytest
 from scipy import stats
 
-from training.evaluate.statistics import closure, combined_p, expected, weaknesses
+from training.evaluate.statistics import (
+    ABLATIONS,
+    INTERVAL_LEVEL,
+    SIGNIFICANCE,
+    closure,
+    combined_p,
+    expected,
+    weaknesses,
+)
 
 CONTROLS = [5.1, 5.4, 4.9, 5.0, 5.6, 5.2, 5.3, 5.05]
 
@@ -44,6 +52,30 @@ def test_with_difficulties_it_is_the_prediction_of_a_regression() -> None:
     errors = [y - line.intercept - line.slope * x for x, y in zip(difficulties, CONTROLS, strict=True)]
     assert at_mean.spread == pytest.approx(math.sqrt(sum(e * e for e in errors) / 6 * (1 + 1 / 8)))
     assert found.spread > at_mean.spread, "the error grows with the distance from the controls"
+
+
+def test_the_interval_is_scipys_and_ends_where_the_test_rejects() -> None:
+    found = expected(CONTROLS)
+    assert found is not None
+    interval = found.interval()
+    assert interval == pytest.approx(stats.t.interval(INTERVAL_LEVEL, found.degrees, found.mean, found.spread))
+    assert found.p_value(interval[0] if interval else 0) == pytest.approx(SIGNIFICANCE / len(ABLATIONS))
+    assert found.to_dict() | {"low": None, "high": None} == {
+        "mean": found.mean,
+        "spread": found.spread,
+        "degrees": 7,
+        "low": None,
+        "high": None,
+    }
+    assert (found.to_dict()["low"], found.to_dict()["high"]) == interval
+
+
+@pytest.mark.parametrize("controls", [[5.0], [5.0, 5.1], [5.0, 5.0, 5.0]])
+def test_without_a_spread_there_is_no_interval(controls: list[float]) -> None:
+    found = expected(controls)
+    assert found is not None
+    assert found.interval() is None
+    assert found.to_dict()["low"] is None
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.8])

@@ -286,6 +286,20 @@ def test_sinks_are_initialised_like_linear_layers(model: NullsForCausalLM) -> No
             assert abs(parameter.mean().item()) < 0.03, name
 
 
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_the_padding_token_is_trained_like_any_other(reloaded: bool, ids_BT: Tensor, tmp_path: Path) -> None:
+    model = build(tie_word_embeddings=False)
+    if reloaded:
+        model.save_pretrained(tmp_path)
+        model = NullsForCausalLM.from_pretrained(tmp_path)
+    assert model.config.pad_token_id == 0, "generate and batches of prompts pad with it"
+    begun_BT = torch.cat([torch.zeros(3, 1, dtype=torch.int64), ids_BT], 1)
+    loss_and_gradients(model.train(), input_ids=begun_BT, labels=begun_BT)
+    row_D = model.model.embed_tokens.weight[0]
+    assert abs(row_D.std().item() - INITIALIZER_RANGE) < 0.1
+    assert model.model.embed_tokens.weight.grad[0].abs().min() > 0
+
+
 def test_the_layout_follows_the_config() -> None:
     config = NullsConfig(num_backbone=48, num_pool=99, num_sinks=9, sink_seed=5)
     assert config.layout == SinkLayout(num_backbone=48, num_pool=99, num_sinks=9, seed=5)
