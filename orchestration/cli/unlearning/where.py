@@ -59,4 +59,5 @@ def where_lines(answer: dict[str, Any]) -> list[str]:
 def _since(since: dict[str, Any] | None) -> str:
     if since is None:
         return "-"
-    return since["model_uri"] + (f", request {since['request_id']}" if since["request_id"] else "")
+    request = f", request {since['request_id']}" if since["request_id"] else ""
+    return f"{since['model_uri']}{request}"
