@@ -12,7 +12,7 @@ from orchestration.cli.parameters.options import JsonOption, RegistryOption
 from orchestration.output import Output, field, table
 from orchestration.settings import Settings
 from orchestration.unlearning.loss_table import evidence_lines
-from orchestration.unlearning.wrong import HEADER, rows_of
+from orchestration.unlearning.request.wrong import HEADER, rows_of
 from registry.errors import NotFoundError
 from registry.messages.shown import listed
 

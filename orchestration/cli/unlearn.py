@@ -16,7 +16,7 @@ from orchestration.settings import Settings
 from orchestration.unlearning.erasure import DEFAULT_MAX_COST_NATS, Budget, cost_lines, proof_lines
 from orchestration.unlearning.loss_table import evidence_lines
 from orchestration.unlearning.plan import Policy
-from orchestration.unlearning.wrong import HEADER, rows_of
+from orchestration.unlearning.request.wrong import HEADER, rows_of
 from registry.errors import NullsError, UsageError
 from registry.messages.shown import listed, refuse_controls
 
@@ -128,7 +128,7 @@ def run(request: UnlearnRequest, settings: Settings, output: Output) -> None:
     from orchestration.unlearning import unlearn as act
     from orchestration.unlearning.report.page import check_writable, write_request
     from orchestration.unlearning.report.request_report import request_report
-    from orchestration.unlearning.request_lines import read_file
+    from orchestration.unlearning.request.lines import read_file
 
     check_writable(request.html)
     if request.html and request.dry_run:

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestration.unlearning.wrong import Kind, Wrong, error_of
+from orchestration.unlearning.request.wrong import Kind, Wrong, error_of
 from registry import ids
 from registry.ids import SourceId
 from registry.lookup import Source, read_sources

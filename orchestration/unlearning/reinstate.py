@@ -18,12 +18,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
-from orchestration.unlearning.intake import REINSTATE, refuse_other_model
+from orchestration.unlearning.act import Progress, targets_of
 from orchestration.unlearning.plan import Policy, shared_of
-from orchestration.unlearning.request_lines import Line, reason_of
-from orchestration.unlearning.targets import find
-from orchestration.unlearning.unlearn import Progress, snapshot_of, targets_of
-from orchestration.unlearning.wrong import Kind, Wrong, at_lines, error_of
+from orchestration.unlearning.request.intake import REINSTATE, refuse_other_model
+from orchestration.unlearning.request.lines import Line, reason_of
+from orchestration.unlearning.request.targets import find
+from orchestration.unlearning.request.wrong import Kind, Wrong, at_lines, error_of
+from orchestration.unlearning.unlearn import snapshot_of
 from registry import ids
 from registry.catalog import revocations
 from registry.catalog.ledger import Ledger, Request

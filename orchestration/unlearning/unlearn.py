@@ -13,37 +13,31 @@ force in them (`training.serving.in_force`).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import getpass
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from orchestration.settings import Settings
-from orchestration.unlearning import erasure, intake, where
+from orchestration.unlearning import erasure, where
+from orchestration.unlearning.act import Progress, act, plan_for
 from orchestration.unlearning.erasure import Budget
-from orchestration.unlearning.intake import REINSTATE
-from orchestration.unlearning.plan import MAX_NAMED, Plan, Policy, make_plan, recorded_plan
-from orchestration.unlearning.request_lines import Line, reason_of
-from orchestration.unlearning.targets import find
-from orchestration.unlearning.wrong import at_lines
+from orchestration.unlearning.plan import Plan, Policy
+from orchestration.unlearning.request import intake
+from orchestration.unlearning.request.intake import REINSTATE
+from orchestration.unlearning.request.lines import Line, reason_of
+from orchestration.unlearning.request.targets import find
 from registry import ids
 from registry.catalog.ledger import Ledger, Request
-from registry.catalog.revocations import Change
 from registry.catalog.states import State, TransitionError
-from registry.errors import DamagedError, NotFoundError, RefusedError, ServiceError, UsageError
-from registry.ids import SourceId
-from registry.lookup import Source, Unresolved, read_sources, resolve_all
+from registry.errors import RefusedError, UsageError
+from registry.lookup import Source, read_sources
 from registry.snapshot import Registry, Snapshot
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
     from training.serving.flavor import ModelVersion
-
-Progress = Callable[[str, float | None], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +107,7 @@ def unlearn(
         model_uri: `models:/NAME/VERSION`.
         queries: URLs, titles, ISBNs, keys or ids.
         reason: why, for the ledger; needed if there are queries, or a line without a reason of its own.
-        lines: more sources, from a file (`orchestration.unlearning.request_lines`).
+        lines: more sources, from a file (`orchestration.unlearning.request.lines`).
         policy: when text with several owners is removed.
         erase: make weights without the sources' sinks, within this budget; None only revokes.
         requested_by: the requester; by default the login name.
@@ -128,7 +122,7 @@ def unlearn(
         UsageError: an ambiguous title, no reason, or no source.
         RefusedError: a source was never trained, or is unlearned already, or erasing costs others more than the budget;
             nothing is changed.
-        NullsError: of several lines that are wrong, see `orchestration.unlearning.wrong`; `facts` have all of them.
+        NullsError: of several lines that are wrong, see `orchestration.unlearning.request.wrong`; `facts` have all.
     """
     from training.serving import flavor
     from training.serving.in_force import in_force, open_catalog
@@ -145,7 +139,7 @@ def unlearn(
         revoked = in_force(base, catalog=settings.catalog_url()).revoked
         done = erasure.done_already(base, revoked, erase=erase is not None)
         found = intake.sorted_out(snapshot, base, found, done, partial=partial)
-        plan = _plan(snapshot, base, list(found.targets.values()), policy, revoked, erase=erase is not None)
+        plan = plan_for(snapshot, base, list(found.targets.values()), policy, revoked, erase=erase is not None)
         return Result(
             request_id=None,
             state=State.PLANNED,
@@ -287,169 +281,6 @@ def _carry_out(
         )
     found = {name: recorded[name] for name in ("elsewhere", "corpus_holds") if name in recorded}
     return dataclasses.replace(result, **found, aliases_moved=moved)
-
-
-class _PlanChangedError(Exception):
-    """The sources that an erasure takes are not those that its weights were made for."""
-
-
-def act(
-    ledger: Ledger,
-    snapshot: Snapshot,
-    base: ModelVersion,
-    request_id: str,
-    *,
-    progress: Progress = lambda _message, _share: None,
-) -> tuple[Plan, str]:
-    """Revoke the sources of a request, unless that is done, and return its plan and the new version.
-
-    Under the lock of the weights, so that the plan is still valid when the version is made, and so that of several
-    processes with the same request one acts and the others find that it is done. An erasure's weights are made before,
-    without the lock; if another request has changed the plan by then, they are made again.
-
-    Raises:
-        RefusedError: a source cannot be unlearned, or erasing costs others too much; the request is recorded as
-            refused.
-    """
-    while True:
-        with contextlib.suppress(_PlanChangedError):
-            return _act(ledger, snapshot, base, request_id, progress)
-
-
-def _act(
-    ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str, progress: Progress
-) -> tuple[Plan, str]:
-    catalog = ledger.catalog
-    refused: RefusedError | None = None
-    try:
-        # Before the lock: this asks about other weights too, and other requests need not wait for it.
-        request = ledger.request(request_id)
-        around: dict[str, Any] = {}
-        if request.model_after is None:
-            wanted = [ids.source_id(key) for key in request.sources]
-            around = where.surroundings(catalog, snapshot, base, wanted, request_id)
-        prepared = _prepared(ledger, snapshot, base, request_id, progress)
-        with catalog.exclusive(f"weights:{base.weights_id}") as transaction:
-            request = ledger.request(request_id, within=transaction)
-            targets = targets_of(snapshot, request)
-            if request.model_after is not None:
-                return recorded_plan(snapshot, request.detail["plan"]), request.model_after
-            try:
-                if isinstance(prepared, RefusedError):
-                    raise prepared
-                plan, uri = _revoke(ledger, snapshot, base, request, targets, around, prepared, transaction)
-            except RefusedError as error:
-                refused = at_lines(error, request.detail.get("lines", ()))
-                reasons = {"error": str(error), **refused.facts}
-                ledger.append(request_id, State.REFUSED, detail=reasons, within=transaction)
-    except ServiceError:
-        raise  # a store is down: the request stays open, and the same command continues it
-    except (NotFoundError, UsageError, DamagedError) as error:
-        with contextlib.suppress(TransitionError):  # another process was faster
-            ledger.append(request_id, State.FAILED, detail={"error": str(error)})
-        raise
-    if refused is not None:
-        raise refused
-    weights = prepared.pointer["weights"] if isinstance(prepared, erasure.Prepared) else str(base.weights)
-    catalog.record_model(uri, snapshot_id=base.snapshot, weights=weights, run_id=base.run_id)
-    return plan, uri
-
-
-def _prepared(
-    ledger: Ledger, snapshot: Snapshot, base: ModelVersion, request_id: str, progress: Progress
-) -> erasure.Prepared | RefusedError | None:
-    """Make the weights of an erasure that is not done yet; None for a revocation. A refusal is returned, to record."""
-    from training.serving import in_force
-
-    request = ledger.request(request_id)
-    if request.action != erasure.ERASE or request.model_after is not None:
-        return None
-    with ledger.catalog.read() as connection:
-        revoked = in_force.within(connection, base).revoked
-    try:
-        plan = _plan(snapshot, base, targets_of(snapshot, request), Policy(request.policy), revoked, erase=True)
-        return erasure.prepare(
-            base,
-            snapshot,
-            plan.with_text,
-            Budget(**request.detail["budget"]),
-            revoked=revoked,
-            load=erasure.loader(base, ledger.catalog.engine.url.render_as_string(hide_password=False)),
-            progress=lambda message: progress(message, None),
-        )
-    except RefusedError as error:
-        return error
-
-
-def targets_of(snapshot: Snapshot, request: Request) -> list[Source]:
-    """Return the sources of a request.
-
-    Raises:
-        NotFoundError: the snapshot does not hold one of them.
-    """
-    targets: list[Source] = []
-    for found in resolve_all(snapshot, request.sources):
-        if isinstance(found, Unresolved):
-            raise found.error()
-        targets.append(found)
-    return targets
-
-
-def _revoke(
-    ledger: Ledger,
-    snapshot: Snapshot,
-    base: ModelVersion,
-    request: Request,
-    targets: Sequence[Source],
-    around: Mapping[str, Any],
-    prepared: erasure.Prepared | None,
-    transaction: sa.Connection,
-) -> tuple[Plan, str]:
-    from training.serving import flavor, in_force
-
-    revoked = dict(in_force.within(transaction, base).revoked)
-    # A process that died after it made the version, and before it could record it, leaves one of this request.
-    made = flavor.made_by(request.request_id, tracking_uri=base.tracking_uri)
-    own = {int(text, 16) for text in made.pointer.get("revoked_by_request", ())} if made else set()
-    before = {source_id: place for source_id, place in revoked.items() if source_id not in own}
-    plan = _plan(snapshot, base, targets, Policy(request.policy), before, erase=prepared is not None)
-    detail: dict[str, Any] = {"plan": plan.to_dict(), **around}
-    after = base
-    if prepared is not None:
-        if prepared.source_ids != plan.with_text:
-            raise _PlanChangedError
-        detail["erasure"] = prepared.detail
-        after = dataclasses.replace(base, pointer=dict(prepared.pointer))
-    ledger.append(request.request_id, State.PLANNED, detail=detail, within=transaction)
-    uri = flavor.derive(
-        after, revoked=plan.revoked | revoked.keys(), request_id=request.request_id, by_request=plan.revoked
-    )
-    ledger.append(
-        request.request_id,
-        State.APPLIED,
-        model_after=uri,
-        change=Change(weights_id=base.weights_id, tensors=base.weights_digest, revoked=plan.revoked),
-        within=transaction,
-    )
-    return plan, uri
-
-
-def _plan(
-    snapshot: Snapshot,
-    base: ModelVersion,
-    targets: Sequence[Source],
-    policy: Policy,
-    revoked: Mapping[SourceId, str],
-    *,
-    erase: bool = False,
-) -> Plan:
-    done = erasure.done_already(base, revoked, erase=erase)
-    plan = make_plan(snapshot, targets, policy=policy, heldout=base.heldout, revoked=done, also_gone=revoked.keys())
-    losing = sorted(base.same_sinks(plan.revoked) - base.same_sinks(revoked) - revoked.keys())
-    if not losing:
-        return plan
-    named = sorted(source.key for source in read_sources(snapshot, losing[:MAX_NAMED]).values())
-    return dataclasses.replace(plan, same_sinks=named, num_same_sinks=len(losing))
 
 
 def _with_evidence(

@@ -44,7 +44,7 @@ class ReinstateRequest:
 def run(request: ReinstateRequest, settings: Settings, output: Output) -> None:
     """Undo a mistake: sources that were unlearned answer again, and other revocations stay."""
     from orchestration.unlearning import reinstate as act
-    from orchestration.unlearning.request_lines import read_file
+    from orchestration.unlearning.request.lines import read_file
 
     with output.progress("reinstate") as update, wrong_as_table(output):
         if request.resume is not None:

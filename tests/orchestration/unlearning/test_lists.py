@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.unlearning import unlearn as act
-from orchestration.unlearning.request_lines import Line, read_lines
+from orchestration.unlearning.request.lines import Line, read_lines
 from registry import ids
 from registry.catalog.ledger import Ledger, Request
 from registry.catalog.states import State

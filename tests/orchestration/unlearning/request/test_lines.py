@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.unlearning.request_lines import MAX_LINES, Line, read_file, read_lines, reason_of
+from orchestration.unlearning.request.lines import MAX_LINES, Line, read_file, read_lines, reason_of
 from registry.errors import InputError, UsageError
 
 FIELDS = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from orchestration.unlearning.plan import refusals
-from orchestration.unlearning.request_lines import Line
-from orchestration.unlearning.wrong import Kind, Wrong
+from orchestration.unlearning.request.lines import Line
+from orchestration.unlearning.request.wrong import Kind, Wrong
 from registry.ids import SourceId
 from registry.lookup import MAX_SUGGESTED, Source, Unresolved, resolve_all
 from registry.snapshot import Snapshot

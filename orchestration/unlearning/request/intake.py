@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestration.unlearning.erasure import ERASE, Budget, done_already
-from orchestration.unlearning.targets import Found
-from orchestration.unlearning.wrong import error_of
+from orchestration.unlearning.request.targets import Found
+from orchestration.unlearning.request.wrong import error_of
 from registry.catalog.ledger import Ledger, Request
 from registry.errors import NullsError, UsageError
 from registry.ids import SourceId
@@ -62,7 +62,7 @@ def sorted_out(
         partial: whether it is enough that one line is right.
 
     Raises:
-        NullsError: a line is wrong; if `partial`, all are. See `orchestration.unlearning.wrong`.
+        NullsError: a line is wrong; if `partial`, all are. See `orchestration.unlearning.request.wrong`.
     """
     num_asked = len(found.named) + len(found.wrong)
     found = found.right(snapshot, heldout=base.heldout, revoked=revoked)
