@@ -1,10 +1,11 @@
-"""Measure unlearning without evidence: a list of 10,000 sources, some of them wrong.
+"""Measure unlearning without evidence: a list of 10,000 sources, some of them wrong, and a long history.
 
-    python benchmarks/unlearn.py [--only list] [--json] [--sources 12000]
+    python benchmarks/unlearn.py [--only list|growth] [--json] [--sources 12000]
 
 The model is tiny and untrained: only the record of a revocation is measured, which does not depend on the weights.
 `list`: `nulls unlearn --from list.csv --partial --no-evidence --json` from a cold start, 10,000 queries (titles, URLs,
 keys), 50 of them wrong in five ways. It must name the 50, and revoke 9,950 sources in one version.
+`growth`: one more revocation after 1,000 versions and 10,000 revoked sources, over one of the first; five minutes.
 """
 
 from __future__ import annotations
@@ -200,9 +201,16 @@ def list_of_sources(folder: Path, num_sources: int) -> dict[str, Any]:
     }
 
 
+def growth_of_history(folder: Path, _num_sources: int) -> dict[str, Any]:
+    """Measure the part `growth`, see `unlearn_growth.py`."""
+    from unlearn_growth import growth
+
+    return growth(folder)
+
+
 def main() -> None:
     """Run the parts that are asked for."""
-    parts: dict[str, Callable[[Path, int], dict[str, Any]]] = {"list": list_of_sources}
+    parts: dict[str, Callable[[Path, int], dict[str, Any]]] = {"list": list_of_sources, "growth": growth_of_history}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=parts, action="append", help="a part; by default all")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

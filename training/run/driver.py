@@ -29,6 +29,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from registry import errors
@@ -190,7 +191,7 @@ def _prepare_run(
     uri: str,
     experiment: str,
     taken: Sequence[str],
-    unlearned: Mapping[str, str],
+    unlearned: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Create the directory of a new run: held-out sources, tokenizer, token cache, MLflow run, and `run.json` last."""
     heldout = choose_heldout(

@@ -12,6 +12,7 @@ from orchestration.cli.unlearn import FromOption, wrong_as_table
 from orchestration.output import Output
 from orchestration.settings import Settings
 from registry.errors import UsageError
+from registry.messages.shown import listed, refuse_controls
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class ReinstateRequest:
 
 def run(request: ReinstateRequest, settings: Settings, output: Output) -> None:
     """Undo a mistake: sources that were unlearned answer again, and other revocations stay."""
+    refuse_controls("--reason", request.reason)
     from orchestration.unlearning import reinstate as act
     from orchestration.unlearning.request.lines import read_file
 
@@ -68,10 +70,10 @@ def run(request: ReinstateRequest, settings: Settings, output: Output) -> None:
 
 def _lines(data: dict[str, Any], dry_run: bool) -> list[str]:
     verb = "would reinstate" if dry_run else "reinstated"
-    text = [f"{verb} {', '.join(data['sources'])}"]
-    text += [f"{verb} with it: {', '.join(data['also_reinstated'])}"] if data["also_reinstated"] else []
+    text = [f"{verb} {listed(data['sources'])}"]
+    text += [f"{verb} with it: {listed(data['also_reinstated'])}"] if data["also_reinstated"] else []
     for kept in data["stays_revoked"]:
-        text.append(f"stays unlearned: {kept['key']}, published by {', '.join(kept['owners'])}")
+        text.append(f"stays unlearned: {kept['key']}, published by {listed(kept['owners'])}")
     if dry_run:
         return text
     made = f"new version {data['model_uri']} in {data['seconds']:.2f} s"

@@ -23,6 +23,7 @@ from registry.catalog.ledger import Ledger, Request
 from registry.catalog.tables import models, now
 from registry.errors import NullsError
 from registry.lookup import read_sources
+from registry.messages.shown import listed
 from registry.snapshot import Registry
 
 _SHOWN_ELSEWHERE = {"plan", "evidence", "error", "elsewhere", "revocations", "request"}
@@ -161,11 +162,11 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _named(source: Mapping[str, Any]) -> str:
     count = "" if source["num_documents"] is None else f", {source['num_documents']:,} documents"
-    shared = f", shared with {', '.join(source['shared_with'])}" if source["shared_with"] else ""
+    shared = f", shared with {listed(source['shared_with'])}" if source["shared_with"] else ""
     return f"{source['key']} {source['title'] or ''}".rstrip() + count + shared
 
 
 def _places(elsewhere: Iterable[Mapping[str, Any]] | None) -> str:
     if elsewhere is None:
         return "not recorded"
-    return ", ".join(f"{place['model_uri']} ({place['relation']})" for place in elsewhere) or "nowhere else"
+    return listed([f"{place['model_uri']} ({place['relation']})" for place in elsewhere]) or "nowhere else"

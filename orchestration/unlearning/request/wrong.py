@@ -14,6 +14,7 @@ from typing import Any
 
 from registry.errors import InputError, NotFoundError, NullsError, RefusedError, UsageError
 from registry.lookup import Problem
+from registry.messages.shown import listed
 
 _NUM_NAMED = 3  # in the message of an error; its `facts` have all of them
 
@@ -135,5 +136,5 @@ def _sentence(row: Wrong) -> str:
 
 
 def _with_hint(message: str, kind: str, suggestions: Sequence[str]) -> str:
-    hint = f"; did you mean: {', '.join(suggestions)}" if suggestions and kind == Kind.NOT_FOUND else ""
+    hint = f"; did you mean: {listed(suggestions)}" if suggestions and kind == Kind.NOT_FOUND else ""
     return message + hint

@@ -250,7 +250,7 @@ def test_each_entry_point_prints_the_version(module: str, tmp_path: Path) -> Non
     [
         ("ingest", ["Inputs", "Text and filters", "Execution", "Duplicates"]),
         ("train", ["Model", "Configuration", "Ray", "Estimate (--dry-run)"]),
-        ("unlearn", ["Request", "Order of work"]),
+        ("unlearn", ["Request", "Erasing", "Order of work"]),
         ("import-reference", ["Checkpoint", "Model"]),
     ],
 )

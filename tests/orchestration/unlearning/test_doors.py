@@ -179,6 +179,7 @@ def the_configuration_edited(home: Home) -> str:
 def the_store_moved(home: Home) -> str:
     moved = home.root.with_name("moved")
     home.root.rename(moved)
+    repoint(f"sqlite:///{moved / 'mlflow.db'}")  # `nulls repoint`: MLflow's own loader knows absolute paths only
     home.monkeypatch.chdir(moved)
     home.monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{moved / 'mlflow.db'}")
     home.monkeypatch.setenv("NULLS_REGISTRY", str(moved / "registry"))

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from orchestration.settings import Settings
-from orchestration.unlearning import evidence, unlearn
+from orchestration.unlearning import evidence, unlearn, where
 from registry import ids
 from registry.catalog import revocations
 from registry.catalog.database import Catalog
@@ -134,6 +134,7 @@ def stores(snapshot: Snapshot, empty_catalog: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(flavor, "derive", store.derive)
     monkeypatch.setattr(versions, "revoked_by_others", store.revoked_by_others)
     monkeypatch.setattr(evidence, "gather", store.gather)
+    monkeypatch.setattr(where, "surroundings", lambda *_: {})  # asks MLflow, and decides nothing
     monkeypatch.setattr(Catalog, "record_model", lambda *_, **__: store.die("after the act"))
     path = tmp_path / "catalog.db"
     shutil.copy(empty_catalog, path)

@@ -1,7 +1,8 @@
-"""A thousand unlearns by 16 processes on PostgreSQL, killed all the time and started again: nothing is lost or doubled.
+"""Unlearns by 16 processes on PostgreSQL, killed all the time and started again: nothing is lost or doubled.
 
 A killed process is replaced by one that gives the same commands again from where its predecessor's notes end, as a
-person or a job queue would.
+person or a job queue would. NULLS_STRESS_SOURCES=1000 makes it the run that
+`benchmarks/RESULTS.md` reports.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from registry.catalog.ledger import Ledger
 from registry.catalog.states import State
 from tests.registry import postgres
 
-NUM_SOURCES, NUM_PROCESSES, NUM_KILLS = 1000, 16, 150
+NUM_SOURCES, NUM_PROCESSES = int(os.environ.get("NULLS_STRESS_SOURCES", "150")), 16
+NUM_KILLS = NUM_SOURCES // 7
 FORK = multiprocessing.get_context("fork")
 
 
@@ -52,7 +54,7 @@ def work(folder: Path, catalog: str, tracking: str, keys: list[str], number: int
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_thousand_unlearns_by_processes_that_are_killed(tmp_path: Path) -> None:
+def test_unlearns_by_processes_that_are_killed(tmp_path: Path) -> None:
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - imported once, before the forks
 
     import training.serving.flavor  # noqa: F401

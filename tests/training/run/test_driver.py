@@ -277,7 +277,7 @@ def test_what_would_stop_a_run_is_found_before_it(
     (tmp_path / "file").write_text("")
     with pytest.raises(ServiceError, match=r"MLflow at sqlite.*file"):
         run.train(tracking_uri=f"sqlite:///{tmp_path}/file/mlflow.db")
-    with pytest.raises(ServiceError, match="MLflow at http"):
+    with pytest.raises(ServiceError, match="MLflow server at http"):
         run.train(tracking_uri="http://127.0.0.1:9")
     with pytest.raises(ServiceError, match="cannot write"):
         run.train(runs_dir=tmp_path / "file")

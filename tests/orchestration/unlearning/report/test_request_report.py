@@ -65,7 +65,6 @@ def test_a_measured_request_has_all_that_was_asked_found_and_done(
         evidence["weights_sha256"],
         report["digests"]["evidence"],
         evidence["code"]["torch"],
-        "Not recorded with this request",
         *(event["digest"] for event in history),
         *(other["key"] for other in evidence["others"]),
         *evidence["reasons"],
