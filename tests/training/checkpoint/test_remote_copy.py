@@ -139,9 +139,9 @@ def test_a_run_resumes_where_its_disk_is_lost(
     assert result.tokens > 10_000
     # The version names the copy of its weights, and can be loaded where their own folder is not.
     monkeypatch.setenv("NULLS_WORK", str(tmp_path / "work"))
-    there = flavor.load(result.model_uri, tracking_uri=run.arguments["tracking_uri"])
+    there = flavor.load(result.model_uri, tracking_uri=run.arguments["tracking_uri"], offline=True)
     shutil.rmtree(tmp_path / "elsewhere")
-    here = flavor.load(result.model_uri, tracking_uri=run.arguments["tracking_uri"])
+    here = flavor.load(result.model_uri, tracking_uri=run.arguments["tracking_uri"], offline=True)
     assert all(torch.equal(a, b) for a, b in zip(here.model.parameters(), there.model.parameters(), strict=True))
     # A new run never takes the name of one that exists only remotely.
     assert RemoteRuns.of(remote_uri, "copied").run_names() == ["run-001"]
