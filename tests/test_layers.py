@@ -183,6 +183,20 @@ def test_no_circle_of_imports_at_module_level_or_lazy() -> None:
     assert circles(graph) == []
 
 
+def test_nothing_that_serves_reaches_what_measures() -> None:
+    """The examiner switches the sinks of an unlearned source on, to measure them: serving must not be able to."""
+    modules = all_modules()
+    graph = {name: module_imports(source, name, modules) for name, source in modules.items()}
+
+    def measures(name: str) -> set[str]:
+        return {found for found in _reachable(graph, name) if found.startswith("training.evaluate")}
+
+    serving = [name for name in modules if name.startswith(("training.serving", "training.model"))]
+    assert len(serving) > 10
+    assert {name: measures(name) for name in serving if measures(name)} == {}
+    assert "training.evaluate.ablation" in measures("orchestration.unlearning.evidence")
+
+
 def test_a_circle_would_be_found() -> None:
     known = ["p.a", "p.b", "p.c"]
     texts = {

@@ -93,8 +93,10 @@ def _act(
         raise
     if refused is not None:
         raise refused
-    weights = prepared.pointer["weights"] if isinstance(prepared, erasure.Prepared) else str(base.weights)
-    catalog.record_model(uri, snapshot_id=base.snapshot, weights=weights, run_id=base.run_id)
+    made = base
+    if isinstance(prepared, erasure.Prepared):
+        made = dataclasses.replace(base, pointer=dict(prepared.pointer))
+    catalog.record_model(uri, snapshot_id=base.snapshot, weights=str(made.weights), run_id=base.run_id)
     return plan, uri
 
 

@@ -28,7 +28,7 @@ from orchestration.unlearning.plan import Plan, Policy
 from orchestration.unlearning.request import intake
 from orchestration.unlearning.request.intake import REINSTATE
 from orchestration.unlearning.request.lines import Line, reason_of
-from orchestration.unlearning.request.targets import find
+from orchestration.unlearning.request.targets import Found, find
 from registry import ids
 from registry.catalog.ledger import Ledger, Request
 from registry.catalog.states import State, TransitionError
@@ -125,7 +125,6 @@ def unlearn(
         NullsError: of several lines that are wrong, see `orchestration.unlearning.request.wrong`; `facts` have all.
     """
     from training.serving import flavor
-    from training.serving.in_force import in_force, open_catalog
 
     started = time.monotonic()
     asked = [*(Line(query=query) for query in queries), *lines]
@@ -136,31 +135,7 @@ def unlearn(
     snapshot = snapshot_of(settings, base)
     found = find(snapshot, asked, progress)
     if dry_run:
-        revoked = in_force(base, catalog=settings.catalog_url()).revoked
-        done = erasure.done_already(base, revoked, erase=erase is not None)
-        found = intake.sorted_out(snapshot, base, found, done, partial=partial)
-        plan = plan_for(snapshot, base, list(found.targets.values()), policy, revoked, erase=erase is not None)
-        return Result(
-            request_id=None,
-            state=State.PLANNED,
-            model_uri=base.uri,
-            plan=plan,
-            evidence=None,
-            seconds=time.monotonic() - started,
-            **where.surroundings(open_catalog(base, settings.catalog_url()), snapshot, base, plan.revoked),
-            wrong=[row.to_dict() for row in found.wrong],
-            erasure=erasure.estimate(
-                base,
-                snapshot,
-                plan.with_text,
-                erase,
-                revoked=revoked,
-                load=erasure.loader(base, settings.catalog_url()),
-                progress=lambda message: progress(message, None),
-            )
-            if erase
-            else None,
-        )
+        return _planned(settings, snapshot, base, found, policy, erase, started, partial=partial, progress=progress)
     ledger = Ledger(settings.open_catalog())
     order = intake.Order(
         requested_by=requested_by or getpass.getuser(),
@@ -183,6 +158,50 @@ def unlearn(
             return dataclasses.replace(result, wrong=intake.left_out(ledger, request_id))
 
 
+def _planned(
+    settings: Settings,
+    snapshot: Snapshot,
+    base: ModelVersion,
+    found: Found,
+    policy: Policy,
+    erase: Budget | None,
+    started: float,
+    *,
+    partial: bool,
+    progress: Progress,
+) -> Result:
+    """Return what an unlearn would do, and write nothing."""
+    from training.serving.in_force import in_force, open_catalog
+
+    catalog = settings.catalog_url()
+    revoked = in_force(base, catalog=catalog).revoked
+    done = erasure.done_already(base, revoked, erase=erase is not None)
+    found = intake.sorted_out(snapshot, base, found, done, partial=partial)
+    plan = plan_for(snapshot, base, list(found.targets.values()), policy, revoked, erase=erase is not None)
+    cost = None
+    if erase:
+        cost = erasure.estimate(
+            base,
+            snapshot,
+            plan.with_text,
+            erase,
+            revoked=revoked,
+            load=erasure.loader(base, catalog),
+            progress=lambda message: progress(message, None),
+        )
+    return Result(
+        request_id=None,
+        state=State.PLANNED,
+        model_uri=base.uri,
+        plan=plan,
+        evidence=None,
+        seconds=time.monotonic() - started,
+        **where.surroundings(open_catalog(base, catalog), snapshot, base, plan.revoked),
+        wrong=[row.to_dict() for row in found.wrong],
+        erasure=cost,
+    )
+
+
 def resume(
     settings: Settings,
     request_id: str,
@@ -198,6 +217,7 @@ def resume(
         settings: the stores.
         request_id: the request.
         model_uri: its model, if that is to be checked.
+        move_aliases: take aliases along, though the request did not ask for it.
         measure: whether to gather the evidence.
         progress: called with a message, and the share done if known.
 

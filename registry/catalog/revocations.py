@@ -25,6 +25,7 @@ from registry.errors import DamagedError
 from registry.ids import SourceId, format_id
 
 REVOKED, REINSTATED = "revoked", "reinstated"
+_MOST_NAMED = 500  # ids in one statement; for more, all rows are read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +122,10 @@ def requests_of(connection: sa.Connection, scopes: Sequence[str], source_ids: Co
         .where(revocations.c.weights_id.in_(scopes), revocations.c.state == REVOKED)
         .order_by(revocations.c.event_id)
     )
+    if len(source_ids) <= _MOST_NAMED:
+        query = query.where(revocations.c.source_id.in_(list(source_ids)))
     wanted = set(source_ids)
-    rows = connection.execute(query)
+    rows = connection.execute(query).all()
     return {SourceId(row.source_id): str(row.request_id) for row in rows if row.source_id in wanted}
 
 
@@ -192,7 +195,7 @@ def check_table(connection: sa.Connection, history: Iterable[Mapping[str, Any]])
 def _rows(connection: sa.Connection, scope: str) -> list[tuple[SourceId, str, int]]:
     columns = (revocations.c.source_id, revocations.c.state, revocations.c.event_id)
     query = sa.select(*columns).where(revocations.c.weights_id == scope)
-    return [(source_id, state, event_id) for source_id, state, event_id in connection.execute(query)]
+    return [(row[0], row[1], row[2]) for row in connection.execute(query).all()]  # all: one fetch, not one a row
 
 
 def _places(connection: sa.Connection, scope: str) -> dict[int, str]:

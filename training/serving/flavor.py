@@ -109,6 +109,7 @@ def register(
             return version.uri
     with store.translated(tracking_uri):
         experiment_id = connection.get_run(run_id).info.experiment_id
+        _create_name(connection, model_name)
         return _add_version(connection, tracking_uri, model_name, pointer, run_id=run_id, experiment_id=experiment_id)
 
 
@@ -217,8 +218,6 @@ def _add_version(
     experiment_id: str,
     tags: dict[str, str] | None = None,
 ) -> str:
-    from mlflow.exceptions import MlflowException
-
     from training.serving import mlmodel
 
     tags = {
@@ -243,13 +242,19 @@ def _add_version(
         else:
             shutil.copytree(folder, unquote(urlsplit(location).path))
     connection.finalize_logged_model(logged.model_id, "READY")
+    version = connection.create_model_version(name, source=location, run_id=run_id, model_id=logged.model_id, tags=tags)
+    return f"models:/{name}/{version.version}"
+
+
+def _create_name(connection: MlflowClient, name: str) -> None:
+    """Create a registered model, unless there is one of that name."""
+    from mlflow.exceptions import MlflowException
+
     try:
         connection.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = connection.create_model_version(name, source=location, run_id=run_id, model_id=logged.model_id, tags=tags)
-    return f"models:/{name}/{version.version}"
 
 
 def _build_router(weights_dir: Path, pointer: dict[str, Any]) -> None:

@@ -29,6 +29,8 @@ _ADVICE = "check MLFLOW_TRACKING_URI and the server"
 _MODEL_URI = re.compile(r"models:/([^/@]+)(?:/(\d+|latest)|@([\w.-]+))")
 _LOGGED_MODEL_URI = re.compile(r"models:/(m-[0-9a-f]{32})")
 LOGGED_MODEL_TAG = "nulls.logged_model"
+_REACHED: set[tuple[int, str]] = set()
+"""Stores that answered this process, by its id and their URI: a command makes many clients, and asks once."""
 _RUN_URI = re.compile(r"runs:/([0-9a-f]{32})(?:/[^/]*)?")
 
 
@@ -59,12 +61,14 @@ def known_tracking_uri() -> str:
 
 
 def client(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri`, after one request to it.
+    """Return a client of the store at `uri`; the first in a process makes a request to it.
 
     Raises:
         ServiceError: the store does not answer within about 10 s.
     """
-    check_answers(uri, "/health", service="MLflow server", advice=_ADVICE)
+    is_new = (os.getpid(), uri) not in _REACHED
+    if is_new:
+        check_answers(uri, "/health", service="MLflow server", advice=_ADVICE)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     for name in ("mlflow", "alembic"):
@@ -77,7 +81,9 @@ def client(uri: str) -> MlflowClient:
         mlflow.set_tracking_uri(uri)
     with translated(uri):
         found = mlflow.MlflowClient(tracking_uri=uri)
-        found.search_registered_models(max_results=1)
+        if is_new:
+            found.search_registered_models(max_results=1)
+    _REACHED.add((os.getpid(), uri))
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from training.serving import flavor
 from training.serving.export.folder import export_version
 from training.serving.in_force import in_force
 from training.serving.registration import register_folder
-from training.serving.served_model import ServedModel
 from training.tracking import store
 from training.tracking.repoint import repoint
 
@@ -364,16 +362,3 @@ def test_where_the_catalogue_cannot_be_asked_nothing_is_loaded(home: Home) -> No
     assert output
     with pytest.raises(RefusedError, match="unlearned"):
         run_command("generate", "models:/m/2", "a", "--source", home.gone, "--offline", "--max-new-tokens", "2")
-
-
-def test_nothing_that_serves_imports_what_measures() -> None:
-    """The examiner switches the sinks of an unlearned source on; only evidence and audits reach it."""
-    root = Path(ServedModel.__module__.replace(".", "/")).parent
-    found = subprocess.run(
-        ["grep", "-rln", "training.evaluate", str(root), "orchestration/cli/generate.py"],
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stdout == ""
