@@ -202,11 +202,10 @@ class Ledger:
         Raises:
             DamagedError: an event, a request or a revocation was altered or deleted; the message names the first one.
         """
-        found = self.requests()
+        self.requests()
         with self.catalog.read() as connection:
             history = list(_checked(connection))
             revocations.check_table(connection, history)
-        assert len({event["request_id"] for event in history}) >= len(found)
         return len(history)
 
     @contextlib.contextmanager

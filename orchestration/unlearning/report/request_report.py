@@ -153,7 +153,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     text += [f"         and more sources; --json has all {len(report['sources']):,}"] if hidden > 0 else []
     text += [f"{event['state']:<8} at {event['at'][:19]}" for event in report["events"]]
     text.append(f"also at  {_places(report['elsewhere'])}")
-    text += [f"{name.split('_')[0]:<8} {value}" for name, value in report["digests"].items() if value]
+    text += [f"{name.replace('_', ' '):<15} {value}" for name, value in report["digests"].items() if value]
     text += [report["snapshot_note"]] if report["snapshot_note"] else []
     if evidence := report["evidence"]:
         text += evidence_lines({**evidence, "sources": evidence["sources"][:_MAX_LINES]})

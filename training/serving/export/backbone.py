@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from registry.storage import write_atomic
 from training.model.modeling_nulls import NullsConfig, NullsForCausalLM
@@ -52,6 +53,7 @@ def export_backbone(
     Raises:
         UsageError, DamagedError, ServiceError: as for `training.serving.export.folder.export_version`.
     """
+    logging.disable_progress_bar()  # transformers' own, for files; a command shows its own
     directory = target_of(directory)
     progress("comparing the weights with what was registered", None)
     weights = local_weights(version)
