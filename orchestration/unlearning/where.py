@@ -341,12 +341,10 @@ def relation_of(entry: Entry, holder: Holder, holders: Collection[Holder]) -> st
         return holder.why
     if entry.copy_of:
         return f"copy of {entry.copy_of}"
-    if entry.request_id or entry.last > entry.first:
-        return "same weights"
     if holder.lineage:
         origin = next((other for other in holders if other.weights_id == holder.lineage[0]), None)
         return f"derived from {origin.entries[0].uri if origin else f'weights {holder.lineage[0][:16]}'}"
-    return "trained"
+    return "same weights" if entry.request_id or entry.last > entry.first else "trained"
 
 
 def _answer(query: str, source: Source, holders: Sequence[Holder], name: str | None) -> dict[str, Any]:
